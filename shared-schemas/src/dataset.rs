@@ -1,0 +1,166 @@
+//! A dataset: one Kafka topic and the rules by which every layer reads it.
+//!
+//! These are the checked forms. They are made from TOML by [`crate::definitions`], which refuses anything
+//! that the decoder, the plan or the archive could not carry out; nothing here is checked a second time.
+
+use std::time::Duration;
+
+/// Name of the column that holds a record's partition, `Int32`.
+pub const PARTITION_COLUMN: &str = "_partition";
+/// Name of the column that holds a record's offset, `Int64`.
+pub const OFFSET_COLUMN: &str = "_offset";
+/// Name of the column that holds a record's Kafka timestamp, `Timestamp(Microsecond, "UTC")`.
+pub const KAFKA_TIME_COLUMN: &str = "_kafka_time";
+/// Name of the column that holds the undeclared fields as one JSON object, `Utf8`, null where there are none.
+pub const EXTRA_COLUMN: &str = "_extra";
+
+/// One Kafka topic and how to read it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dataset {
+    /// The name by which views refer to it; not part of the fingerprint.
+    pub name: String,
+    /// The Kafka topic.
+    pub topic: String,
+    /// How many partitions `up` and `topics create` give the topic.
+    pub partitions: u16,
+    /// How a message's value is written.
+    pub format: Format,
+    /// Where an event's time comes from.
+    pub event_time: EventTime,
+    /// The fields that, with the event time, identify an event; empty: nothing is a repeat.
+    pub event_id: Vec<String>,
+    /// How far behind the greatest event time an event counts as late. Late events are accepted all the same.
+    pub lateness: Duration,
+    /// An event further ahead of its Kafka timestamp than this is refused.
+    pub future: Duration,
+    /// How far back, by Kafka timestamp, the speed layer looks for repeats.
+    pub dedupe_window: Duration,
+    /// The memory, in bytes, that the speed layer may spend on looking for repeats.
+    pub dedupe_memory: u64,
+    /// The largest value, in bytes, that is read.
+    pub max_event_size: usize,
+    /// Offsets per chunk; a power of two.
+    pub chunk: u64,
+    /// The declared fields, in the order of the definition; also the column order of decoded batches.
+    pub fields: Vec<Field>,
+}
+
+impl Dataset {
+    /// The declared field of that name.
+    pub fn field(&self, name: &str) -> Option<&Field> {
+        self.fields.iter().find(|field| field.name == name)
+    }
+}
+
+/// How a message's value is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// One JSON object a message.
+    Json,
+}
+
+/// Where an event's time comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum EventTime {
+    /// A declared timestamp field that is never null.
+    Field(String),
+    /// The record's Kafka timestamp.
+    KafkaTime,
+}
+
+/// One declared field.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Field {
+    /// Its name, and its column's.
+    pub name: String,
+    /// Its type.
+    pub field_type: FieldType,
+    /// Whether it may be null or absent.
+    pub nullable: bool,
+    /// Where in the record it stands.
+    pub source: FieldSource,
+    /// What is done to its value before anything is stored.
+    pub mask: Option<Mask>,
+}
+
+/// A field's type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FieldType {
+    /// UTF-8 text; Arrow `Utf8`.
+    String,
+    /// Arrow `Boolean`.
+    Bool,
+    /// Arrow `Int64`.
+    Int64,
+    /// Finite IEEE 754 double; Arrow `Float64`.
+    Float64,
+    /// Arrow `Decimal128(precision, scale)`, precision at most 28.
+    Decimal {
+        /// All digits, 1 to 28.
+        precision: u8,
+        /// Digits after the point, at most the precision.
+        scale: u8,
+    },
+    /// A moment in UTC; Arrow `Timestamp(Microsecond, "UTC")`.
+    Timestamp {
+        /// The unit of a JSON number; `None`: RFC 3339 text only.
+        unit: Option<TimeUnit>,
+    },
+    /// A calendar day; Arrow `Date32`.
+    Date,
+}
+
+/// The unit of a timestamp written as a JSON number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TimeUnit {
+    /// Seconds since 1970.
+    Second,
+    /// Milliseconds since 1970.
+    Millisecond,
+    /// Microseconds since 1970.
+    Microsecond,
+}
+
+/// Where in a record a field stands.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum FieldSource {
+    /// A path of object keys in the value: `geo.country` is `["geo", "country"]`.
+    Path(Vec<String>),
+    /// The record's key, as text.
+    Key,
+    /// The record's Kafka timestamp.
+    KafkaTime,
+    /// The record's partition.
+    Partition,
+    /// The last header of that name, as text.
+    Header(String),
+}
+
+/// What is done to a value before anything is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Mask {
+    /// Hexadecimal HMAC-SHA-256 of the value's text; the key is in that environment variable. Strings only.
+    Hash {
+        /// The environment variable that holds the key.
+        key: String,
+    },
+    /// The text `***`. Strings only.
+    Redact,
+    /// Null. Nullable fields only.
+    Drop,
+    /// A coarser value.
+    Truncate(Truncate),
+}
+
+/// How far a value is made coarser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Truncate {
+    /// The first so many characters of a string.
+    Characters(u16),
+    /// A string's IP address to its /24 (IPv4) or /48 (IPv6) network; text that is no address becomes `***`.
+    Network,
+    /// A timestamp to its hour in UTC.
+    Hour,
+    /// A timestamp to its day in UTC.
+    Day,
+}

@@ -1,0 +1,1 @@
+//! Every test that needs more than one crate or a real server, in one binary.

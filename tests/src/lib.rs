@@ -1,0 +1,1 @@
+//! What the tests share: servers of their own, on their own ports and folders, that end with the test.
