@@ -10,7 +10,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::mistake::{Mistake, Mistakes, Place, nearest};
+use crate::mistake::{Mistake, Mistakes, Place, nearest, without_value};
 use crate::units;
 
 /// A range of bytes in a file.
@@ -54,12 +54,28 @@ impl TomlFile {
             let line = findings.place(&span).line;
             // One slip of the pen makes the parser stumble several times.
             if !broken_lines.contains(&line) {
-                findings.add(&span, format!("this is not TOML: {}", error.message()), "");
+                let what = format!("this is not TOML: {}", error.message());
+                let instead = syntax_hint(&self.text, &span, error.message());
+                findings.add(&span, what, instead);
                 broken_lines.push(line);
             }
         }
         findings.broken_lines = broken_lines;
         (table.into_inner(), findings)
+    }
+}
+
+/// What to write instead of the commonest mistakes of syntax; the parser's own words are for those who know it.
+fn syntax_hint(text: &str, span: &Span, message: &str) -> String {
+    let written = text.get(span.clone()).unwrap_or_default();
+    let is_word = |c: char| c.is_alphanumeric() || "_-.:/$".contains(c);
+    if message.contains("duplicate key") {
+        "each key once".to_owned()
+    } else if written.starts_with(|c: char| c.is_alphanumeric()) && written.chars().all(is_word) {
+        // It may be a secret: it is not repeated.
+        "a string stands in quotes".to_owned()
+    } else {
+        String::new()
     }
 }
 
@@ -77,6 +93,15 @@ impl Findings<'_> {
             what: what.into(),
             instead,
         });
+    }
+
+    /// As [`Findings::add`], about a line whose value must not be shown.
+    pub(crate) fn add_secret(&mut self, span: &Span, what: impl Into<String>, instead: impl Into<String>) {
+        let before = self.count();
+        self.add(span, what, instead);
+        if self.count() > before {
+            self.mistakes.hide_last_value();
+        }
     }
 
     /// Notes that something is missing, or refers to nothing, unless it may stand in a part that could not be read.
@@ -126,13 +151,12 @@ impl Findings<'_> {
     }
 }
 
-/// A line to show, cut after its `=` where the value may be a secret: a mistake must not carry one into a log.
+/// A line to show, cut where the value may be a secret: a mistake must not carry one into a log.
 fn without_secret(line: String) -> String {
-    let Some(equals) = line.find('=') else { return line };
     let lower = line.to_lowercase();
     let user_in_url = lower.find("://").is_some_and(|at| lower[at..].contains('@'));
     if user_in_url || SECRETIVE.iter().any(|word| lower.contains(word)) {
-        format!("{} …", &line[..=equals])
+        without_value(&line)
     } else {
         line
     }
@@ -181,12 +205,13 @@ impl<'t> Section<'t> {
                     Some(name) => format!("`{name}`"),
                     None => format!("one of {}", quoted(known)),
                 };
-                let place = if self.name.is_empty() {
-                    String::new()
+                if self.name.is_empty() {
+                    // The header that it belongs to may be the one that could not be read.
+                    findings.add_missing(&entry.key_span, format!("unknown key `{}`", entry.key), instead);
                 } else {
-                    format!(" in [{}]", self.name)
-                };
-                findings.add(&entry.key_span, format!("unknown key `{}`{place}", entry.key), instead);
+                    let what = format!("unknown key `{}` in [{}]", entry.key, self.name);
+                    findings.add(&entry.key_span, what, instead);
+                }
             }
         }
     }
