@@ -1,4 +1,9 @@
 //! What all layers agree on: datasets, decoding, views, measures, plans, the ClickHouse schema and the hand-off.
 
 pub mod dataset;
+pub mod fingerprint;
+pub mod handoff;
+pub mod measure;
+pub mod plan;
+pub mod store;
 pub mod view;

@@ -16,8 +16,10 @@ mod value;
 
 use std::time::Duration;
 
+use datafusion::logical_expr::Expr;
+
 pub use expression::Expression;
-pub(crate) use expression::session;
+pub(crate) use expression::{add, session};
 pub use source::{DimensionSource, MeasureSource, ViewMistake, ViewPlace, ViewSource};
 pub(crate) use total::{magnitude, window_start};
 pub use value::{UTC, ValueType};
@@ -98,6 +100,18 @@ impl Aggregate {
     /// Its state columns.
     pub fn states(&self) -> Vec<State> {
         self.kind.states(self.argument_type())
+    }
+
+    /// How often its expressions fail on an event; the argument's count only where the condition holds.
+    pub(crate) fn failures(&self) -> Option<Expr> {
+        let argument = self.argument.as_ref().and_then(|argument| argument.failures.clone());
+        match &self.condition {
+            None => argument,
+            Some(condition) => {
+                let holds = condition.expr.clone().is_true();
+                expression::add(condition.failures.clone(), expression::guarded(holds, argument))
+            }
+        }
     }
 
     /// The call and its condition, as parsed.

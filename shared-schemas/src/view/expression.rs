@@ -266,7 +266,7 @@ pub(super) fn guarded(condition: Expr, count: Option<Expr>) -> Option<Expr> {
 }
 
 /// The sum of two counts.
-pub(super) fn add(a: Option<Expr>, b: Option<Expr>) -> Option<Expr> {
+pub(crate) fn add(a: Option<Expr>, b: Option<Expr>) -> Option<Expr> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a + b),
         (a, b) => a.or(b),

@@ -220,7 +220,7 @@ pub(super) fn function_name(name: &ObjectName) -> String {
 /// Every mistake of shape or name in an expression.
 pub(super) fn check(text: Text<'_>, expr: &Expr, dataset: &Dataset, mistakes: &mut Vec<Mistake>) {
     match expr {
-        Expr::Identifier(name) => check_field(text, name, dataset, mistakes),
+        Expr::Identifier(name) => check_field(text, expr, name, dataset, mistakes),
         Expr::Function(function) => check_function(text, function, mistakes),
         _ => {}
     }
@@ -240,7 +240,7 @@ pub(super) fn check(text: Text<'_>, expr: &Expr, dataset: &Dataset, mistakes: &m
     }
 }
 
-fn check_field(text: Text<'_>, name: &Ident, dataset: &Dataset, mistakes: &mut Vec<Mistake>) {
+fn check_field(text: Text<'_>, expr: &Expr, name: &Ident, dataset: &Dataset, mistakes: &mut Vec<Mistake>) {
     if dataset.field(&name.value).is_some() {
         return;
     }
@@ -254,7 +254,7 @@ fn check_field(text: Text<'_>, name: &Ident, dataset: &Dataset, mistakes: &mut V
             .map(|near| format!("`{near}`"))
             .or_else(|| Some(format!("one of {}", names().collect::<Vec<_>>().join(", "))))
     };
-    mistakes.push(text.mistake(name, format!("dataset `{}` has no field `{}`", dataset.name, name.value), instead));
+    mistakes.push(text.mistake(expr, format!("dataset `{}` has no field `{}`", dataset.name, name.value), instead));
 }
 
 fn check_function(text: Text<'_>, function: &Function, mistakes: &mut Vec<Mistake>) {
