@@ -8,6 +8,7 @@ use shared_schemas::config::Config;
 use shared_schemas::dataset::{Dataset, EventTime};
 use shared_schemas::definitions::Definitions;
 use shared_schemas::fingerprint::Fingerprint;
+use shared_schemas::measure::Exactness;
 use shared_schemas::mistake::Mistakes;
 use shared_schemas::store;
 use shared_schemas::units::show_duration;
@@ -182,7 +183,7 @@ impl ViewReport {
             name: column.name,
             r#type: column.type_name,
             expression: column.expression,
-            exactness: column.exactness.map(shared_schemas::measure::Exactness::describe),
+            exactness: column.exactness.map(exactness),
         };
         Self {
             name: view.name.clone(),
@@ -216,5 +217,13 @@ impl ViewReport {
             columns(&about),
             columns(&rows.collect::<Vec<_>>())
         )
+    }
+}
+
+/// An exactness in a word.
+fn exactness(exactness: Exactness) -> &'static str {
+    match exactness {
+        Exactness::Exact => "exact",
+        Exactness::Rounded => "rounded",
     }
 }
