@@ -3,10 +3,13 @@
 mod check;
 mod output;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use shared_schemas::config::{Config, Reading};
+use shared_schemas::definitions::Definitions;
+use shared_schemas::mistake::Mistakes;
 
 use crate::logging::LogFormat;
 
@@ -41,6 +44,23 @@ impl Arguments {
         let config = self.config.as_deref();
         match self.command {
             Command::Check(check) => check.run(config),
+        }
+    }
+}
+
+/// Reads the configuration and the definitions. A mistake in the one keeps none in the other from being found.
+fn load(config: Option<&Path>) -> Result<(Config, Definitions), Mistakes> {
+    let Reading { config, mut mistakes } = Config::read(config);
+    // Where they are may be what the mistake is about.
+    if !mistakes.is_empty() && !config.definitions.exists() {
+        return Err(mistakes);
+    }
+    match Definitions::load(&config.definitions) {
+        Ok(definitions) if mistakes.is_empty() => Ok((config, definitions)),
+        Ok(_) => Err(mistakes),
+        Err(more) => {
+            mistakes.extend(more);
+            Err(mistakes)
         }
     }
 }

@@ -55,8 +55,7 @@ impl TomlFile {
             // One slip of the pen makes the parser stumble several times.
             if !broken_lines.contains(&line) {
                 let what = format!("this is not TOML: {}", error.message());
-                let instead = syntax_hint(&self.text, &span, error.message());
-                findings.add(&span, what, instead);
+                findings.add(&span, what, syntax_hint(error.message()));
                 broken_lines.push(line);
             }
         }
@@ -66,16 +65,21 @@ impl TomlFile {
 }
 
 /// What to write instead of the commonest mistakes of syntax; the parser's own words are for those who know it.
-fn syntax_hint(text: &str, span: &Span, message: &str) -> String {
-    let written = text.get(span.clone()).unwrap_or_default();
-    let is_word = |c: char| c.is_alphanumeric() || "_-.:/$".contains(c);
+fn syntax_hint(message: &str) -> &'static str {
+    let unquoted = [
+        "invalid boolean",
+        "invalid integer",
+        "invalid float",
+        "invalid datetime",
+        "string values must",
+    ];
     if message.contains("duplicate key") {
-        "each key once".to_owned()
-    } else if written.starts_with(|c: char| c.is_alphanumeric()) && written.chars().all(is_word) {
-        // It may be a secret: it is not repeated.
-        "a string stands in quotes".to_owned()
+        "each key once"
+    } else if unquoted.iter().any(|begin| message.starts_with(begin)) {
+        // What was written may be a secret: it is not repeated.
+        "a string stands in quotes"
     } else {
-        String::new()
+        ""
     }
 }
 
@@ -203,6 +207,7 @@ impl<'t> Section<'t> {
             if !known.contains(&entry.key) {
                 let instead = match nearest(entry.key, known.iter().copied()) {
                     Some(name) => format!("`{name}`"),
+                    None if known.len() == 1 => quoted(known),
                     None => format!("one of {}", quoted(known)),
                 };
                 if self.name.is_empty() {
@@ -428,15 +433,15 @@ impl<'t> Entry<'t> {
         })
     }
 
-    /// The position in the file of a byte of the string that the value holds.
+    /// Where in the file the word stands that begins at a byte of the string that the value holds.
     pub(crate) fn span_within(&self, at: usize, findings: &Findings<'_>) -> Span {
         let raw = &findings.text()[self.span.clone()];
         let start = self.span.start + byte_in_literal(raw, at);
-        let width = findings.text()[start..self.span.end]
-            .chars()
-            .next()
-            .map_or(0, char::len_utf8);
-        start..start + width
+        let rest = &findings.text()[start..self.span.end];
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        let word = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+        let sign = rest.chars().next().map_or(0, char::len_utf8);
+        start..start + word.max(sign)
     }
 }
 

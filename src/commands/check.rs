@@ -4,9 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use shared_schemas::config::Config;
 use shared_schemas::dataset::{Dataset, EventTime};
-use shared_schemas::definitions::Definitions;
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::measure::Exactness;
 use shared_schemas::mistake::Mistakes;
@@ -91,28 +89,18 @@ struct ColumnReport {
 }
 
 impl Report {
-    /// Reads everything: a mistake in the configuration keeps none in the definitions from being found.
     fn of(config: Option<&Path>) -> Self {
-        let mut reading = Config::read(config);
-        match Definitions::load(&reading.config.definitions) {
-            Ok(definitions) if reading.mistakes.is_empty() => Self {
-                mistakes: reading.mistakes,
+        match super::load(config) {
+            Ok((_, definitions)) => Self {
+                mistakes: Mistakes::default(),
                 datasets: Some(definitions.datasets.iter().map(DatasetReport::of).collect()),
                 views: Some(definitions.views.iter().map(ViewReport::of).collect()),
             },
-            Ok(_) => Self {
-                mistakes: reading.mistakes,
+            Err(mistakes) => Self {
+                mistakes,
                 datasets: None,
                 views: None,
             },
-            Err(mistakes) => {
-                reading.mistakes.extend(mistakes);
-                Self {
-                    mistakes: reading.mistakes,
-                    datasets: None,
-                    views: None,
-                }
-            }
         }
     }
 

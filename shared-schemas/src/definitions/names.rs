@@ -41,7 +41,12 @@ pub(super) fn check(kind: &str, name: &str, span: &Span, findings: &mut Findings
 pub(super) fn check_column(kind: &str, name: &str, span: &Span, findings: &mut Findings<'_>) -> bool {
     if RESERVED.contains(&name) {
         let what = format!("no {kind} can be called `{name}`: every answer has a column of that name");
-        findings.add(span, what, "another name");
+        let instead = if kind == "dimension" {
+            "{ name = \"ANOTHER\", expr = \"…\" }".to_owned()
+        } else {
+            "another name".to_owned()
+        };
+        findings.add(span, what, instead);
         return false;
     }
     check(kind, name, span, findings)

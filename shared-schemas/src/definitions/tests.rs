@@ -196,6 +196,51 @@ fn a_folder_without_definitions_is_a_mistake() {
     );
 }
 
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+#[test]
+fn the_example_is_sound() {
+    let config = repository().join("deploy/examples/flights/highwater.toml");
+    let config = crate::config::Config::load(Some(&config)).unwrap();
+    let definitions = Definitions::load(&config.definitions).unwrap();
+    let names: Vec<&str> = definitions.views.iter().map(|view| view.name.as_str()).collect();
+    assert_eq!(names, ["departures", "destinations"]);
+}
+
+#[test]
+fn the_documented_definitions_are_sound_and_their_defaults_true() {
+    let document = include_str!("../../../docs/configuration.md");
+    let example = document
+        .split("```toml\n")
+        .find(|block| block.starts_with("[dataset."))
+        .unwrap();
+    let example = example.split("```").next().unwrap();
+    let dataset = Definitions::parse([("a.toml", example)]).unwrap().datasets.remove(0);
+    // The same with every default of the table written out.
+    let rows = document
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .take_while(|line| !line.contains("hash"));
+    let mut explicit = String::new();
+    for row in rows {
+        let cells: Vec<&str> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+        if !matches!(cells[2], "the name" | "required" | "none") {
+            explicit.push_str(&format!("{} = {}\n", cells[1], cells[2]));
+        }
+    }
+    assert_eq!(explicit.lines().count(), 7, "{explicit}");
+    let written_out = example.replacen("[dataset.flights]\n", &format!("[dataset.flights]\n{explicit}"), 1);
+    assert_eq!(
+        Definitions::parse([("a.toml", written_out)])
+            .unwrap()
+            .datasets
+            .remove(0),
+        dataset
+    );
+}
+
 /// Each mistake's place lies within its file.
 fn assert_places(files: &[(String, String)], mistakes: &Mistakes) {
     for mistake in mistakes.iter() {

@@ -22,6 +22,8 @@ struct Spots<'t> {
     grain: Option<Entry<'t>>,
     filter: Option<Entry<'t>>,
     dimensions: Vec<Entry<'t>>,
+    /// The dimensions that are fields whose name no dimension can have.
+    misnamed: Vec<Span>,
     /// Each measure's call or ratio.
     measures: BTreeMap<String, Entry<'t>>,
     conditions: BTreeMap<String, Entry<'t>>,
@@ -86,11 +88,24 @@ fn note(mistake: ViewMistake, spots: &Spots<'_>, findings: &mut Findings<'_>) {
         ViewPlace::Condition(name) => spots.conditions.get(name),
     };
     let span = match (entry, mistake.at) {
-        (Some(entry), Some(at)) if entry.as_str().is_some() => entry.span_within(at, findings),
-        (Some(entry), _) => entry.span.clone(),
         (None, _) => spots.whole.clone(),
+        // A dimension whose name is no name was complained of already.
+        (Some(entry), _) if spots.misnamed.contains(&entry.span) => return,
+        (Some(entry), Some(at)) if entry.as_str().is_some() => entry.span_within(at, findings),
+        (Some(entry), _) => part_named_in(entry, &mistake.what).unwrap_or_else(|| entry.span.clone()),
     };
     findings.add(&span, mistake.what, mistake.instead.unwrap_or_default());
+}
+
+/// Where in a ratio the measure stands that a message names.
+fn part_named_in(ratio: &Entry<'_>, what: &str) -> Option<Span> {
+    let parts = ratio.value().as_array()?;
+    let named = |part: &&toml::Spanned<toml::de::DeValue<'_>>| {
+        part.get_ref()
+            .as_str()
+            .is_some_and(|name| what.contains(&format!("`{name}`")))
+    };
+    parts.iter().find(named).map(|part| part.span())
 }
 
 fn read_dataset<'d>(
@@ -181,7 +196,10 @@ fn read_dimensions<'t>(
         let Some((name, name_span, expr, expr_entry)) = read_dimension(&element, section, findings) else {
             continue;
         };
-        names::check_column("dimension", &name, &name_span, findings);
+        let named = names::check_column("dimension", &name, &name_span, findings);
+        if !named && element.as_str().is_some() {
+            spots.misnamed.push(element.span.clone());
+        }
         if dimensions.iter().any(|other| other.name == name) {
             findings.add(&name_span, format!("there are two dimensions `{name}`"), "another name");
             continue;
