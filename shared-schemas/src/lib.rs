@@ -2,8 +2,12 @@
 
 pub mod config;
 pub mod dataset;
+pub mod fingerprint;
 pub mod handoff;
+pub mod measure;
 pub mod mistake;
+pub mod plan;
 mod section;
+pub mod store;
 pub mod units;
 pub mod view;
