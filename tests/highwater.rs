@@ -2,4 +2,5 @@
 
 #[cfg(test)]
 mod check;
+#[cfg(test)]
 mod tidy;
