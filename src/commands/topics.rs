@@ -1,5 +1,6 @@
 //! `highwater topics create`: the topics that the definitions need.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use local_stack::address::{self, Place};
@@ -39,8 +40,9 @@ pub(crate) struct Row {
 }
 
 impl Topics {
-    pub(crate) async fn run(self, config: &Config, definitions: &Definitions) -> anyhow::Result<ExitCode> {
+    pub(crate) fn run(self, config: Option<&Path>) -> anyhow::Result<ExitCode> {
         let Command::Create { output } = self.command;
+        let (config, definitions) = super::load(config)?;
         let brokers = config.kafka.bootstrap_servers();
         if let Place::Here(here) = address::brokers(&brokers)?
             && here.port() == 0
@@ -50,7 +52,8 @@ impl Topics {
                 address::BROKERS
             );
         }
-        let rows = ensure(&brokers, config, definitions).await?;
+        let ensured = ensure(&brokers, &config, &definitions);
+        let rows = tokio::runtime::Runtime::new()?.block_on(ensured)?;
         output.print(&rows, |rows| {
             rows.iter()
                 .map(|row| {

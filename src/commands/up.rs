@@ -3,7 +3,7 @@
 //! Decides nothing itself: the local stack starts and ends the servers, this makes topics and tables in them, tells the
 //! addresses and waits. Exit 0 when it was told to end, 1 when something could not start or ended by itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -40,7 +40,12 @@ pub(crate) struct Up {
 
 impl Up {
     /// Runs until a signal, or until a server ends by itself.
-    pub(crate) async fn run(self, config: &Config, definitions: &Definitions) -> anyhow::Result<ExitCode> {
+    pub(crate) fn run(self, config: Option<&Path>) -> anyhow::Result<ExitCode> {
+        let (config, definitions) = super::load(config)?;
+        tokio::runtime::Runtime::new()?.block_on(self.until_ended(&config, &definitions))
+    }
+
+    async fn until_ended(self, config: &Config, definitions: &Definitions) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::listen()?;
         let stack = tokio::select! {
             started = self.start(config, definitions) => started?,
@@ -108,7 +113,7 @@ async fn make_tables(
     let tables = store::control_tables()
         .into_iter()
         .chain(definitions.views.iter().flat_map(store::view_tables));
-    let statements = std::iter::once(store::create_database(database)).chain(tables.map(|table| table.create(database)));
+    let statements = std::iter::once(store::tables::create_database(database)).chain(tables.map(|table| table.create(database)));
     for statement in statements {
         execute(&addresses.clickhouse, access, &statement).await?;
     }
