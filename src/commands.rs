@@ -2,6 +2,8 @@
 
 mod check;
 mod output;
+mod topics;
+mod up;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -36,6 +38,8 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Check(check::Check),
+    Topics(topics::Topics),
+    Up(up::Up),
 }
 
 impl Arguments {
@@ -44,6 +48,8 @@ impl Arguments {
         let config = self.config.as_deref();
         match self.command {
             Command::Check(check) => check.run(config),
+            Command::Topics(topics) => topics.run(config),
+            Command::Up(up) => up.run(config),
         }
     }
 }

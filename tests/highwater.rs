@@ -3,4 +3,6 @@
 #[cfg(test)]
 mod check;
 #[cfg(test)]
+mod local_stack;
+#[cfg(test)]
 mod tidy;
