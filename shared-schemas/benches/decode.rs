@@ -55,7 +55,7 @@ fn events() -> Vec<String> {
         random % bound
     };
     let airports = ["ATL", "DFW", "DEN", "ORD", "LAX", "JFK", "LAS", "MCO", "MIA", "CLT", "SEA", "PHX"];
-    let places = ["Hartsfield-Jackson Intl", "Dallas Fort Worth Intl", "Denver International", "Chicago O'Hare Intl"];
+    let places = ["Hartsfield-Jackson Atlanta Intl", "Dallas Fort Worth International", "Denver International", "Chicago O'Hare International"];
     let events = (0..RECORDS).map(|_| {
         let airport = |at: u64| airports[usize::try_from(at).unwrap_or(0)];
         let delay = match below(20) {
