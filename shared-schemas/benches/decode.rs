@@ -15,7 +15,13 @@ const RECORDS: usize = 50_000;
 
 fn field(name: &str, field_type: FieldType, nullable: bool) -> Field {
     let source = FieldSource::Path(vec![name.to_owned()]);
-    Field { name: name.to_owned(), field_type, nullable, source, mask: None }
+    Field {
+        name: name.to_owned(),
+        field_type,
+        nullable,
+        source,
+        mask: None,
+    }
 }
 
 fn flights() -> Dataset {
@@ -54,8 +60,15 @@ fn events() -> Vec<String> {
         random ^= random << 17;
         random % bound
     };
-    let airports = ["ATL", "DFW", "DEN", "ORD", "LAX", "JFK", "LAS", "MCO", "MIA", "CLT", "SEA", "PHX"];
-    let places = ["Hartsfield-Jackson Atlanta Intl", "Dallas Fort Worth International", "Denver International", "Chicago O'Hare International"];
+    let airports = [
+        "ATL", "DFW", "DEN", "ORD", "LAX", "JFK", "LAS", "MCO", "MIA", "CLT", "SEA", "PHX",
+    ];
+    let places = [
+        "Hartsfield-Jackson Atlanta Intl",
+        "Dallas Fort Worth International",
+        "Denver International",
+        "Chicago O'Hare International",
+    ];
     let events = (0..RECORDS).map(|_| {
         let airport = |at: u64| airports[usize::try_from(at).unwrap_or(0)];
         let delay = match below(20) {
@@ -95,8 +108,14 @@ fn run(criterion: &mut Criterion, name: &str, dataset: &Dataset, extra: bool, ev
             |()| {
                 for (offset, event) in (0..).zip(events) {
                     let value = Some(event.as_bytes());
-                    let record =
-                        Record { partition: 0, offset, timestamp: Some(1_735_689_600_000), key: None, value, headers: &() };
+                    let record = Record {
+                        partition: 0,
+                        offset,
+                        timestamp: Some(1_735_689_600_000),
+                        key: None,
+                        value,
+                        headers: &(),
+                    };
                     decoder.push(&record).expect("every event is well formed");
                 }
                 black_box(decoder.finish())
@@ -116,7 +135,8 @@ fn decode(criterion: &mut Criterion) {
     run(criterion, "8 fields, extra, nothing left over", &all, true, &events);
 
     let mut five = flights();
-    five.fields.retain(|field| !matches!(field.name.as_str(), "flight" | "destination" | "tail_number"));
+    five.fields
+        .retain(|field| !matches!(field.name.as_str(), "flight" | "destination" | "tail_number"));
     run(criterion, "5 of 8 fields", &five, false, &events);
     run(criterion, "5 of 8 fields, extra with 3", &five, true, &events);
 

@@ -121,8 +121,10 @@ pub enum DecodeSetupError {
         field: String,
     },
     /// The field's type can't be masked so.
-    #[error("field `{field}` can't be masked so: hash, redact and truncation to characters or a network want a string, \
-             truncation to hour or day a timestamp, drop a field that may be null")]
+    #[error(
+        "field `{field}` can't be masked so: hash, redact and truncation to characters or a network want a string, \
+             truncation to hour or day a timestamp, drop a field that may be null"
+    )]
     Mask {
         /// The field.
         field: String,
@@ -172,8 +174,9 @@ impl Decoder {
                 Some(mask) => Some(masking(field, mask, options.keys)?),
                 None => None,
             };
-            let source = field::source(field, |path| outline.place(path))
-                .ok_or_else(|| DecodeSetupError::Source { field: field.name.clone() })?;
+            let source = field::source(field, |path| outline.place(path)).ok_or_else(|| DecodeSetupError::Source {
+                field: field.name.clone(),
+            })?;
             inputs.push(Input::new(field, source, masking));
         }
         let event_time = match &dataset.event_time {
@@ -191,8 +194,15 @@ impl Decoder {
             max_event_size: dataset.max_event_size.min(LARGEST_TEXT),
             future: i64::try_from(dataset.future.as_micros()).unwrap_or(i64::MAX),
             extra: options.extra,
-            hashes: dataset.fields.iter().any(|field| matches!(field.mask, Some(Mask::Hash { .. }))),
-            columns: dataset.fields.iter().map(|field| Column::of(field.field_type, field.nullable)).collect(),
+            hashes: dataset
+                .fields
+                .iter()
+                .any(|field| matches!(field.mask, Some(Mask::Hash { .. }))),
+            columns: dataset
+                .fields
+                .iter()
+                .map(|field| Column::of(field.field_type, field.nullable))
+                .collect(),
             inputs,
             event_time,
             outline,
@@ -243,20 +253,33 @@ impl Decoder {
     fn read(&mut self, record: &Record<'_>) -> Result<(), Refusal> {
         let value = record.value.unwrap_or_default();
         if value.len() > self.max_event_size {
-            let detail = format!("the value has {} bytes, the dataset takes {}", value.len(), self.max_event_size);
+            let detail = format!(
+                "the value has {} bytes, the dataset takes {}",
+                value.len(),
+                self.max_event_size
+            );
             return Err(Refusal::new(Reason::TooLarge, detail));
         }
         if value.is_empty() {
             return Err(Refusal::new(Reason::Empty, "there is no value"));
         }
         let text = std::str::from_utf8(value).map_err(|error| {
-            Refusal::new(Reason::BadUtf8, format!("the value is not UTF-8 at byte {}", error.valid_up_to()))
+            Refusal::new(
+                Reason::BadUtf8,
+                format!("the value is not UTF-8 at byte {}", error.valid_up_to()),
+            )
         })?;
         self.outline.walk(text, &mut self.found, self.extra)?;
 
         let kafka_time = kafka_time(record.timestamp);
         let masked = self.hashes && record.headers.last(MASKED_HEADER).is_some();
-        let context = Context { record, text, places: &self.found.places, kafka_time, masked };
+        let context = Context {
+            record,
+            text,
+            places: &self.found.places,
+            kafka_time,
+            masked,
+        };
         for (input, column) in self.inputs.iter().zip(&mut self.columns) {
             input.read(&context, column, &mut self.scratch)?;
         }
@@ -302,7 +325,10 @@ impl Decoder {
         if self.extra {
             arrays.push(self.extra_column.finish());
         }
-        #[expect(clippy::expect_used, reason = "the columns were made for this schema and are filled together")]
+        #[expect(
+            clippy::expect_used,
+            reason = "the columns were made for this schema and are filled together"
+        )]
         let batch = RecordBatch::try_new(self.schema(), arrays).expect("columns fit the schema");
         self.sealed.push(batch);
         self.rows = 0;
@@ -325,10 +351,20 @@ fn masking(field: &Field, mask: &Mask, keys: &dyn MaskKeys) -> Result<Masking, D
         return Err(DecodeSetupError::Mask { field: name() });
     }
     Masking::new(mask, keys).map_err(|fault| {
-        let variable = if let Mask::Hash { key } = mask { key.clone() } else { String::new() };
+        let variable = if let Mask::Hash { key } = mask {
+            key.clone()
+        } else {
+            String::new()
+        };
         match fault {
-            KeyFault::Missing => DecodeSetupError::MissingKey { field: name(), variable },
-            KeyFault::Empty => DecodeSetupError::EmptyKey { field: name(), variable },
+            KeyFault::Missing => DecodeSetupError::MissingKey {
+                field: name(),
+                variable,
+            },
+            KeyFault::Empty => DecodeSetupError::EmptyKey {
+                field: name(),
+                variable,
+            },
         }
     })
 }

@@ -74,7 +74,10 @@ impl Text {
 
 impl Column {
     pub(super) fn new(values: Values, nullable: bool) -> Self {
-        Column { values, valid: nullable.then(|| BooleanBufferBuilder::new(0)) }
+        Column {
+            values,
+            valid: nullable.then(|| BooleanBufferBuilder::new(0)),
+        }
     }
 
     pub(super) fn of(field_type: FieldType, nullable: bool) -> Self {
@@ -157,7 +160,10 @@ impl Column {
             Values::Int64(values) => Arc::new(Int64Array::new(taken(values).into(), nulls)),
             Values::Float64(values) => Arc::new(Float64Array::new(taken(values).into(), nulls)),
             Values::Decimal(values, precision, scale) => {
-                let data_type = arrow_type(FieldType::Decimal { precision: *precision, scale: *scale });
+                let data_type = arrow_type(FieldType::Decimal {
+                    precision: *precision,
+                    scale: *scale,
+                });
                 Arc::new(Decimal128Array::new(taken(values).into(), nulls).with_data_type(data_type))
             }
             Values::Moment(values) => {

@@ -23,7 +23,11 @@ fn node(found: &Found, text: &str, node_index: usize, out: &mut String) -> bool 
         return false;
     }
     let whole = |index: usize| matches!(rest[index].value, RestValue::Whole(_));
-    let repeated: HashSet<usize> = if rest.len() > FEW { repeated(found, text, node_index) } else { HashSet::new() };
+    let repeated: HashSet<usize> = if rest.len() > FEW {
+        repeated(found, text, node_index)
+    } else {
+        HashSet::new()
+    };
     let begin = out.len();
     out.push('{');
     for (index, member) in rest.iter().enumerate() {
@@ -65,7 +69,10 @@ fn repeated(found: &Found, text: &str, node: usize) -> HashSet<usize> {
     let mut names = HashSet::new();
     let members = found.rest[node].iter().enumerate().rev();
     let whole = members.filter(|(_, member)| matches!(member.value, RestValue::Whole(_)));
-    whole.filter(|(_, member)| !names.insert(name(member.name, text))).map(|(index, _)| index).collect()
+    whole
+        .filter(|(_, member)| !names.insert(name(member.name, text)))
+        .map(|(index, _)| index)
+        .collect()
 }
 
 fn same(left: Token, right: Token, text: &str) -> bool {

@@ -74,13 +74,29 @@ impl Value<'_> {
 
 impl Input {
     pub(super) fn new(field: &Field, source: Source, masking: Option<Masking>) -> Self {
-        let Field { name, field_type, nullable, .. } = field.clone();
-        Input { name, field_type, nullable, source, masking }
+        let Field {
+            name,
+            field_type,
+            nullable,
+            ..
+        } = field.clone();
+        Input {
+            name,
+            field_type,
+            nullable,
+            source,
+            masking,
+        }
     }
 
     /// Reads the field's value of a record into its column. A refusal leaves the column as it was.
     #[inline]
-    pub(super) fn read(&self, context: &Context<'_>, column: &mut Column, scratch: &mut Scratch) -> Result<(), Refusal> {
+    pub(super) fn read(
+        &self,
+        context: &Context<'_>,
+        column: &mut Column,
+        scratch: &mut Scratch,
+    ) -> Result<(), Refusal> {
         let Scratch { plain, masked, text } = scratch;
         let value = match &self.source {
             Source::Path(place) => match context.places[*place] {
@@ -108,7 +124,9 @@ impl Input {
                 return Ok(());
             }
             Source::KafkaTime => {
-                let micros = context.kafka_time.map_err(|(reason, why)| Refusal::new(reason, self.sentence(why, context)))?;
+                let micros = context
+                    .kafka_time
+                    .map_err(|(reason, why)| Refusal::new(reason, self.sentence(why, context)))?;
                 self.moment(micros, column);
                 return Ok(());
             }
@@ -116,14 +134,18 @@ impl Input {
         if let Value::Text(long) = value {
             *text += long.len();
         }
-        self.push(&value, context.masked, column, masked).map_err(|reason| self.refusal(reason, &value, context))
+        self.push(&value, context.masked, column, masked)
+            .map_err(|reason| self.refusal(reason, &value, context))
     }
 
     /// The text of a key or header as the field's type would be written in JSON.
     fn plain<'a>(&self, bytes: Option<&'a [u8]>, context: &Context<'_>) -> Result<Value<'a>, Refusal> {
         let Some(bytes) = bytes else { return Ok(Value::Null) };
         if bytes.len() > LARGEST_TEXT {
-            return Err(Refusal::new(Reason::TooLarge, self.sentence("more than 1 GiB", context)));
+            return Err(Refusal::new(
+                Reason::TooLarge,
+                self.sentence("more than 1 GiB", context),
+            ));
         }
         let text = std::str::from_utf8(bytes)
             .map_err(|_| Refusal::new(Reason::BadUtf8, self.sentence("not UTF-8", context)))?;
@@ -192,7 +214,11 @@ impl Input {
     }
 
     fn moment(&self, micros: i64, column: &mut Column) {
-        match self.masking.as_ref().map_or(Some(micros), |masking| masking.moment(micros)) {
+        match self
+            .masking
+            .as_ref()
+            .map_or(Some(micros), |masking| masking.moment(micros))
+        {
             Some(micros) => column.push_moment(micros),
             None => column.push_null(),
         }
@@ -215,12 +241,21 @@ impl Input {
                 "expected int64, found a number with a point or an exponent".to_owned()
             }
             (_, FieldType::Timestamp { unit: None }) => {
-                format!("expected a time as RFC 3339 with an offset or Z in the years 1970 to 2299, found {}", told(value))
+                format!(
+                    "expected a time as RFC 3339 with an offset or Z in the years 1970 to 2299, found {}",
+                    told(value)
+                )
             }
             (_, FieldType::Timestamp { unit: Some(_) }) => {
-                format!("expected a time as RFC 3339 with an offset or Z, or as a number, in the years 1970 to 2299, found {}", told(value))
+                format!(
+                    "expected a time as RFC 3339 with an offset or Z, or as a number, in the years 1970 to 2299, found {}",
+                    told(value)
+                )
             }
-            (_, FieldType::Date) => format!("expected a date as YYYY-MM-DD in the years 1900 to 2299, found {}", told(value)),
+            (_, FieldType::Date) => format!(
+                "expected a date as YYYY-MM-DD in the years 1900 to 2299, found {}",
+                told(value)
+            ),
             (_, field_type) => format!("expected {}, found {}", noun(field_type), value.noun()),
         };
         Refusal::new(reason, self.sentence(&why, context))

@@ -115,7 +115,10 @@ fn is_hash(text: &str) -> bool {
 /// The /24 or /48 network of an address, or of such a network. An IPv4 address written as IPv6 counts as IPv4: its /48
 /// would be that of the whole internet.
 fn network(text: &str, out: &mut String) {
-    let address = text.strip_suffix("/24").or_else(|| text.strip_suffix("/48")).unwrap_or(text);
+    let address = text
+        .strip_suffix("/24")
+        .or_else(|| text.strip_suffix("/48"))
+        .unwrap_or(text);
     let written = match address.parse::<IpAddr>().map(|address| address.to_canonical()) {
         Ok(IpAddr::V4(address)) => {
             let [a, b, c, _] = address.octets();

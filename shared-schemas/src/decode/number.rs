@@ -12,7 +12,11 @@ pub(super) fn int64(literal: &str) -> Result<i64, Reason> {
 
 /// Any literal whose nearest double is finite.
 pub(super) fn float64(literal: &str) -> Result<f64, Reason> {
-    literal.parse().ok().filter(|number: &f64| number.is_finite()).ok_or(Reason::OutOfRange)
+    literal
+        .parse()
+        .ok()
+        .filter(|number: &f64| number.is_finite())
+        .ok_or(Reason::OutOfRange)
 }
 
 /// The literal as a whole number of 10^-`scale`, exactly. Below 10^(`precision` - `scale`) it is in range; that is
@@ -63,7 +67,12 @@ impl<'a> Literal<'a> {
         };
         let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
         let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-        Literal { negative, whole: whole.as_bytes(), fraction: fraction.as_bytes(), exponent: clamped(exponent) }
+        Literal {
+            negative,
+            whole: whole.as_bytes(),
+            fraction: fraction.as_bytes(),
+            exponent: clamped(exponent),
+        }
     }
 
     fn signed(&self, value: i128) -> i128 {
@@ -89,7 +98,11 @@ impl<'a> Literal<'a> {
         }
         let kept = usize::try_from(kept).unwrap_or(0);
         let value = (first..first + kept).fold(0, |value: i128, at| value * 10 + i128::from(self.digit(at)));
-        if first + kept > last { Scaled::Exact(value) } else { Scaled::Cut(value) }
+        if first + kept > last {
+            Scaled::Exact(value)
+        } else {
+            Scaled::Cut(value)
+        }
     }
 }
 
@@ -104,6 +117,8 @@ fn clamped(exponent: &str) -> i64 {
         Some(rest) => (-1, rest),
         None => (1, exponent.strip_prefix('+').unwrap_or(exponent)),
     };
-    let size = digits.bytes().fold(0_i64, |size, byte| (size * 10 + i64::from(byte - b'0')).min(FAR));
+    let size = digits
+        .bytes()
+        .fold(0_i64, |size, byte| (size * 10 + i64::from(byte - b'0')).min(FAR));
     sign * size
 }

@@ -71,7 +71,13 @@ pub(super) struct Found {
 
 impl Outline {
     pub(super) fn new() -> Self {
-        Outline { nodes: vec![Node { below: vec![0], ..Node::default() }], paths: Vec::new() }
+        Outline {
+            nodes: vec![Node {
+                below: vec![0],
+                ..Node::default()
+            }],
+            paths: Vec::new(),
+        }
     }
 
     /// The place of a path, added if it is new.
@@ -95,7 +101,10 @@ impl Outline {
                 Some(child) => child,
                 None => {
                     let child = self.nodes.len();
-                    self.nodes.push(Node { below: vec![child], ..Node::default() });
+                    self.nodes.push(Node {
+                        below: vec![child],
+                        ..Node::default()
+                    });
                     self.nodes[node].members[member].node = Some(child);
                     for &above in &way {
                         self.nodes[above].below.push(child);
@@ -112,7 +121,11 @@ impl Outline {
         if let Some(member) = members.iter().position(|member| member.name == name) {
             return member;
         }
-        members.push(Member { name: name.to_owned(), place: None, node: None });
+        members.push(Member {
+            name: name.to_owned(),
+            place: None,
+            node: None,
+        });
         sorted.push(members.len() - 1);
         sorted.sort_by_key(|&member| key(&members[member].name));
         members.len() - 1
@@ -123,7 +136,13 @@ impl Outline {
         found.places.resize(self.paths.len(), Place::Absent);
         found.rest.resize_with(self.nodes.len(), Vec::new);
         found.rest_of.resize(self.nodes.len(), None);
-        let mut walk = Walk { outline: self, text, scanner: Scanner::new(text), found, keep };
+        let mut walk = Walk {
+            outline: self,
+            text,
+            scanner: Scanner::new(text),
+            found,
+            keep,
+        };
         walk.record()
     }
 }
@@ -150,7 +169,10 @@ impl Walk<'_, '_> {
         self.scanner.end().map_err(not_json)?;
         match value.kind {
             Kind::Null => Err(Refusal::new(Reason::Empty, "the value is null")),
-            kind => Err(Refusal::new(Reason::NotObject, format!("the value is {}, not an object", kind.noun()))),
+            kind => Err(Refusal::new(
+                Reason::NotObject,
+                format!("the value is {}, not an object", kind.noun()),
+            )),
         }
     }
 
@@ -196,10 +218,21 @@ impl Walk<'_, '_> {
                 let open = self.scanner.peek() == Some(b'{');
                 let value = if open {
                     self.object(child, depth + 1)?;
-                    Token { kind: Kind::Object, start, end: self.scanner.at() }
+                    Token {
+                        kind: Kind::Object,
+                        start,
+                        end: self.scanner.at(),
+                    }
                 } else {
                     let value = self.scanner.value(depth + 1)?;
-                    self.clear(child, if value.kind == Kind::Null { Place::Absent } else { Place::Blocked(start) });
+                    self.clear(
+                        child,
+                        if value.kind == Kind::Null {
+                            Place::Absent
+                        } else {
+                            Place::Blocked(start)
+                        },
+                    );
                     value
                 };
                 if self.keep {
@@ -209,7 +242,10 @@ impl Walk<'_, '_> {
                     }
                     if open {
                         self.found.rest_of[child] = Some(rest.len());
-                        rest.push(Rest { name, value: RestValue::Node(child) });
+                        rest.push(Rest {
+                            name,
+                            value: RestValue::Node(child),
+                        });
                     }
                 }
                 value
@@ -251,7 +287,9 @@ impl Walk<'_, '_> {
             &self.found.name
         };
         if members.get(*next).is_none_or(|member| member.name != name) {
-            let at = sorted.binary_search_by_key(&key(name), |&member| key(&members[member].name)).ok()?;
+            let at = sorted
+                .binary_search_by_key(&key(name), |&member| key(&members[member].name))
+                .ok()?;
             *next = sorted[at];
         }
         *next += 1;
@@ -260,5 +298,8 @@ impl Walk<'_, '_> {
 }
 
 fn not_json(fault: Fault) -> Refusal {
-    Refusal::new(Reason::NotJson, format!("the value is not JSON: {} at byte {}", fault.what, fault.at))
+    Refusal::new(
+        Reason::NotJson,
+        format!("the value is not JSON: {} at byte {}", fault.what, fault.at),
+    )
 }

@@ -1,9 +1,10 @@
 //! Strict JSON, one pass, no tree: finds where values begin and end and refuses what RFC 8259 refuses.
 //!
-//! Why not a library. `sonic-rs` skips the values nobody asked for, and while skipping it takes `"\uZZZZ"` for a string,
-//! accepts lone surrogates, says nothing of what follows the object, and recurses until the stack is gone on a megabyte
-//! of `[`. `serde_json` is strict, but was a third of the speed. Both measured; see `docs/reading-records.md`.
-//! So the grammar stands here, in safe code, without recursion, with `serde_json` as its oracle in the tests.
+//! Why not a library. `sonic-rs` does not look into the values that nobody asked for: there it takes `"\uZZZZ"` for a
+//! string, its iterator ignores what follows the object, and a megabyte of `[` overflows its stack. `serde_json` is strict
+//! but for half surrogate pairs in skipped values; it needs a second pass for nested paths, and finding eight values took
+//! it 305 ns where this takes 230 (`sonic-rs`: 356). What every layer's agreement hangs on is best read in one place, so
+//! the grammar stands here, in safe code, without recursion, with `serde_json` as its oracle in the tests.
 //!
 //! The input is UTF-8 already. Beyond the grammar two things are refused: an escape that is half a surrogate pair (it is
 //! no character, so no column could hold it) and nesting deeper than [`MAX_DEPTH`].
@@ -88,7 +89,11 @@ impl<'a> Scanner<'a> {
     }
 
     pub(super) fn fault<T>(&self, what: &'static str) -> Result<T, Fault> {
-        let what = if self.at >= self.bytes.len() { "it ends too early" } else { what };
+        let what = if self.at >= self.bytes.len() {
+            "it ends too early"
+        } else {
+            what
+        };
         Err(Fault { what, at: self.at })
     }
 
@@ -161,7 +166,10 @@ impl<'a> Scanner<'a> {
 
     fn literal(&mut self, word: &'static [u8], kind: Kind) -> Result<Kind, Fault> {
         if !self.bytes[self.at..].starts_with(word) {
-            return Err(Fault { what: "expected a value", at: self.at });
+            return Err(Fault {
+                what: "expected a value",
+                at: self.at,
+            });
         }
         self.at += word.len();
         Ok(kind)
@@ -172,7 +180,10 @@ impl<'a> Scanner<'a> {
         if depth < MAX_DEPTH {
             return Ok(());
         }
-        Err(Fault { what: "objects and arrays nest deeper than 128", at: self.at })
+        Err(Fault {
+            what: "objects and arrays nest deeper than 128",
+            at: self.at,
+        })
     }
 
     /// An object or array, with a bit per open level instead of recursion: 1 is an object.
@@ -225,7 +236,11 @@ impl<'a> Scanner<'a> {
                     break;
                 }
                 if !self.take(if object { b'}' } else { b']' }) {
-                    return self.fault(if object { "expected a comma or }" } else { "expected a comma or ]" });
+                    return self.fault(if object {
+                        "expected a comma or }"
+                    } else {
+                        "expected a comma or ]"
+                    });
                 }
                 objects >>= 1;
                 levels -= 1;
@@ -274,9 +289,15 @@ impl<'a> Scanner<'a> {
                             return Ok(());
                         }
                     }
-                    Err(Fault { what: "an escape is half a surrogate pair", at: start })
+                    Err(Fault {
+                        what: "an escape is half a surrogate pair",
+                        at: start,
+                    })
                 }
-                0xDC00..=0xDFFF => Err(Fault { what: "an escape is half a surrogate pair", at: start }),
+                0xDC00..=0xDFFF => Err(Fault {
+                    what: "an escape is half a surrogate pair",
+                    at: start,
+                }),
                 _ => Ok(()),
             },
             _ => self.fault("expected an escape that JSON knows"),
@@ -304,7 +325,10 @@ impl<'a> Scanner<'a> {
         let leading_zero = self.peek() == Some(b'0');
         let digits = self.digits()?;
         if leading_zero && digits > 1 {
-            return Err(Fault { what: "a number begins with a needless zero", at: self.at - digits });
+            return Err(Fault {
+                what: "a number begins with a needless zero",
+                at: self.at - digits,
+            });
         }
         if self.take(b'.') {
             self.digits()?;
@@ -340,9 +364,9 @@ impl<'a> Scanner<'a> {
 fn ordinary(bytes: &[u8]) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const TOPS: u64 = 0x8080_8080_8080_8080;
-    let mut at = 0;
-    while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
-        let word = u64::from_le_bytes(*chunk);
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (index, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
         let quote = word ^ (ONES * b'"' as u64);
         let backslash = word ^ (ONES * b'\\' as u64);
         let special = (word.wrapping_sub(ONES * 0x20) & !word)
@@ -350,12 +374,11 @@ fn ordinary(bytes: &[u8]) -> usize {
             | (backslash.wrapping_sub(ONES) & !backslash);
         let special = special & TOPS;
         if special != 0 {
-            return at + special.trailing_zeros() as usize / 8;
+            return index * 8 + special.trailing_zeros() as usize / 8;
         }
-        at += 8;
     }
-    let rest = &bytes[at..];
-    at + rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)).unwrap_or(rest.len())
+    let plain = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20));
+    words.len() * 8 + plain.unwrap_or(rest.len())
 }
 
 /// Appends the text of a string that the scanner has passed; `inner` is what stands between its quotes.
@@ -389,7 +412,9 @@ pub(super) fn unescape(inner: &str, out: &mut String) {
 
 fn unit_at(escape: &[u8], at: usize) -> Option<u32> {
     let digits = escape.get(at..at + 4)?;
-    digits.iter().try_fold(0, |unit, &byte| Some(unit << 4 | char::from(byte).to_digit(16)?))
+    digits
+        .iter()
+        .try_fold(0, |unit, &byte| Some(unit << 4 | char::from(byte).to_digit(16)?))
 }
 
 /// Whether the whole text is one JSON number.

@@ -28,19 +28,34 @@ pub(super) const NOON: i64 = 1_717_243_200_000;
 /// A field of that name, from the path of that name split at points.
 pub(super) fn field(name: &str, field_type: FieldType) -> Field {
     let path = name.split('.').map(str::to_owned).collect();
-    Field { name: name.to_owned(), field_type, nullable: false, source: FieldSource::Path(path), mask: None }
+    Field {
+        name: name.to_owned(),
+        field_type,
+        nullable: false,
+        source: FieldSource::Path(path),
+        mask: None,
+    }
 }
 
 pub(super) fn nullable(name: &str, field_type: FieldType) -> Field {
-    Field { nullable: true, ..field(name, field_type) }
+    Field {
+        nullable: true,
+        ..field(name, field_type)
+    }
 }
 
 pub(super) fn from(name: &str, field_type: FieldType, source: FieldSource) -> Field {
-    Field { source, ..nullable(name, field_type) }
+    Field {
+        source,
+        ..nullable(name, field_type)
+    }
 }
 
 pub(super) fn masked(name: &str, field_type: FieldType, mask: Mask) -> Field {
-    Field { mask: Some(mask), ..nullable(name, field_type) }
+    Field {
+        mask: Some(mask),
+        ..nullable(name, field_type)
+    }
 }
 
 pub(super) fn dataset(fields: Vec<Field>) -> Dataset {
@@ -67,7 +82,14 @@ pub(super) fn decoder(dataset: &Dataset, extra: bool) -> Decoder {
 }
 
 pub(super) fn record(value: &[u8]) -> Record<'_> {
-    Record { partition: 3, offset: 42, timestamp: Some(NOON), key: None, value: Some(value), headers: &() }
+    Record {
+        partition: 3,
+        offset: 42,
+        timestamp: Some(NOON),
+        key: None,
+        value: Some(value),
+        headers: &(),
+    }
 }
 
 /// A cell as text; `null` for null.
@@ -81,7 +103,10 @@ pub(super) fn cell(batch: &RecordBatch, column: &str, row: usize) -> String {
         return moment.to_rfc3339_opts(SecondsFormat::AutoSi, true);
     }
     let options = FormatOptions::default();
-    ArrayFormatter::try_new(column, &options).unwrap().value(row).to_string()
+    ArrayFormatter::try_new(column, &options)
+        .unwrap()
+        .value(row)
+        .to_string()
 }
 
 /// What becomes of a record: the named column's value, or the reason.
@@ -99,5 +124,8 @@ pub(super) fn read(fields: Vec<Field>, value: &str, column: &str) -> Result<Stri
 
 /// The sentence with which a message is refused.
 pub(super) fn detail(fields: Vec<Field>, value: &[u8]) -> String {
-    decoder(&dataset(fields), true).push(&record(value)).unwrap_err().to_string()
+    decoder(&dataset(fields), true)
+        .push(&record(value))
+        .unwrap_err()
+        .to_string()
 }

@@ -43,7 +43,9 @@ pub(super) fn date(text: &str) -> Option<i32> {
 pub(super) fn rfc3339(text: &str) -> Option<i64> {
     let (date, rest) = text.as_bytes().split_first_chunk::<10>()?;
     let (clock, mut rest) = rest.split_first_chunk::<9>()?;
-    let &[b'T' | b't', h1, h2, b':', m1, m2, b':', s1, s2] = clock else { return None };
+    let &[b'T' | b't', h1, h2, b':', m1, m2, b':', s1, s2] = clock else {
+        return None;
+    };
     let (hour, minute, second) = (pair(h1, h2)?, pair(m1, m2)?, pair(s1, s2)?);
     if hour > 23 || minute > 59 || second > 60 {
         return None;
@@ -81,7 +83,9 @@ pub(super) fn rfc3339(text: &str) -> Option<i64> {
 }
 
 fn day(text: &[u8; 10]) -> Option<i64> {
-    let &[y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2] = text else { return None };
+    let &[y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2] = text else {
+        return None;
+    };
     let (year, month, day) = (pair(y1, y2)? * 100 + pair(y3, y4)?, pair(m1, m2)?, pair(d1, d2)?);
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let length = match month {

@@ -12,7 +12,13 @@ fn the_schema_is_the_fields_then_the_record() {
     let mut events = dataset(vec![
         field("at", FieldType::Timestamp { unit: None }),
         nullable("text", FieldType::String),
-        field("price", FieldType::Decimal { precision: 10, scale: 2 }),
+        field(
+            "price",
+            FieldType::Decimal {
+                precision: 10,
+                scale: 2,
+            },
+        ),
         field("day", FieldType::Date),
         field("yes", FieldType::Bool),
         field("ratio", FieldType::Float64),
@@ -36,13 +42,17 @@ fn the_schema_is_the_fields_then_the_record() {
     ];
     for extra in [false, true] {
         let mut decoder = decoder(&events, extra);
-        let text = br#"{"at":"2024-06-01T11:00:00Z","price":1,"day":"2024-06-01","yes":true,"ratio":0.5,"count":1,"more":1}"#;
+        let text =
+            br#"{"at":"2024-06-01T11:00:00Z","price":1,"day":"2024-06-01","yes":true,"ratio":0.5,"count":1,"more":1}"#;
         decoder.push(&record(text)).unwrap();
         let batch = &decoder.finish()[0];
         assert_eq!(batch.schema(), decoder.schema());
         let schema = batch.schema();
-        let fields: Vec<_> =
-            schema.fields().iter().map(|field| (field.name().as_str(), field.data_type().clone(), field.is_nullable())).collect();
+        let fields: Vec<_> = schema
+            .fields()
+            .iter()
+            .map(|field| (field.name().as_str(), field.data_type().clone(), field.is_nullable()))
+            .collect();
         assert_eq!(fields, expected[..if extra { 12 } else { 11 }]);
         assert_eq!(cell(batch, "_event_time", 0), "2024-06-01T11:00:00Z");
         assert_eq!(cell(batch, "_kafka_time", 0), "2024-06-01T12:00:00Z");
@@ -67,13 +77,22 @@ fn much_text_becomes_several_batches() {
     decoder.seal_at = 1000;
     for offset in 0..100 {
         let text = format!("{{\"x\":\"{offset:040}\",\"more\":\"{offset:040}\"}}");
-        decoder.push(&Record { offset, ..record(text.as_bytes()) }).unwrap();
+        decoder
+            .push(&Record {
+                offset,
+                ..record(text.as_bytes())
+            })
+            .unwrap();
         decoder.push(&record(b"{\"x\":1}")).unwrap_err();
     }
     assert_eq!(decoder.rows(), 100);
     let batches = decoder.finish();
     assert!(batches.len() > 5, "{} batches", batches.len());
-    let offsets = |batch: &RecordBatch| (0..batch.num_rows()).map(|row| cell(batch, "_offset", row)).collect::<Vec<_>>();
+    let offsets = |batch: &RecordBatch| {
+        (0..batch.num_rows())
+            .map(|row| cell(batch, "_offset", row))
+            .collect::<Vec<_>>()
+    };
     let offsets: Vec<String> = batches.iter().flat_map(offsets).collect();
     assert_eq!(offsets, (0..100).map(|offset| offset.to_string()).collect::<Vec<_>>());
 }

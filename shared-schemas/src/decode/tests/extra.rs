@@ -16,7 +16,10 @@ fn fields() -> Vec<Field> {
 fn values_and_names_stay_as_they_came() {
     for (text, expected) in [
         (r#"{"id":1}"#, "null"),
-        (r#"{"id":1,"b":1.10,"a":12345678901234567890123,"c":1E5}"#, r#"{"b":1.10,"a":12345678901234567890123,"c":1E5}"#),
+        (
+            r#"{"id":1,"b":1.10,"a":12345678901234567890123,"c":1E5}"#,
+            r#"{"b":1.10,"a":12345678901234567890123,"c":1E5}"#,
+        ),
         (r#"{ "b" : [ 1, {"x" : 2} ] , "id" : 1 }"#, r#"{"b":[ 1, {"x" : 2} ]}"#),
         (r#"{"\u0062":"\u00e9","id":1}"#, r#"{"\u0062":"\u00e9"}"#),
         (r#"{"b":null,"id":1}"#, r#"{"b":null}"#),
@@ -29,24 +32,49 @@ fn values_and_names_stay_as_they_came() {
         (r#"{"id":1,"geo":{"country":"DE"}}"#, "null"),
         (r#"{"id":1,"geo":{}}"#, "null"),
         (r#"{"id":1,"geo":null}"#, "null"),
-        (r#"{"id":1,"geo":{"city":"B","country":"DE"}}"#, r#"{"geo":{"city":"B"}}"#),
-        (r#"{"id":1,"geo":{"at":{"lat":1,"lon":2.0}},"b":3}"#, r#"{"geo":{"at":{"lon":2.0}},"b":3}"#),
+        (
+            r#"{"id":1,"geo":{"city":"B","country":"DE"}}"#,
+            r#"{"geo":{"city":"B"}}"#,
+        ),
+        (
+            r#"{"id":1,"geo":{"at":{"lat":1,"lon":2.0}},"b":3}"#,
+            r#"{"geo":{"at":{"lon":2.0}},"b":3}"#,
+        ),
         (r#"{"id":1,"b":0,"geo":{"at":{"lat":1}},"c":3}"#, r#"{"b":0,"c":3}"#),
-        (r#"{"geo":{"city":"A"},"id":1,"geo":{"country":"DE"},"b":1}"#, r#"{"b":1}"#),
-        (r#"{"geo":{"city":"A"},"id":1,"b":1,"geo":{"x":2}}"#, r#"{"b":1,"geo":{"x":2}}"#),
+        (
+            r#"{"geo":{"city":"A"},"id":1,"geo":{"country":"DE"},"b":1}"#,
+            r#"{"b":1}"#,
+        ),
+        (
+            r#"{"geo":{"city":"A"},"id":1,"b":1,"geo":{"x":2}}"#,
+            r#"{"b":1,"geo":{"x":2}}"#,
+        ),
         (r#"{"geo":{"city":"A"},"id":1,"geo":null}"#, "null"),
-        (r#"{"geo":{"at":{"z":1},"at":{"y":2},"x":3},"id":1}"#, r#"{"geo":{"at":{"y":2},"x":3}}"#),
+        (
+            r#"{"geo":{"at":{"z":1},"at":{"y":2},"x":3},"id":1}"#,
+            r#"{"geo":{"at":{"y":2},"x":3}}"#,
+        ),
         (r#"{"country":"DE","id":1}"#, r#"{"country":"DE"}"#),
-        (r#"{"b":{"geo":{"country":"DE"}},"id":1}"#, r#"{"b":{"geo":{"country":"DE"}}}"#),
+        (
+            r#"{"b":{"geo":{"country":"DE"}},"id":1}"#,
+            r#"{"b":{"geo":{"country":"DE"}}}"#,
+        ),
     ] {
         assert_eq!(read(fields(), text, "_extra"), Ok(expected.to_owned()), "{text}");
     }
-    assert_eq!(read(fields(), r#"{"id":1,"b":{"\ud800":1}}"#, "_extra"), Err(Reason::NotJson));
+    assert_eq!(
+        read(fields(), r#"{"id":1,"b":{"\ud800":1}}"#, "_extra"),
+        Err(Reason::NotJson)
+    );
 }
 
 #[test]
 fn many_names_are_told_apart_as_few_are() {
-    let members = |count: usize| (0..count).map(|n| format!("\"k{n}\":{n},\"k{}\":0,", n / 2)).collect::<String>();
+    let members = |count: usize| {
+        (0..count)
+            .map(|n| format!("\"k{n}\":{n},\"k{}\":0,", n / 2))
+            .collect::<String>()
+    };
     for count in [3, 8, 9, 40] {
         let extra = read(fields(), &format!("{{{}\"id\":1}}", members(count)), "_extra").unwrap();
         let oracle: serde_json::Map<String, serde_json::Value> =

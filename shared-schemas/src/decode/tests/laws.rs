@@ -8,7 +8,9 @@ use crate::dataset::{Dataset, EventTime, Field, FieldSource, FieldType, TimeUnit
 use crate::decode::{Reason, Record};
 
 fn events() -> Dataset {
-    let millis = FieldType::Timestamp { unit: Some(TimeUnit::Millisecond) };
+    let millis = FieldType::Timestamp {
+        unit: Some(TimeUnit::Millisecond),
+    };
     let fields: Vec<Field> = vec![
         nullable("s", FieldType::String),
         field("i", FieldType::Int64),
@@ -19,7 +21,10 @@ fn events() -> Dataset {
         from("k", FieldType::String, FieldSource::Key),
         nullable("y", FieldType::Date),
     ];
-    Dataset { event_time: EventTime::Field("t".to_owned()), ..dataset(fields) }
+    Dataset {
+        event_time: EventTime::Field("t".to_owned()),
+        ..dataset(fields)
+    }
 }
 
 /// A message that is right, or wrong in one of the ways that a message can be.
@@ -32,9 +37,13 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
             r#"{{"s":{text},"i":{integer},"o":{{"b":{flag},"f":{integer}.5,"more":[{flag}]}},"t":1717243200000,"d":{cents}.25,"rest":{text},"y":"2024-02-{day:02}"}}"#
         )
     };
-    let right = (any::<i64>(), ".{0,12}", any::<bool>(), -9999..9999).prop_map(right).boxed();
+    let right = (any::<i64>(), ".{0,12}", any::<bool>(), -9999..9999)
+        .prop_map(right)
+        .boxed();
     let wrong = |from: &'static str, to: &'static str| {
-        right.clone().prop_map(move |message| message.replacen(from, to, 1).into_bytes())
+        right
+            .clone()
+            .prop_map(move |message| message.replacen(from, to, 1).into_bytes())
     };
     prop_oneof![
         8 => right.clone().prop_map(String::into_bytes),

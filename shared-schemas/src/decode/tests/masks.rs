@@ -44,15 +44,26 @@ fn what_each_rule_makes_of_a_value() {
         (network(), r#""host""#, "***"),
         (network(), r#""***""#, "***"),
     ] {
-        assert_eq!(one(mask.clone(), FieldType::String, value), Ok(expected.to_owned()), "{mask:?} {value}");
-        assert_eq!(one(mask, FieldType::String, "null"), Ok("null".to_owned()), "null hides nothing");
+        assert_eq!(
+            one(mask.clone(), FieldType::String, value),
+            Ok(expected.to_owned()),
+            "{mask:?} {value}"
+        );
+        assert_eq!(
+            one(mask, FieldType::String, "null"),
+            Ok("null".to_owned()),
+            "null hides nothing"
+        );
     }
     let hour = Mask::Truncate(Truncate::Hour);
     let day = Mask::Truncate(Truncate::Day);
     let at = r#""2024-06-01T14:31:07.5+02:00""#;
     assert_eq!(one(hour.clone(), RFC3339, at), Ok("2024-06-01T12:00:00Z".to_owned()));
     assert_eq!(one(day.clone(), RFC3339, at), Ok("2024-06-01T00:00:00Z".to_owned()));
-    let fields = vec![Field { mask: Some(day), ..from("x", RFC3339, FieldSource::KafkaTime) }];
+    let fields = vec![Field {
+        mask: Some(day),
+        ..from("x", RFC3339, FieldSource::KafkaTime)
+    }];
     assert_eq!(read(fields, "{}", "x"), Ok("2024-06-01T00:00:00Z".to_owned()));
     for (field_type, value) in [
         (FieldType::Bool, "true"),
@@ -63,9 +74,16 @@ fn what_each_rule_makes_of_a_value() {
         (RFC3339, at),
         (FieldType::Date, "\"2024-06-01\""),
     ] {
-        assert_eq!(one(Mask::Drop, field_type, value), Ok("null".to_owned()), "{field_type:?}");
+        assert_eq!(
+            one(Mask::Drop, field_type, value),
+            Ok("null".to_owned()),
+            "{field_type:?}"
+        );
     }
-    let fields = vec![Field { mask: Some(Mask::Drop), ..from("x", FieldType::Int64, FieldSource::Partition) }];
+    let fields = vec![Field {
+        mask: Some(Mask::Drop),
+        ..from("x", FieldType::Int64, FieldSource::Partition)
+    }];
     assert_eq!(read(fields, "{}", "x"), Ok("null".to_owned()));
 }
 
@@ -73,22 +91,36 @@ fn what_each_rule_makes_of_a_value() {
 fn a_value_is_checked_before_it_is_masked() {
     assert_eq!(one(Mask::Drop, FieldType::Int64, "\"1\""), Err(Reason::WrongType));
     assert_eq!(one(Mask::Redact, FieldType::String, "1"), Err(Reason::WrongType));
-    assert_eq!(one(Mask::Truncate(Truncate::Day), RFC3339, "\"yesterday\""), Err(Reason::BadTime));
+    assert_eq!(
+        one(Mask::Truncate(Truncate::Day), RFC3339, "\"yesterday\""),
+        Err(Reason::BadTime)
+    );
 }
 
 #[test]
 fn a_masked_record_is_not_masked_twice() {
-    let mask = |mask| vec![Field { mask: Some(mask), ..field("x", FieldType::String) }];
+    let mask = |mask| {
+        vec![Field {
+            mask: Some(mask),
+            ..field("x", FieldType::String)
+        }]
+    };
     let marked: &[(&str, Option<&[u8]>)] = &[(MASKED_HEADER, None)];
     let again = |fields, value: &str| {
         let text = format!("{{\"x\":\"{value}\"}}");
-        let record = Record { headers: &marked, ..record(text.as_bytes()) };
+        let record = Record {
+            headers: &marked,
+            ..record(text.as_bytes())
+        };
         outcome(&mut decoder(&dataset(fields), false), &record, "x").unwrap()
     };
     assert_eq!(again(mask(hash()), HASH), HASH);
     assert_eq!(again(mask(hash()), "N123"), HASH, "a header alone does not unmask");
     assert_eq!(again(mask(Mask::Redact), "N123"), "***");
-    assert_eq!(again(mask(Mask::Truncate(Truncate::Network)), "192.0.2.0/24"), "192.0.2.0/24");
+    assert_eq!(
+        again(mask(Mask::Truncate(Truncate::Network)), "192.0.2.0/24"),
+        "192.0.2.0/24"
+    );
     let unmarked = one(hash(), FieldType::String, &format!("\"{HASH}\"")).unwrap();
     assert_ne!(unmarked, HASH, "without the header it is a value like any other");
 }
@@ -96,21 +128,64 @@ fn a_masked_record_is_not_masked_twice() {
 #[test]
 fn a_rule_without_its_key_is_a_mistake() {
     let new = |fields: Vec<Field>, keys: &[(&str, &str)]| {
-        let keys: HashMap<String, Vec<u8>> = keys.iter().map(|(name, key)| ((*name).to_owned(), key.as_bytes().to_vec())).collect();
-        Decoder::new(&dataset(fields), Options { extra: false, keys: &keys }).err()
+        let keys: HashMap<String, Vec<u8>> = keys
+            .iter()
+            .map(|(name, key)| ((*name).to_owned(), key.as_bytes().to_vec()))
+            .collect();
+        Decoder::new(
+            &dataset(fields),
+            Options {
+                extra: false,
+                keys: &keys,
+            },
+        )
+        .err()
     };
     let (x, key) = (|| "x".to_owned(), || "KEY".to_owned());
     let hashed = || vec![masked("x", FieldType::String, hash())];
     assert_eq!(new(hashed(), &[("KEY", "s")]), None);
-    assert_eq!(new(hashed(), &[("key", "s")]), Some(DecodeSetupError::MissingKey { field: x(), variable: key() }));
-    assert_eq!(new(hashed(), &[("KEY", "")]), Some(DecodeSetupError::EmptyKey { field: x(), variable: key() }));
+    assert_eq!(
+        new(hashed(), &[("key", "s")]),
+        Some(DecodeSetupError::MissingKey {
+            field: x(),
+            variable: key()
+        })
+    );
+    assert_eq!(
+        new(hashed(), &[("KEY", "")]),
+        Some(DecodeSetupError::EmptyKey {
+            field: x(),
+            variable: key()
+        })
+    );
     let wrong = Some(DecodeSetupError::Mask { field: x() });
     assert_eq!(new(vec![masked("x", FieldType::Int64, hash())], &[("KEY", "s")]), wrong);
-    assert_eq!(new(vec![masked("x", FieldType::Date, Mask::Truncate(Truncate::Day))], &[]), wrong);
-    assert_eq!(new(vec![masked("x", FieldType::String, Mask::Truncate(Truncate::Hour))], &[]), wrong);
-    assert_eq!(new(vec![Field { mask: Some(Mask::Drop), ..field("x", FieldType::String) }], &[]), wrong);
+    assert_eq!(
+        new(vec![masked("x", FieldType::Date, Mask::Truncate(Truncate::Day))], &[]),
+        wrong
+    );
+    assert_eq!(
+        new(
+            vec![masked("x", FieldType::String, Mask::Truncate(Truncate::Hour))],
+            &[]
+        ),
+        wrong
+    );
+    assert_eq!(
+        new(
+            vec![Field {
+                mask: Some(Mask::Drop),
+                ..field("x", FieldType::String)
+            }],
+            &[]
+        ),
+        wrong
+    );
     let message = new(hashed(), &[]).unwrap().to_string();
-    assert_eq!(message, "field `x` is to be hashed with the key in KEY, which is not set: set it to a secret");
+    assert_eq!(
+        message,
+        "field `x` is to be hashed with the key in KEY, which is not set: set it to a secret"
+    );
 }
 
 /// A text that must not get out, and no part of anything else.
@@ -127,8 +202,14 @@ fn guarded() -> Vec<Field> {
         at("name", "who.name", Mask::Redact),
         at("mail", "who.mail", Mask::Drop),
         at("ip", "who.at.ip", Mask::Truncate(Truncate::Network)),
-        Field { source: FieldSource::Key, ..masked("key", FieldType::String, hash()) },
-        Field { source: FieldSource::Header("user".to_owned()), ..masked("user", FieldType::String, Mask::Redact) },
+        Field {
+            source: FieldSource::Key,
+            ..masked("key", FieldType::String, hash())
+        },
+        Field {
+            source: FieldSource::Header("user".to_owned()),
+            ..masked("user", FieldType::String, Mask::Redact)
+        },
         nullable("count", FieldType::Int64),
     ]
 }
@@ -160,13 +241,22 @@ fn object(names: &'static [&'static str], depth: u32) -> BoxedStrategy<String> {
             ("who" | "w\\u0068o", 0) => prop_oneof![
                 5 => object(&["name", "mail", "at", "rest", "at"], 1),
                 1 => secret(),
-            ].boxed(),
+            ]
+            .boxed(),
             ("at", 1) => prop_oneof![5 => object(&["ip", "rest"], 2), 1 => secret()].boxed(),
-            _ => prop_oneof![Just("1".to_owned()), Just("null".to_owned()), Just("\"x\"".to_owned()), Just("[{}]".to_owned())].boxed(),
+            _ => prop_oneof![
+                Just("1".to_owned()),
+                Just("null".to_owned()),
+                Just("\"x\"".to_owned()),
+                Just("[{}]".to_owned())
+            ]
+            .boxed(),
         };
         value.prop_map(move |value| format!("\"{name}\":{value}"))
     });
-    prop::collection::vec(member, 0..7).prop_map(|members| format!("{{{}}}", members.join(","))).boxed()
+    prop::collection::vec(member, 0..7)
+        .prop_map(|members| format!("{{{}}}", members.join(",")))
+        .boxed()
 }
 
 proptest! {
@@ -208,7 +298,10 @@ fn secrets_are_accepted_and_masked() {
     decoder.push(&record(text.as_bytes())).unwrap();
     let batch = &decoder.finish()[0];
     assert_eq!(cell(batch, "tail", 0).len(), 64);
-    assert_eq!((cell(batch, "name", 0), cell(batch, "mail", 0)), ("***".to_owned(), "null".to_owned()));
+    assert_eq!(
+        (cell(batch, "name", 0), cell(batch, "mail", 0)),
+        ("***".to_owned(), "null".to_owned())
+    );
     assert_eq!(cell(batch, "ip", 0), "***");
     assert_eq!(cell(batch, "_extra", 0), r#"{"who":{"at":{"rest":1}}}"#);
 }

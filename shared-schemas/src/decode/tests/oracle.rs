@@ -29,10 +29,14 @@ fn json() -> impl Strategy<Value = String> {
         string.clone(),
     ];
     leaf.prop_recursive(6, 60, 6, move |inner| {
-        let member = (string.clone(), space, space, inner.clone()).prop_map(|(name, before, after, value)| format!("{name}{before}:{after}{value}"));
+        let member = (string.clone(), space, space, inner.clone())
+            .prop_map(|(name, before, after, value)| format!("{name}{before}:{after}{value}"));
         let list = |items: BoxedStrategy<Vec<String>>, open: &'static str, close: &'static str| {
             (items, space, space).prop_map(move |(items, before, after)| {
-                format!("{open}{before}{}{after}{close}", items.join(&format!("{after},{before}")))
+                format!(
+                    "{open}{before}{}{after}{close}",
+                    items.join(&format!("{after},{before}"))
+                )
             })
         };
         prop_oneof![
@@ -53,7 +57,10 @@ fn accepts(text: &str) -> bool {
 fn oracle(text: &str) -> bool {
     match serde_json::from_str::<Value>(text) {
         Ok(_) => true,
-        Err(error) => error.to_string().starts_with("number out of range") && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok(),
+        Err(error) => {
+            error.to_string().starts_with("number out of range")
+                && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
+        }
     }
 }
 

@@ -8,9 +8,15 @@ use crate::decode::Reason;
 
 const DECIMAL: FieldType = FieldType::Decimal { precision: 5, scale: 2 };
 const RFC3339: FieldType = FieldType::Timestamp { unit: None };
-const SECONDS: FieldType = FieldType::Timestamp { unit: Some(TimeUnit::Second) };
-const MILLIS: FieldType = FieldType::Timestamp { unit: Some(TimeUnit::Millisecond) };
-const MICROS: FieldType = FieldType::Timestamp { unit: Some(TimeUnit::Microsecond) };
+const SECONDS: FieldType = FieldType::Timestamp {
+    unit: Some(TimeUnit::Second),
+};
+const MILLIS: FieldType = FieldType::Timestamp {
+    unit: Some(TimeUnit::Millisecond),
+};
+const MICROS: FieldType = FieldType::Timestamp {
+    unit: Some(TimeUnit::Microsecond),
+};
 
 const TYPES: [(&str, FieldType); 10] = [
     ("string", FieldType::String),
@@ -161,7 +167,11 @@ fn every_type_times_every_form() {
             }
         }
         for (outcome, names) in groups {
-            let names = if names.len() == TYPES.len() { "all".to_owned() } else { names.join(", ") };
+            let names = if names.len() == TYPES.len() {
+                "all".to_owned()
+            } else {
+                names.join(", ")
+            };
             writeln!(table, "    {outcome:<28} {names}").unwrap();
         }
     }
@@ -204,7 +214,11 @@ fn the_contract_row_by_row() {
         (DECIMAL, "1000", Err(OutOfRange)),
         (DECIMAL, r#""a""#, Err(WrongType)),
         (DECIMAL, "true", Err(WrongType)),
-        (RFC3339, r#""2024-06-01T14:00:00.1234567+02:00""#, Ok("2024-06-01T12:00:00.123456Z")),
+        (
+            RFC3339,
+            r#""2024-06-01T14:00:00.1234567+02:00""#,
+            Ok("2024-06-01T12:00:00.123456Z"),
+        ),
         (RFC3339, r#""2024-06-01T12:00:00Z""#, Ok("2024-06-01T12:00:00Z")),
         (RFC3339, r#""2024-06-01T12:00:00""#, Err(BadTime)),
         (RFC3339, r#""2024-06-01""#, Err(BadTime)),
@@ -231,7 +245,10 @@ fn the_contract_row_by_row() {
 fn every_day_agrees_with_chrono() {
     let epoch = chrono::NaiveDate::from_ymd_opt(1970, 1, 1).unwrap();
     let first = chrono::NaiveDate::from_ymd_opt(1899, 12, 1).unwrap();
-    for date in first.iter_days().take_while(|date| date.to_string() < "2300-02-01".to_owned()) {
+    for date in first
+        .iter_days()
+        .take_while(|date| date.to_string() < "2300-02-01".to_owned())
+    {
         let days = i32::try_from((date - epoch).num_days()).unwrap();
         let expected = Some(days).filter(|_| ("1900-01-01".."2300-01-01").contains(&date.to_string().as_str()));
         assert_eq!(crate::decode::time::date(&date.to_string()), expected, "{date}");
