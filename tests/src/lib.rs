@@ -1,1 +1,3 @@
 //! What the tests share: servers of their own, on their own ports and folders, that end with the test.
+
+pub mod clickhouse;
