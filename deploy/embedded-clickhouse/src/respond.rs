@@ -1,0 +1,358 @@
+//! The response: its headers, and rows as they come.
+//!
+//! As in ClickHouse, nothing is sent before the first MiB of rows or the end: an error by then has its own HTTP status, and
+//! the summary is whole. An error after that can only be told in the body: between marks that carry the tag of the header
+//! `X-ClickHouse-Exception-Tag`, after which the connection is cut, so that no client takes half a result for a whole one.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{self, Seek};
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use futures::channel::mpsc;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::http::response::Builder;
+use hyper::{Response, StatusCode};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use crate::compression::Packer;
+use crate::engine::Started;
+use crate::exception::{Exception, code};
+use crate::library::{Answer, Counters};
+use crate::request::Ask;
+
+/// Rows that are held back before the response begins.
+const HELD_BACK: usize = 1 << 20;
+/// Pieces of a response that wait for a slow client: with the pipe's own MiB all that a large result takes of memory.
+const PIECES_IN_FLIGHT: usize = 2;
+const PIECE: usize = 256 << 10;
+
+/// The body of any response.
+pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// What every response tells of the server.
+#[derive(Clone, Debug)]
+pub(crate) struct About {
+    pub(crate) display_name: String,
+    pub(crate) version: String,
+    pub(crate) time_zone: String,
+}
+
+/// A body that is there.
+pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into())
+        .map_err(|never: Infallible| match never {})
+        .boxed_unsync()
+}
+
+fn header(builder: Builder, name: &'static str, value: &str) -> Builder {
+    match HeaderValue::from_str(value) {
+        Ok(value) => builder.header(name, value),
+        Err(_) => builder,
+    }
+}
+
+/// A text of this server, such as the answer to a ping.
+pub(crate) fn text(about: &About, status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(full(text));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=UTF-8"));
+    if let Ok(name) = HeaderValue::from_str(&about.display_name) {
+        headers.insert("X-ClickHouse-Server-Display-Name", name);
+    }
+    response
+}
+
+/// An error, while nothing has been sent.
+pub(crate) fn error(about: &About, id: &str, exception: &Exception) -> Response<Body> {
+    let message = format!("{}\n", exception.message(&about.version));
+    let mut response = text(about, exception.status(), message);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=UTF-8"));
+    headers.insert("X-ClickHouse-Exception-Code", HeaderValue::from(exception.code()));
+    if let Ok(id) = HeaderValue::from_str(id) {
+        headers.insert("X-ClickHouse-Query-Id", id);
+    }
+    if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
+}
+
+fn summary(counters: &Counters, started: Instant) -> String {
+    let Counters {
+        read_rows,
+        read_bytes,
+        written_rows,
+        written_bytes,
+        result_rows,
+        result_bytes,
+    } = counters;
+    let elapsed = started.elapsed().as_nanos();
+    format!(
+        "{{\"read_rows\":\"{read_rows}\",\"read_bytes\":\"{read_bytes}\",\"written_rows\":\"{written_rows}\",\
+         \"written_bytes\":\"{written_bytes}\",\"total_rows_to_read\":\"0\",\"result_rows\":\"{result_rows}\",\
+         \"result_bytes\":\"{result_bytes}\",\"elapsed_ns\":\"{elapsed}\"}}"
+    )
+}
+
+/// ClickHouse's content type of a format.
+fn content_type(format: &str) -> &'static str {
+    let base = format.to_ascii_lowercase();
+    match base.as_str() {
+        "jsoneachrow" | "jsonlines" | "ndjson" | "jsoncompacteachrow" | "jsonstringseachrow" => {
+            "application/x-ndjson; charset=UTF-8"
+        }
+        "parquet"
+        | "arrow"
+        | "arrowstream"
+        | "orc"
+        | "avro"
+        | "native"
+        | "rowbinary"
+        | "rowbinarywithnames"
+        | "rowbinarywithnamesandtypes"
+        | "msgpack"
+        | "npy"
+        | "rawblob"
+        | "bsoneachrow" => "application/octet-stream",
+        "xml" => "application/xml; charset=UTF-8",
+        "markdown" => "text/markdown; charset=UTF-8",
+        name if name.starts_with("json") => "application/json; charset=UTF-8",
+        name if name.starts_with("csv") => "text/csv; charset=UTF-8; header=absent",
+        name if name.starts_with("tabseparated") || name.starts_with("tsv") => {
+            "text/tab-separated-values; charset=UTF-8"
+        }
+        _ => "text/plain; charset=UTF-8",
+    }
+}
+
+/// A response in the making.
+pub(crate) struct Reply {
+    about: About,
+    id: String,
+    format: String,
+    tag: String,
+    packer: Packer,
+    builder: Builder,
+    began: Instant,
+}
+
+impl Reply {
+    pub(crate) fn new(about: &About, id: &str, ask: &Ask, format: Option<&str>) -> Result<Reply, Exception> {
+        let format = format.or(ask.format.as_deref()).unwrap_or("TabSeparated").to_owned();
+        let packer = Packer::new(ask.coding_out, ask.blocks_out).map_err(|e| Exception::logical(&e.to_string()))?;
+        let tag = uuid::Uuid::new_v4().simple().to_string()[..16].to_owned();
+        let mut builder = Response::builder().header(CONTENT_TYPE, content_type(&format));
+        for (name, value) in [
+            ("X-ClickHouse-Query-Id", id),
+            ("X-ClickHouse-Format", &format),
+            ("X-ClickHouse-Server-Display-Name", &about.display_name),
+            ("X-ClickHouse-Timezone", &about.time_zone),
+            ("X-ClickHouse-Exception-Tag", &tag),
+        ] {
+            builder = header(builder, name, value);
+        }
+        if let Some(coding) = ask.coding_out {
+            builder = builder.header(CONTENT_ENCODING, coding.name());
+        }
+        Ok(Reply {
+            about: about.clone(),
+            id: id.to_owned(),
+            format,
+            tag,
+            packer,
+            builder,
+            began: Instant::now(),
+        })
+    }
+
+    fn build(self, body: Body) -> Response<Body> {
+        let about = self.about;
+        self.builder.body(body).unwrap_or_else(|e| {
+            tracing::error!(query_id = self.id, format = self.format, "cannot build a response: {e}");
+            error(&about, "", &Exception::logical("the response cannot be built"))
+        })
+    }
+
+    /// A result that is there.
+    fn whole(mut self, answer: &Answer, rows: Bytes) -> Result<Response<Body>, Exception> {
+        let packing = |e: io::Error| Exception::logical(&e.to_string());
+        let mut packed = BytesMut::from(self.packer.pack(rows).map_err(packing)?);
+        let packer = std::mem::replace(&mut self.packer, Packer::Plain);
+        packed.extend_from_slice(&packer.finish().map_err(packing)?);
+        self.builder = header(
+            self.builder,
+            "X-ClickHouse-Summary",
+            &summary(&answer.counters, self.began),
+        );
+        Ok(self.build(full(packed.freeze())))
+    }
+
+    /// The end of a statement without rows, or with few.
+    pub(crate) async fn small(self, mut started: Started) -> Result<Response<Body>, Exception> {
+        let mut answer = started.answer().await?;
+        let rows = std::mem::take(&mut answer.body).into();
+        self.whole(&answer, rows)
+    }
+
+    /// Rows from a pipe.
+    pub(crate) async fn rows(
+        self,
+        mut started: Started,
+        mut rows: pipe::Receiver,
+    ) -> Result<Response<Body>, Exception> {
+        let mut head = BytesMut::with_capacity(64 << 10);
+        loop {
+            if head.capacity() - head.len() < (16 << 10) {
+                head.reserve(head.capacity());
+            }
+            let count = rows.read_buf(&mut head).await.map_err(|e| unreadable(&e))?;
+            if count == 0 {
+                let answer = started.answer().await?;
+                return self.whole(&answer, head.freeze());
+            }
+            if head.len() >= HELD_BACK {
+                break;
+            }
+        }
+        Ok(self.stream(move |pump| pump.rows(started, head.freeze(), rows)))
+    }
+
+    /// Rows that were kept in a file until the end of the statement.
+    pub(crate) async fn kept(mut self, mut started: Started, mut rows: File) -> Result<Response<Body>, Exception> {
+        let answer = started.answer().await?;
+        rows.rewind().map_err(|e| unreadable(&e))?;
+        self.builder = header(
+            self.builder,
+            "X-ClickHouse-Summary",
+            &summary(&answer.counters, self.began),
+        );
+        Ok(self.stream(move |pump| pump.file(rows)))
+    }
+
+    fn stream<F: Future<Output = ()> + Send + 'static>(mut self, run: impl FnOnce(Pump) -> F) -> Response<Body> {
+        let (pieces, body) = mpsc::channel(PIECES_IN_FLIGHT);
+        let packer = std::mem::replace(&mut self.packer, Packer::Plain);
+        self.builder = self.builder.status(StatusCode::OK);
+        let pump = Pump {
+            packer,
+            tag: self.tag.clone(),
+            version: self.about.version.clone(),
+            pieces,
+        };
+        tokio::spawn(run(pump));
+        let body = StreamBody::new(body.map(|piece: io::Result<Bytes>| piece.map(Frame::data)));
+        self.build(body.boxed_unsync())
+    }
+}
+
+fn unreadable(e: &io::Error) -> Exception {
+    Exception::new(
+        code::CANNOT_READ_FROM_FILE_DESCRIPTOR,
+        format!("cannot read the result: {e}"),
+    )
+}
+
+/// Brings rows to a client, as fast as it takes them.
+struct Pump {
+    packer: Packer,
+    tag: String,
+    version: String,
+    pieces: mpsc::Sender<io::Result<Bytes>>,
+}
+
+impl Pump {
+    /// False: the client is gone.
+    async fn send(&mut self, rows: Bytes) -> bool {
+        let piece = self.packer.pack(rows);
+        let failed = piece.is_err();
+        futures::SinkExt::send(&mut self.pieces, piece).await.is_ok() && !failed
+    }
+
+    async fn rows(mut self, mut started: Started, head: Bytes, mut rows: pipe::Receiver) {
+        if !self.send(head).await {
+            return;
+        }
+        let mut piece = BytesMut::new();
+        loop {
+            piece.reserve(PIECE);
+            let gone = futures::future::poll_fn(|context| self.pieces.poll_ready(context).map(|ready| ready.is_err()));
+            // A client that takes nothing more is waited for, one that is gone is not.
+            if gone.await {
+                return;
+            }
+            let count = match self.read(&mut rows, &mut piece).await {
+                Some(Ok(count)) => count,
+                Some(Err(e)) => return self.fail(&unreadable(&e)).await,
+                None => return,
+            };
+            if count == 0 {
+                break;
+            }
+            if !self.send(piece.split().freeze()).await {
+                return;
+            }
+        }
+        match started.answer().await {
+            Ok(_) => self.finish().await,
+            Err(exception) => self.fail(&exception).await,
+        }
+    }
+
+    /// Reads rows, unless the client goes away meanwhile: a statement may be silent for long.
+    async fn read(&self, rows: &mut pipe::Receiver, piece: &mut BytesMut) -> Option<io::Result<usize>> {
+        let mut watch = tokio::time::interval(std::time::Duration::from_millis(100));
+        loop {
+            tokio::select! {
+                count = rows.read_buf(piece) => return Some(count),
+                _ = watch.tick() => if self.pieces.is_closed() { return None },
+            }
+        }
+    }
+
+    async fn file(mut self, rows: File) {
+        let mut rows = tokio::fs::File::from_std(rows);
+        let mut piece = BytesMut::new();
+        loop {
+            piece.reserve(PIECE);
+            match rows.read_buf(&mut piece).await {
+                Ok(0) => return self.finish().await,
+                Ok(_) => {
+                    if !self.send(piece.split().freeze()).await {
+                        return;
+                    }
+                }
+                Err(e) => return self.fail(&unreadable(&e)).await,
+            }
+        }
+    }
+
+    async fn finish(mut self) {
+        let last = self.packer.finish();
+        // Whether the client still takes it changes nothing.
+        let _ = futures::SinkExt::send(&mut self.pieces, last).await;
+    }
+
+    /// Tells an error after rows were sent, and cuts the connection.
+    async fn fail(mut self, exception: &Exception) {
+        let (tag, message) = (&self.tag, exception.message(&self.version));
+        let length = message.len() + 1;
+        let block = format!("\r\n__exception__\r\n{tag}\r\n{message}\n{length} {tag}\r\n__exception__\r\n");
+        if self.send(block.into()).await {
+            let last = self.packer.finish().unwrap_or_default();
+            let cut = io::Error::other("the query failed after the response began");
+            let _ = futures::SinkExt::send(&mut self.pieces, Ok(last)).await;
+            let _ = futures::SinkExt::send(&mut self.pieces, Err(cut)).await;
+        }
+    }
+}
