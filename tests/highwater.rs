@@ -2,8 +2,8 @@
 
 #[cfg(test)]
 mod check;
+mod embedded_clickhouse;
 #[cfg(test)]
 mod local_stack;
 #[cfg(test)]
 mod tidy;
-mod embedded_clickhouse;
