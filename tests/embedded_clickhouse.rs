@@ -30,7 +30,11 @@ impl Answer {
 
 async fn read(response: Response) -> anyhow::Result<Answer> {
     let (status, headers) = (response.status(), response.headers().clone());
-    Ok(Answer { status, headers, body: response.bytes().await?.to_vec() })
+    Ok(Answer {
+        status,
+        headers,
+        body: response.bytes().await?.to_vec(),
+    })
 }
 
 /// Posts a body to an address below the server's.

@@ -3,7 +3,8 @@
 #[cfg(test)]
 mod check;
 #[cfg(test)]
+mod embedded_clickhouse;
+#[cfg(test)]
 mod local_stack;
 #[cfg(test)]
 mod tidy;
-mod embedded_clickhouse;

@@ -27,12 +27,24 @@ fn python() -> anyhow::Result<PathBuf> {
     lock.lock()?;
     if !folder.join("complete").is_file() {
         let run = |command: &mut Command| {
-            let output = command.output().context("cannot run python3: install python 3.9 or newer with venv")?;
-            ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+            let output = command
+                .output()
+                .context("cannot run python3: install python 3.9 or newer with venv")?;
+            ensure!(
+                output.status.success(),
+                "{command:?}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
             Ok(())
         };
         run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
-        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", &format!("clickhouse-connect=={VERSION}")]))?;
+        run(Command::new(&python).args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            &format!("clickhouse-connect=={VERSION}"),
+        ]))?;
         std::fs::write(folder.join("complete"), "")?;
     }
     Ok(python)
@@ -43,8 +55,15 @@ fn clickhouse_connect_works() -> anyhow::Result<()> {
     let python = python()?;
     let server = ClickHouse::start_with(&["--user", "ann"], Some("secret"))?;
     let port = server.url().rsplit(':').next().unwrap_or_default().to_owned();
-    let output = Command::new(python).args(["-c", include_str!("clickhouse_connect.py")]).arg(port).output()?;
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(python)
+        .args(["-c", include_str!("clickhouse_connect.py")])
+        .arg(port)
+        .output()?;
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     ensure!(output.status.success() && said.ends_with("done\n"), "{said}");
     Ok(())
 }
