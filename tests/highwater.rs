@@ -4,6 +4,8 @@
 mod check;
 mod embedded_clickhouse;
 #[cfg(test)]
+mod embedded_clickhouse;
+#[cfg(test)]
 mod local_stack;
 #[cfg(test)]
 mod tidy;
