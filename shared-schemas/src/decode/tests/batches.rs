@@ -48,7 +48,11 @@ fn the_schema_is_the_fields_then_the_record() {
         let batch = &decoder.finish()[0];
         assert_eq!(batch.schema(), decoder.schema());
         if !extra {
-            assert_eq!(*batch.schema(), crate::plan::event_schema(&events), "the very columns that plans read");
+            assert_eq!(
+                *batch.schema(),
+                crate::plan::event_schema(&events),
+                "the very columns that plans read"
+            );
         }
         let schema = batch.schema();
         let fields: Vec<_> = schema
