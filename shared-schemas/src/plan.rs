@@ -37,10 +37,13 @@ pub const FAILED_COLUMN: &str = "_failed";
 /// The columns that a plan reads: the declared fields, then what the decoder adds.
 pub fn event_schema(dataset: &Dataset) -> Schema {
     let time = DataType::Timestamp(TimeUnit::Microsecond, Some(UTC.into()));
-    let declared = dataset
-        .fields
-        .iter()
-        .map(|field| Field::new(&field.name, ValueType::of_field(field.field_type).arrow(), field.nullable));
+    let declared = dataset.fields.iter().map(|field| {
+        Field::new(
+            &field.name,
+            ValueType::of_field(field.field_type).arrow(),
+            field.nullable,
+        )
+    });
     let added = [
         Field::new(PARTITION_COLUMN, DataType::Int32, false),
         Field::new(OFFSET_COLUMN, DataType::Int64, false),
@@ -87,7 +90,11 @@ impl CellPlan {
             fields.push(Arc::new(Field::new(START_COLUMN, DataType::UInt64, false)));
         }
         let plan = Runner::new(Arc::new(Schema::new(fields)), |events| over(view, key, events))?;
-        Ok(Self { view: view.clone(), key, plan })
+        Ok(Self {
+            view: view.clone(),
+            key,
+            plan,
+        })
     }
 
     /// The view's plan on top of one that gives events.
@@ -128,13 +135,20 @@ impl MergePlan {
         let mut fields = keys.clone();
         fields.push(Field::new(FAILED_COLUMN, DataType::UInt64, false));
         let states: Vec<_> = view.states().map(|(name, state, _)| (name, state)).collect();
-        fields.extend(states.iter().map(|(name, state)| Field::new(name, state.arrow(), state.nullable)));
+        fields.extend(
+            states
+                .iter()
+                .map(|(name, state)| Field::new(name, state.arrow(), state.nullable)),
+        );
         let plan = Runner::new(Arc::new(Schema::new(fields)), |cells| {
             let group: Vec<_> = keys.iter().map(|key| ident(key.name())).collect();
             let mut merged = vec![sum(ident(FAILED_COLUMN)).alias(FAILED_COLUMN)];
             merged.extend(states.iter().map(|(name, state)| state.merge(ident(name)).alias(name)));
             let output = group.iter().cloned().chain(settled(&states)).collect::<Vec<_>>();
-            LogicalPlanBuilder::from(cells).aggregate(group, merged)?.project(output)?.build()
+            LogicalPlanBuilder::from(cells)
+                .aggregate(group, merged)?
+                .project(output)?
+                .build()
         })?;
         Ok(Self { plan })
     }
@@ -173,7 +187,9 @@ fn over(view: &View, key: CellKey, events: LogicalPlan) -> Result<LogicalPlan> {
     let length = i64::try_from(view.grain.as_micros()).unwrap_or(i64::MAX);
     let mut group = vec![view::window_start(ident(EVENT_TIME_COLUMN), length).alias(WINDOW_COLUMN)];
     group.extend(
-        view.dimensions.iter().map(|dimension| dimension.expression.expr.clone().alias(&dimension.name)),
+        view.dimensions
+            .iter()
+            .map(|dimension| dimension.expression.expr.clone().alias(&dimension.name)),
     );
     group.extend(key.columns().iter().map(|column| ident(*column)));
     let states: Vec<_> = view.states().map(|(name, state, _)| (name, state)).collect();
@@ -184,7 +200,11 @@ fn over(view: &View, key: CellKey, events: LogicalPlan) -> Result<LogicalPlan> {
         state.make(argument, condition).alias(name)
     }));
     let names = key_fields(view, key);
-    let output = names.iter().map(|field| ident(field.name())).chain(settled(&states)).collect::<Vec<_>>();
+    let output = names
+        .iter()
+        .map(|field| ident(field.name()))
+        .chain(settled(&states))
+        .collect::<Vec<_>>();
     builder.aggregate(group, aggregates)?.project(output)?.build()
 }
 
@@ -196,12 +216,18 @@ fn settled(states: &[(String, State)]) -> impl Iterator<Item = Expr> {
 
 /// How often any expression of the view failed on an event that it counts.
 fn failures(view: &View) -> Expr {
-    let dimensions = view.dimensions.iter().map(|dimension| dimension.expression.failures.clone());
+    let dimensions = view
+        .dimensions
+        .iter()
+        .map(|dimension| dimension.expression.failures.clone());
     let measures = view.measures.iter().map(|measure| match &measure.form {
         MeasureForm::Aggregate(aggregate) => aggregate.failures(),
         MeasureForm::Ratio { .. } => None,
     });
-    dimensions.chain(measures).fold(None, view::add).unwrap_or_else(|| lit(0_i64))
+    dimensions
+        .chain(measures)
+        .fold(None, view::add)
+        .unwrap_or_else(|| lit(0_i64))
 }
 
 /// A plan over a table that is exchanged for each run; it is analyzed and optimized once.
@@ -225,7 +251,12 @@ impl Runner {
         let scan = LogicalPlanBuilder::scan("input", table(&input, vec![])?, None)?.build()?;
         let plan = session.state().optimize(&build(scan)?)?;
         let output = Arc::new(plan.schema().as_arrow().clone());
-        Ok(Self { session, input, output, plan })
+        Ok(Self {
+            session,
+            input,
+            output,
+            plan,
+        })
     }
 
     async fn run(&self, batches: Vec<RecordBatch>) -> Result<RecordBatch> {
@@ -247,5 +278,8 @@ impl Runner {
 }
 
 fn table(schema: &SchemaRef, batches: Vec<RecordBatch>) -> Result<Arc<dyn datafusion::logical_expr::TableSource>> {
-    Ok(provider_as_source(Arc::new(MemTable::try_new(Arc::clone(schema), vec![batches])?)))
+    Ok(provider_as_source(Arc::new(MemTable::try_new(
+        Arc::clone(schema),
+        vec![batches],
+    )?)))
 }

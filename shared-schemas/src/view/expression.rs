@@ -46,7 +46,12 @@ pub(crate) fn session() -> SessionContext {
     options.execution.time_zone = Some("+00:00".to_owned());
     options.sql_parser.enable_ident_normalization = false;
     options.sql_parser.map_string_types_to_utf8view = false;
-    SessionContext::new_with_state(SessionStateBuilder::new().with_config(config).with_default_features().build())
+    SessionContext::new_with_state(
+        SessionStateBuilder::new()
+            .with_config(config)
+            .with_default_features()
+            .build(),
+    )
 }
 
 /// Compiles the expressions of one dataset's views.
@@ -58,7 +63,11 @@ pub(super) struct Compiler<'a> {
 
 impl<'a> Compiler<'a> {
     pub(super) fn new(dataset: &'a Dataset, schema: DFSchema) -> Self {
-        Self { dataset, schema, session: session() }
+        Self {
+            dataset,
+            schema,
+            session: session(),
+        }
     }
 
     pub(super) fn dataset(&self) -> &'a Dataset {
@@ -81,14 +90,20 @@ impl<'a> Compiler<'a> {
         }
         let wrong = |what: String, instead: Option<&str>| vec![text.mistake(ast, what, instead.map(str::to_owned))];
         let coerced = self.plan(ast).map_err(|_| vec![self.blame(text, ast)])?;
-        self.probe(&coerced).map_err(|error| wrong(syntax::sentence(&error.strip_backtrace()), None))?;
-        let planned = coerced.get_type(&self.schema).map_err(|error| wrong(error.strip_backtrace(), None))?;
+        self.probe(&coerced)
+            .map_err(|error| wrong(syntax::sentence(&error.strip_backtrace()), None))?;
+        let planned = coerced
+            .get_type(&self.schema)
+            .map_err(|error| wrong(error.strip_backtrace(), None))?;
         if planned == DataType::Null {
             return Err(wrong("this is always null".to_owned(), None));
         }
         let Some(value_type) = ValueType::of_arrow(&planned) else {
             let instead = "date_part('epoch', …) makes a number of an interval";
-            return Err(wrong(format!("this gives {planned}, which no column can hold"), Some(instead)));
+            return Err(wrong(
+                format!("this gives {planned}, which no column can hold"),
+                Some(instead),
+            ));
         };
         let plain = matches!(coerced, Expr::Column(_));
         let lowered = self
@@ -97,15 +112,29 @@ impl<'a> Compiler<'a> {
             .map_err(|error| wrong(syntax::sentence(&error.strip_backtrace()), None))?;
         let nullable = lowered.nullable(&self.schema).unwrap_or(true);
         let failures = failures(&lowered);
-        Ok(Expression { expr: lowered, value_type, nullable, failures, text: ast.to_string() })
+        Ok(Expression {
+            expr: lowered,
+            value_type,
+            nullable,
+            failures,
+            text: ast.to_string(),
+        })
     }
 
     /// Plans and coerces an expression.
     fn plan(&self, ast: &Ast) -> datafusion::common::Result<Expr> {
         let state = self.session.state();
-        let with_alias = ExprWithAlias { expr: ast.clone(), alias: None };
-        let expr = state.create_logical_expr_from_sql_expr(with_alias, &self.schema)?.unalias_nested().data;
-        let context = SimplifyContext::builder().with_schema(std::sync::Arc::new(self.schema.clone())).build();
+        let with_alias = ExprWithAlias {
+            expr: ast.clone(),
+            alias: None,
+        };
+        let expr = state
+            .create_logical_expr_from_sql_expr(with_alias, &self.schema)?
+            .unalias_nested()
+            .data;
+        let context = SimplifyContext::builder()
+            .with_schema(std::sync::Arc::new(self.schema.clone()))
+            .build();
         ExprSimplifier::new(context).coerce(expr, &self.schema)
     }
 
@@ -130,7 +159,9 @@ impl<'a> Compiler<'a> {
         let none = RecordBatch::new_empty(std::sync::Arc::new(self.schema.as_arrow().clone()));
         expr.apply(|part| {
             if !matches!(part, Expr::Literal(..) | Expr::Column(_)) {
-                self.session.create_physical_expr(part.clone(), &self.schema)?.evaluate(&none)?;
+                self.session
+                    .create_physical_expr(part.clone(), &self.schema)?
+                    .evaluate(&none)?;
             }
             Ok(TreeNodeRecursion::Continue)
         })?;
@@ -146,7 +177,11 @@ impl<'a> Compiler<'a> {
                     let from_text = cast.expr.get_type(&self.schema)?.is_string();
                     let safe = try_cast(*cast.expr, to.clone());
                     // The text 'inf' is a double, but no measure's.
-                    Transformed::yes(if from_text && to.is_floating() { total::storable(safe) } else { safe })
+                    Transformed::yes(if from_text && to.is_floating() {
+                        total::storable(safe)
+                    } else {
+                        safe
+                    })
                 }
                 Expr::TryCast(_) => Transformed::no(part),
                 Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
@@ -206,14 +241,25 @@ fn failures(expr: &Expr) -> Option<Expr> {
         Expr::TryCast(cast) => add(failures(&cast.expr), Some(null_made(expr, [cast.expr.as_ref()]))),
         Expr::ScalarFunction(ScalarFunction { func, args }) => {
             let inner = args.iter().map(failures).fold(None, add);
-            if total::can_give_null(func) { add(inner, Some(null_made(expr, args))) } else { inner }
+            if total::can_give_null(func) {
+                add(inner, Some(null_made(expr, args)))
+            } else {
+                inner
+            }
         }
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
-            add(failures(left), guarded((**left).clone().is_not_false(), failures(right)))
-        }
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => {
-            add(failures(left), guarded((**left).clone().is_not_true(), failures(right)))
-        }
+        Expr::BinaryExpr(BinaryExpr {
+            left,
+            op: Operator::And,
+            right,
+        }) => add(
+            failures(left),
+            guarded((**left).clone().is_not_false(), failures(right)),
+        ),
+        Expr::BinaryExpr(BinaryExpr {
+            left,
+            op: Operator::Or,
+            right,
+        }) => add(failures(left), guarded((**left).clone().is_not_true(), failures(right))),
         Expr::Case(case) => case_failures(case),
         other => {
             let mut sum = None;
