@@ -94,6 +94,7 @@ async fn kill_9_loses_no_row_that_was_acknowledged() -> anyhow::Result<()> {
             }
         };
         let kill = async {
+            // sleeps: the kill comes at an instant of its own in each round
             tokio::time::sleep(Duration::from_millis(300 + 170 * round)).await;
             server.kill()
         };
