@@ -2,7 +2,6 @@
 
 #[cfg(test)]
 mod check;
-mod embedded_clickhouse;
 #[cfg(test)]
 mod embedded_clickhouse;
 #[cfg(test)]
