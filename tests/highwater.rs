@@ -1,3 +1,6 @@
 //! Every test that needs more than one crate or a real server, in one binary.
 
+#[cfg(test)]
 mod embedded_clickhouse;
+#[cfg(test)]
+mod tidy;

@@ -11,6 +11,8 @@ pub const PARTITION_COLUMN: &str = "_partition";
 pub const OFFSET_COLUMN: &str = "_offset";
 /// Name of the column that holds a record's Kafka timestamp, `Timestamp(Microsecond, "UTC")`.
 pub const KAFKA_TIME_COLUMN: &str = "_kafka_time";
+/// Name of the column that holds the event's time, `Timestamp(Microsecond, "UTC")`, wherever the dataset takes it from.
+pub const EVENT_TIME_COLUMN: &str = "_event_time";
 /// Name of the column that holds the undeclared fields as one JSON object, `Utf8`, null where there are none.
 pub const EXTRA_COLUMN: &str = "_extra";
 

@@ -24,11 +24,14 @@ pub mod publication;
 pub mod select;
 pub mod worker;
 
+#[cfg(test)]
+mod model;
+
 pub use days::{ArchivedRange, EventDay, dirty_days};
 pub use floor::{Collectable, Floor};
-pub use marks::{ArchiveBehind, CutState, MarkChoice, choose_mark, cut_state, mark_limit};
+pub use marks::{ArchiveBehind, CutState, MarkChoice, choose_mark, cut_state, mark_limit, wanted_cuts};
 pub use offset::{BadChunk, ChunkSize, Mark, Offset, OffsetRange, OffsetSet, Partition, Start, TopicId};
 pub use progress::{Coverage, SpeedProgress};
-pub use publication::{Publication, PublicationNumber, RunId, Standing, newest};
+pub use publication::{Publication, PublicationNumber, RunId, Standing, Verdict, may_publish, newest};
 pub use select::{counting_start, counts};
-pub use worker::{Delivered, delivered, next_start, wanted};
+pub use worker::{Delivered, delivered, may_show, next_start, wanted};

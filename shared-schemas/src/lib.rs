@@ -1,4 +1,13 @@
 //! What all layers agree on: datasets, decoding, views, measures, plans, the ClickHouse schema and the hand-off.
 
+pub mod config;
 pub mod dataset;
+pub mod fingerprint;
 pub mod handoff;
+pub mod measure;
+pub mod mistake;
+pub mod plan;
+mod section;
+pub mod store;
+pub mod units;
+pub mod view;

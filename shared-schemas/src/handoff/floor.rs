@@ -130,7 +130,13 @@ mod tests {
                 (parent, _) => {
                     let mark = parent.map_or(0, |parent| parent.mark(PARTITION).0.0) + forward;
                     let marks = BTreeMap::from([(PARTITION, Mark(Offset(mark)))]);
-                    Publication::of_run(parent, RunId(id), marks, &BTreeSet::from([EventDay(*day)]))
+                    Publication::of_run(
+                        parent,
+                        RunId(id),
+                        marks,
+                        &BTreeMap::new(),
+                        &BTreeSet::from([EventDay(*day)]),
+                    )
                 }
             };
             line.push(next);

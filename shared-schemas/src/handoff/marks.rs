@@ -4,24 +4,45 @@
 //! at a chunk's first offset needs nothing from the speed layer; one inside a chunk needs rows that begin just there,
 //! so the run asks for a cut and waits, and falls back to the chunk's first offset when it waited in vain.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::offset::{ChunkSize, Mark, Offset, OffsetSet, Start};
 use super::progress::SpeedProgress;
+use super::publication::RunId;
 
 /// A cut is asked for where the chunk boundary would leave more than this of archived events above the mark.
 pub const CUT_AFTER: Duration = Duration::from_secs(60);
 
-/// The archive ends below what was already published from it: commits were lost.
+/// A cut is not published before it was asked for this long ago: by then every worker has looked for cuts (it does so
+/// every second) and what it sent before has arrived or failed, so none shows more of the chunk than of the cut. A
+/// worker that is slower than this can lower what readers are promised, for as long as it takes to read the cut; it
+/// can not make an answer wrong.
+pub const CUT_SETTLES: Duration = Duration::from_secs(5);
+
+/// The archive no longer holds what was already published from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the archive ends at offset {archive_end}, below the published mark {mark}: commits that were published from are gone"
-)]
-pub struct ArchiveBehind {
-    /// Where the archive ends.
-    pub archive_end: Offset,
-    /// The parent's mark.
-    pub mark: Offset,
+pub enum ArchiveBehind {
+    /// Commits were lost. The archiver reads them again from Kafka, if it still has them.
+    #[error(
+        "the archive ends at offset {end}, below the published mark {mark}: commits that were published from are gone"
+    )]
+    Short {
+        /// Where the archive ends.
+        end: Offset,
+        /// The parent's mark.
+        mark: Offset,
+    },
+    /// It has a gap that the publication did not have: its days can not be computed again without losing events.
+    #[error(
+        "the archive lacks offset {offset}, which is published below the mark {mark}: restore the archive, or accept the gap"
+    )]
+    Lacks {
+        /// The first offset that is gone.
+        offset: Offset,
+        /// The parent's mark.
+        mark: Offset,
+    },
 }
 
 /// The mark that a run chose for a partition.
@@ -40,20 +61,27 @@ pub enum MarkChoice {
 
 /// How far a mark may go: to the archive's end, or to the first offset from the parent's mark on that the archive
 /// lacks and that nobody excused. A gap is excused by an explicit command, or where the speed layer has it too.
+/// `published` are the gaps that the parent has below its mark.
 ///
 /// # Errors
-/// [`ArchiveBehind`] if the archive ends below the parent's mark.
+/// [`ArchiveBehind`] if the archive holds less below the parent's mark than was published.
 pub fn mark_limit(
     archive_end: Offset,
     parent: Mark,
     archive_gaps: &OffsetSet,
+    published: &OffsetSet,
     excused: &OffsetSet,
 ) -> Result<Offset, ArchiveBehind> {
     if archive_end < parent.0 {
-        return Err(ArchiveBehind {
-            archive_end,
+        return Err(ArchiveBehind::Short {
+            end: archive_end,
             mark: parent.0,
         });
+    }
+    let mut known = published.clone();
+    known.extend(excused);
+    if let Some(offset) = archive_gaps.first_beyond(&known, Offset::default(), parent.0) {
+        return Err(ArchiveBehind::Lacks { offset, mark: parent.0 });
     }
     Ok(archive_gaps
         .first_beyond(excused, parent.0, archive_end)
@@ -85,16 +113,20 @@ pub enum CutState {
     Lost,
 }
 
-/// The state of a cut at `mark`. `highest_version` is the highest version of any speed row of that view and
-/// partition, `None` where there is none; `log_start` the log's first offset.
+/// The state of a cut at `mark` that was asked for `asked_for` ago. `highest_version` is the highest version of any
+/// speed row of that view and partition, `None` where there is none; `log_start` the log's first offset.
 pub fn cut_state(
     mark: Mark,
+    asked_for: Duration,
     progress: &SpeedProgress,
     highest_version: Option<Offset>,
     log_start: Offset,
     chunk: ChunkSize,
 ) -> CutState {
     let cut = mark.start();
+    if asked_for < CUT_SETTLES {
+        return CutState::Waiting;
+    }
     if highest_version
         .max(progress.highest_next())
         .is_none_or(|version| version <= mark.0)
@@ -112,16 +144,16 @@ pub fn cut_state(
     }
 }
 
-/// The starts that runs still wait for: asked for and not withdrawn, from the mark on.
+/// The cuts that runs still wait for, from the mark on: asked for, and not withdrawn by the run that asked.
 pub fn wanted_cuts(
-    asked: impl IntoIterator<Item = Start>,
-    withdrawn: &std::collections::BTreeSet<Start>,
+    asked: impl IntoIterator<Item = (Start, RunId)>,
+    withdrawn: &BTreeSet<(Start, RunId)>,
     mark: Mark,
-) -> std::collections::BTreeSet<Start> {
-    asked
+) -> BTreeSet<Start> {
+    let wanted = asked
         .into_iter()
-        .filter(|cut| *cut >= mark.start() && !withdrawn.contains(cut))
-        .collect()
+        .filter(|cut| cut.0 >= mark.start() && !withdrawn.contains(cut));
+    wanted.map(|(start, _)| start).collect()
 }
 
 #[cfg(test)]
@@ -154,10 +186,20 @@ mod tests {
         ) {
             let (archive_gaps, excused) = (gaps(&[(hole, hole + length)]), gaps(&[(hole, hole + excuse)]));
             let parent = Mark(Offset(parent));
-            let Ok(limit) = mark_limit(Offset(end), parent, &archive_gaps, &excused) else {
-                prop_assert!(end < parent.0.0);
-                return Ok(());
+            let limit = match mark_limit(Offset(end), parent, &archive_gaps, &gaps(&[]), &excused) {
+                Ok(limit) => limit,
+                Err(ArchiveBehind::Short { .. }) => {
+                    prop_assert!(end < parent.0.0);
+                    return Ok(());
+                }
+                Err(ArchiveBehind::Lacks { offset, .. }) => {
+                    prop_assert!(offset < parent.0 && archive_gaps.contains(offset) && !excused.contains(offset));
+                    return Ok(());
+                }
             };
+            for offset in (0..parent.0.0).map(Offset) {
+                prop_assert!(!archive_gaps.contains(offset) || excused.contains(offset));
+            }
             let choices = match choose_mark(limit, parent, chunk(), if long { LONG } else { CUT_AFTER }) {
                 MarkChoice::Settled(mark) => vec![mark],
                 MarkChoice::Cut { mark, fallback } => {
@@ -183,7 +225,7 @@ mod tests {
                 progress.record(Start(Offset(start)), Offset(start + ahead).min(chunk().end(Offset(start))));
             }
             let (old, new) = (Mark(Offset(old)), Mark(Offset(old + forward)));
-            let state = cut_state(new, &progress, progress.highest_next(), Offset(0), chunk());
+            let state = cut_state(new, CUT_SETTLES, &progress, progress.highest_next(), Offset(0), chunk());
             if chunk().is_first(new.0) || state == CutState::Ready {
                 prop_assert!(progress.coverage(new, chunk()).covered >= progress.coverage(old, chunk()).covered);
             }
@@ -192,12 +234,43 @@ mod tests {
 
     #[test]
     fn an_archive_that_lost_commits_is_refused() {
-        let behind = mark_limit(Offset(7), Mark(Offset(8)), &gaps(&[]), &gaps(&[])).unwrap_err();
+        let limit = |end, archived: &[_], published: &[_]| {
+            mark_limit(
+                Offset(end),
+                Mark(Offset(8)),
+                &gaps(archived),
+                &gaps(published),
+                &gaps(&[]),
+            )
+        };
+        let short = limit(7, &[], &[]).unwrap_err().to_string();
         assert!(
-            behind
-                .to_string()
-                .starts_with("the archive ends at offset 7, below the published mark 8")
+            short.starts_with("the archive ends at offset 7, below the published mark 8"),
+            "{short}"
         );
+        let lacks = limit(12, &[(2, 4)], &[]).unwrap_err().to_string();
+        assert!(
+            lacks.starts_with("the archive lacks offset 2, which is published below the mark 8"),
+            "{lacks}"
+        );
+        assert_eq!(
+            limit(12, &[(2, 4)], &[(2, 4)]),
+            Ok(Offset(12)),
+            "a gap that was published is no news"
+        );
+    }
+
+    #[test]
+    fn a_cut_is_wanted_until_who_asked_withdraws() {
+        let cut = |at, run| (Start(Offset(at)), RunId(run));
+        let asked = [cut(5, 1), cut(5, 2), cut(6, 1), cut(3, 3)];
+        let wanted = |withdrawn: &[_]| {
+            let cuts = wanted_cuts(asked, &withdrawn.iter().copied().collect(), Mark(Offset(4)));
+            Vec::from_iter(cuts.into_iter().map(|start| start.0.0))
+        };
+        assert_eq!(wanted(&[]), [5, 6], "below the mark nobody waits");
+        assert_eq!(wanted(&[cut(5, 1)]), [5, 6]);
+        assert_eq!(wanted(&[cut(5, 1), cut(5, 2)]), [6]);
     }
 
     #[test]
@@ -207,7 +280,14 @@ mod tests {
             let mut progress = SpeedProgress::default();
             rows.iter()
                 .for_each(|(start, next)| progress.record(Start(Offset(*start)), Offset(*next)));
-            cut_state(mark, &progress, progress.highest_next(), Offset(log_start), chunk())
+            cut_state(
+                mark,
+                CUT_SETTLES,
+                &progress,
+                progress.highest_next(),
+                Offset(log_start),
+                chunk(),
+            )
         };
         assert_eq!(
             state(&[], 0),

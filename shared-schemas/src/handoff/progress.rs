@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::offset::{ChunkSize, Mark, Offset, OffsetRange, OffsetSet, Start};
+use super::select::counts;
 
 /// What the speed layer has recorded for one view and partition.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -78,19 +79,27 @@ impl SpeedProgress {
         self.next(start).is_some_and(|next| next >= end).then_some(Start(end))
     }
 
+    /// The gaps of all starts that count from the mark on.
+    ///
+    /// A query reads them again *after* the rows, and adds them to its coverage: a gap is durable before any row that
+    /// lacks its offsets, so no row that was read lacks what was not stated.
+    pub fn gaps_from(&self, mark: Mark, chunk: ChunkSize) -> OffsetSet {
+        let mut gaps = OffsetSet::default();
+        let counting = self
+            .gaps
+            .range(mark.start()..)
+            .filter(|(start, _)| counts(mark, **start, chunk));
+        counting.for_each(|(_, of_start)| gaps.extend(of_start));
+        gaps
+    }
+
     /// Walks the starts that count from the mark on.
     pub fn coverage(&self, mark: Mark, chunk: ChunkSize) -> Coverage {
         let mut open = mark.start();
-        let mut gaps = OffsetSet::default();
-        loop {
-            if let Some(of_start) = self.gaps(open) {
-                gaps.extend(of_start);
-            }
-            match self.complete(open, chunk) {
-                Some(following) => open = following,
-                None => break,
-            }
+        while let Some(following) = self.complete(open, chunk) {
+            open = following;
         }
+        let gaps = self.gaps_from(mark, chunk);
         Coverage {
             covered: self.next(open).unwrap_or(open.0).max(open.0),
             open,

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::days::EventDay;
 use super::floor::Floor;
-use super::offset::{Mark, Partition};
+use super::marks::CutState;
+use super::offset::{Mark, Offset, OffsetSet, Partition};
 
 /// A publication's place in the line, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -39,28 +40,42 @@ pub struct Publication {
     pub content: PublicationNumber,
     /// Below which offset batch answers, per partition. A partition that is absent has mark 0.
     pub marks: BTreeMap<Partition, Mark>,
+    /// What the archive lacked below the marks, per partition; answers say `gap`.
+    pub gaps: BTreeMap<Partition, OffsetSet>,
     /// The run that holds each event day.
     pub days: BTreeMap<EventDay, RunId>,
 }
 
 impl Publication {
-    /// The publication of a run that recomputed `dirty` days up to `marks`: those days are its own, clean ones its
-    /// parent's.
+    /// The publication of a run that recomputed `dirty` days up to `marks` from an archive with `gaps`: those days are
+    /// its own, clean ones its parent's.
     pub fn of_run(
         parent: Option<&Self>,
         run: RunId,
         marks: BTreeMap<Partition, Mark>,
+        gaps: &BTreeMap<Partition, OffsetSet>,
         dirty: &BTreeSet<EventDay>,
     ) -> Self {
         let number = following(parent);
         let mut days = parent.map(|parent| parent.days.clone()).unwrap_or_default();
         days.extend(dirty.iter().map(|day| (*day, run)));
+        let below = |(partition, mark): (&Partition, &Mark)| {
+            let of_parent = parent.and_then(|parent| parent.gaps.get(partition));
+            let mut below = gaps
+                .get(partition)
+                .map(|gaps| gaps.within(Offset::default(), mark.0))
+                .unwrap_or_default();
+            of_parent.into_iter().for_each(|gaps| below.extend(gaps));
+            (!below.is_empty()).then_some((*partition, below))
+        };
+        let gaps = marks.iter().filter_map(below).collect();
         Self {
             number,
             run,
             parent: parent.map(Self::key),
             content: number,
             marks,
+            gaps,
             days,
         }
     }
@@ -73,6 +88,7 @@ impl Publication {
             parent: Some(newest.key()),
             content: to.content,
             marks: to.marks.clone(),
+            gaps: to.gaps.clone(),
             days: to.days.clone(),
         }
     }
@@ -99,6 +115,40 @@ pub fn newest<'a>(publications: impl IntoIterator<Item = &'a Publication>, floor
         .into_iter()
         .filter(|publication| floor.admits(publication))
         .max_by_key(|publication| publication.key())
+}
+
+/// What a run does that has computed its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Insert the publication.
+    Publish,
+    /// A cut has not caught up yet.
+    Wait,
+    /// A cut never will, or not in time: withdraw it and compute up to the fallback marks, under a fresh run id.
+    FallBack,
+    /// The parent is no longer what answers, or the floor has passed it: withdraw the cuts and begin anew.
+    StartOver,
+}
+
+/// Whether a publication may go out. `cuts` are the states of the cuts among its marks, `waited` says that the run
+/// has waited for them as long as it may.
+pub fn may_publish(
+    publication: &Publication,
+    newest: Option<&Publication>,
+    floor: &Floor,
+    cuts: impl IntoIterator<Item = CutState>,
+    waited: bool,
+) -> Verdict {
+    if newest.map(Publication::key) != publication.parent || !floor.admits(publication) {
+        return Verdict::StartOver;
+    }
+    cuts.into_iter()
+        .fold(Verdict::Publish, |verdict, cut| match (verdict, cut) {
+            (Verdict::FallBack, _) | (_, CutState::Lost) => Verdict::FallBack,
+            (_, CutState::Waiting) if waited => Verdict::FallBack,
+            (_, CutState::Waiting) => Verdict::Wait,
+            (verdict, CutState::Ready) => verdict,
+        })
 }
 
 /// How a run's publication stands when the run reads back.
@@ -146,7 +196,7 @@ impl Standing {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::offset::{Offset, TopicId};
+    use super::super::offset::TopicId;
     use super::*;
 
     const PARTITION: Partition = Partition {
@@ -160,6 +210,7 @@ mod tests {
             parent,
             RunId(id),
             BTreeMap::from([(PARTITION, Mark(Offset(mark)))]),
+            &BTreeMap::new(),
             &dirty,
         )
     }
@@ -199,6 +250,34 @@ mod tests {
         assert_eq!(
             (again.number, again.content, &again.days),
             (PublicationNumber(4), second.content, &second.days)
+        );
+    }
+
+    #[test]
+    fn a_publication_goes_out_on_the_newest_with_ready_cuts() {
+        let first = run(None, 1, 4, &[0]);
+        let second = run(Some(&first), 2, 8, &[0]);
+        let verdict = |newest, cuts: &[CutState], waited| {
+            may_publish(&second, newest, &Floor::default(), cuts.iter().copied(), waited)
+        };
+        let (ready, waiting, lost) = (CutState::Ready, CutState::Waiting, CutState::Lost);
+        assert_eq!(verdict(Some(&first), &[ready, ready], false), Verdict::Publish);
+        assert_eq!(verdict(Some(&first), &[ready, waiting], false), Verdict::Wait);
+        assert_eq!(verdict(Some(&first), &[waiting, ready], true), Verdict::FallBack);
+        assert_eq!(verdict(Some(&first), &[lost, waiting], false), Verdict::FallBack);
+        assert_eq!(
+            verdict(Some(&second), &[ready], false),
+            Verdict::StartOver,
+            "another one was faster"
+        );
+        assert_eq!(verdict(None, &[], false), Verdict::StartOver);
+        let risen = Floor {
+            number: PublicationNumber(3),
+            ..Floor::default()
+        };
+        assert_eq!(
+            may_publish(&second, Some(&first), &risen, [], false),
+            Verdict::StartOver
         );
     }
 

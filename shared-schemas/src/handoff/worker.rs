@@ -4,7 +4,7 @@
 //! mark, the cuts and the progress again and asks [`next_start`]: the answer is the same for a new worker, one that
 //! fell behind, one that passed a cut before it was asked for, and one that came back to find a rollback.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::offset::{ChunkSize, Mark, Offset, OffsetRange, Start};
 use super::progress::SpeedProgress;
@@ -44,6 +44,15 @@ pub fn missing(cursor: Offset, log_start: Offset) -> Option<OffsetRange> {
         from: cursor,
         to: log_start,
     })
+}
+
+/// Whether progress of `start` up to `next` may be inserted: not past a cut in its chunk that is behind it. `cuts`
+/// are the cuts that the worker saw, with what it knows of their progress. A run that finds its cut caught up may then
+/// publish it: nobody's promise reaches beyond. Rows need not wait.
+pub fn may_show(start: Start, next: Offset, cuts: &BTreeMap<Start, Option<Offset>>, chunk: ChunkSize) -> bool {
+    let end = next.min(chunk.end(start.0));
+    let mut passed = cuts.iter().filter(|(cut, _)| **cut > start && cut.0 < end);
+    passed.all(|(_, shown)| shown.is_some_and(|shown| shown >= next))
 }
 
 /// Whether somebody needs rows of that start: it is the newest mark, a cut still wanted, or a chunk's own.
@@ -202,6 +211,27 @@ mod tests {
                 from: Offset(4),
                 to: Offset(7)
             })
+        );
+    }
+
+    #[test]
+    fn progress_does_not_pass_a_cut_that_is_behind() {
+        let show = |next, cuts: &[(u64, Option<u64>)]| {
+            let cuts = cuts
+                .iter()
+                .map(|(at, shown)| (Start(Offset(*at)), shown.map(Offset)))
+                .collect();
+            may_show(Start(Offset(4)), Offset(next), &cuts, chunk())
+        };
+        assert!(show(8, &[]));
+        assert!(show(6, &[(6, None)]), "up to the cut");
+        assert!(!show(7, &[(6, None)]));
+        assert!(!show(8, &[(6, Some(7))]));
+        assert!(show(8, &[(6, Some(8))]));
+        assert!(show(4, &[(6, None)]) && show(4, &[]), "nothing read yet");
+        assert!(
+            show(8, &[(3, None), (4, None), (8, None), (9, None)]),
+            "cuts elsewhere do not matter"
         );
     }
 

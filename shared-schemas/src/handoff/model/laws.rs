@@ -1,0 +1,303 @@
+//! What must hold in every answer at every moment, and what must be whole once faults end.
+
+use super::batch::{Collector, Run, no_floor};
+use super::rules::Rule;
+use super::world::{Action, Budget, Content, PARTITION, Protocol, Sender, World};
+use crate::handoff::{ArchiveBehind, Coverage, Offset, Publication, PublicationNumber, Verdict, counts, mark_limit};
+
+/// A query whose steps lie apart.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Reader {
+    Idle,
+    /// It read the newest publication and the coverage.
+    Loaded {
+        publication: Option<Publication>,
+        coverage: Coverage,
+    },
+    /// Its statement passed the floor check; `outlived` once the floor has risen since.
+    Checked {
+        publication: Option<Publication>,
+        coverage: Coverage,
+        outlived: bool,
+    },
+    /// Broken: it read the rows first.
+    Counted {
+        counted: Counted,
+        publication: Option<Publication>,
+    },
+}
+
+impl Reader {
+    pub(super) fn outlived(&mut self) {
+        if let Self::Checked { outlived, .. } = self {
+            *outlived = true;
+        }
+    }
+
+    pub(super) fn is_outlived(&self) -> bool {
+        matches!(self, Self::Checked { outlived: true, .. })
+    }
+}
+
+/// How often an answer counts each event, at most and at least; they differ where equal versions do.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Counted {
+    most: [u8; 16],
+    least: [u8; 16],
+}
+
+impl Protocol {
+    pub(super) fn query_actions(&self, world: &World, actions: &mut Vec<Action>) {
+        match &world.reader {
+            Reader::Idle if world.left.queries > 0 => actions.push(Action::Load),
+            Reader::Idle => {}
+            Reader::Loaded { .. } => actions.push(Action::Check),
+            Reader::Checked { .. } | Reader::Counted { .. } => actions.push(Action::Answer),
+        }
+    }
+
+    fn coverage(&self, world: &World, publication: Option<&Publication>) -> Coverage {
+        let mark = publication
+            .map(|publication| publication.mark(PARTITION))
+            .unwrap_or_default();
+        world.store.progress.coverage(mark, self.chunk)
+    }
+
+    pub(super) fn query(&self, world: &mut World, action: &Action) {
+        let reader = std::mem::replace(&mut world.reader, Reader::Idle);
+        match (action, reader) {
+            (Action::Load, _) => {
+                world.left.queries -= 1;
+                let publication = world.newest(self).cloned();
+                world.reader = if self.breaks(Rule::ProgressBeforeRows) {
+                    Reader::Counted {
+                        counted: self.count(world, publication.as_ref()),
+                        publication,
+                    }
+                } else {
+                    Reader::Loaded {
+                        coverage: self.coverage(world, publication.as_ref()),
+                        publication,
+                    }
+                };
+            }
+            (Action::Check, Reader::Loaded { publication, coverage }) => {
+                let floor = if self.breaks(Rule::StatementChecksFloor) {
+                    &no_floor()
+                } else {
+                    &world.store.floor
+                };
+                let nothing_let_go = floor.number == PublicationNumber::default();
+                if publication
+                    .as_ref()
+                    .map_or(nothing_let_go, |publication| floor.admits(publication))
+                {
+                    world.reader = Reader::Checked {
+                        publication,
+                        coverage,
+                        outlived: false,
+                    };
+                }
+            }
+            (
+                Action::Answer,
+                Reader::Checked {
+                    publication,
+                    mut coverage,
+                    ..
+                },
+            ) => {
+                let counted = self.count(world, publication.as_ref());
+                if !self.breaks(Rule::GapsAfterRows) {
+                    coverage.gaps.extend(&self.coverage(world, publication.as_ref()).gaps);
+                }
+                self.judge(world, publication.as_ref(), &coverage, &counted);
+            }
+            (Action::Answer, Reader::Counted { counted, publication }) => {
+                let coverage = self.coverage(world, publication.as_ref());
+                self.judge(world, publication.as_ref(), &coverage, &counted);
+            }
+            _ => {}
+        }
+    }
+
+    /// What the merging statement counts.
+    fn count(&self, world: &World, publication: Option<&Publication>) -> Counted {
+        let mut counted = Counted {
+            most: [0; 16],
+            least: [0; 16],
+        };
+        let mut add = |any: Content, all: Content| {
+            for record in &self.log {
+                counted.most[usize::from(record.event)] += u8::from(any & record.bit() != 0);
+                counted.least[usize::from(record.event)] += u8::from(all & record.bit() != 0);
+            }
+        };
+        let days = publication.iter().flat_map(|publication| &publication.days);
+        for content in days.filter_map(|(day, run)| world.store.batch.get(&(*run, *day))) {
+            add(*content, *content);
+        }
+        let mark = publication
+            .map(|publication| publication.mark(PARTITION))
+            .unwrap_or_default();
+        for ((start, _), row) in &world.store.rows {
+            let selected =
+                counts(mark, *start, self.chunk) || (self.breaks(Rule::SelectStarts) && *start >= mark.start());
+            if selected {
+                add(row.any, row.all);
+            }
+        }
+        counted
+    }
+
+    /// Which offsets an answer states to be whole: below its coverage, and in no gap.
+    fn whole(&self, publication: Option<&Publication>, coverage: &Coverage) -> Content {
+        let mark = publication
+            .map(|publication| publication.mark(PARTITION))
+            .unwrap_or_default();
+        let published = publication.and_then(|publication| publication.gaps.get(&PARTITION));
+        let stated = self.log.iter().filter(|record| {
+            let gap = if record.offset < mark.0 {
+                published
+            } else {
+                Some(&coverage.gaps)
+            };
+            record.offset < coverage.covered && gap.is_none_or(|gap| !gap.contains(record.offset))
+        });
+        stated.fold(0, |bits, record| bits | record.bit())
+    }
+
+    fn judge(&self, world: &mut World, publication: Option<&Publication>, coverage: &Coverage, counted: &Counted) {
+        let whole = self.whole(publication, coverage);
+        for record in &self.log {
+            let event = usize::from(record.event);
+            if counted.most[event] > 1 {
+                world.violated = Some("an event is counted twice");
+            } else if whole & record.bit() != 0 && counted.least[event] == 0 {
+                world.violated = Some("an event below the stated coverage is not counted");
+            }
+        }
+    }
+
+    /// Looks at the answer of this moment.
+    pub(super) fn observe(&self, world: &mut World) {
+        let publication = world.newest(self).cloned();
+        let coverage = self.coverage(world, publication.as_ref());
+        let counted = self.count(world, publication.as_ref());
+        self.judge(world, publication.as_ref(), &coverage, &counted);
+        self.keep_promise(world, publication.as_ref(), &coverage);
+    }
+
+    /// What was whole stays whole, as long as publications follow on each other: not across a rollback, or when of
+    /// two publications with one number the second arrives; nor where a worker found the log shorter than before.
+    fn keep_promise(&self, world: &mut World, publication: Option<&Publication>, coverage: &Coverage) {
+        let key = publication.map(Publication::key);
+        let follows = !world.overdue
+            && (key == world.promised_by
+                || publication
+                    .is_some_and(|newest| newest.parent == world.promised_by && newest.content == newest.number));
+        let whole = self.whole(publication, coverage);
+        let lost = world.gaps_of_speed();
+        let excused = self.log.iter().filter(|record| lost.contains(record.offset));
+        let excused = excused.fold(0, |bits, record| bits | record.bit());
+        if follows && world.promised & !whole & !excused != 0 {
+            world.violated = Some("an event that was promised is no longer covered");
+        }
+        (world.promised, world.promised_by) = (whole, key);
+    }
+
+    pub(super) fn becomes_whole(&self, world: &World) -> bool {
+        let settled = self.settled(world);
+        settled.violated.is_none() && self.is_whole(&settled) || world.violated.is_some()
+    }
+
+    /// Faults end, one worker lives on, everything on its way arrives, a batch run ends: now the answer must be whole,
+    /// and the mark in the archive's last chunk.
+    pub(super) fn settled(&self, world: &World) -> World {
+        let mut world = world.clone();
+        world.left = Budget::default();
+        world.reader = Reader::Idle;
+        for worker in 1..world.workers.len() {
+            world.workers[worker] = super::speed::Worker::default();
+            world.abandon(Sender::Worker(worker));
+        }
+        self.settle(&mut world);
+        for run in 0..world.runs.len() {
+            self.finish(&mut world, run);
+        }
+        for cut in [true, false] {
+            self.act(&mut world, &Action::Pin(0, cut));
+            self.finish(&mut world, 0);
+        }
+        self.settle(&mut world);
+        self.observe(&mut world);
+        world
+    }
+
+    fn is_whole(&self, world: &World) -> bool {
+        let newest = world.newest(self);
+        let coverage = self.coverage(world, newest);
+        let lost = world.gaps_of_speed();
+        let whole = self.whole(newest, &coverage);
+        let gone = |offset: Offset| lost.contains(offset) || world.archive.gaps.contains(offset);
+        let all_there = self
+            .log
+            .iter()
+            .all(|record| whole & record.bit() != 0 || gone(record.offset));
+        let mark = newest.map(|newest| newest.mark(PARTITION)).unwrap_or_default();
+        let published = newest
+            .and_then(|newest| newest.gaps.get(&PARTITION))
+            .cloned()
+            .unwrap_or_default();
+        let limit = mark_limit(world.archive.end, mark, &world.archive.gaps, &published, &coverage.gaps);
+        // An archive that lacks what was published needs an operator.
+        let caught_up = match limit {
+            Ok(limit) => mark.start() >= self.chunk.first(limit),
+            Err(behind) => matches!(behind, ArchiveBehind::Lacks { .. }),
+        };
+        coverage.covered >= self.log_end() && all_there && caught_up
+    }
+
+    /// Everything goes on without faults until nothing moves, but no run begins.
+    fn settle(&self, world: &mut World) {
+        world.collector = Collector::Idle;
+        for _ in 0..400 {
+            let before = world.clone();
+            while !world.flights.is_empty() {
+                self.act(world, &Action::Deliver(0));
+            }
+            self.act(world, &Action::Look(0));
+            let mut actions = Vec::new();
+            self.speed_actions(world, &mut actions);
+            let mine = |action: &Action| matches!(action, Action::Flush(0, _) | Action::Read(0, _));
+            let flush = actions.iter().find(|action| matches!(action, Action::Flush(0, _)));
+            if let Some(action) = flush.or_else(|| actions.iter().find(|action| mine(action))) {
+                self.act(world, action);
+            }
+            if world.archive.end < self.log_end() {
+                self.act(world, &Action::Archive);
+            }
+            if *world == before {
+                return;
+            }
+        }
+    }
+
+    /// A run goes on to its end, or gives up.
+    fn finish(&self, world: &mut World, run: usize) {
+        for _ in 0..8 {
+            self.settle(world);
+            let action = match &world.runs[run] {
+                Run::Idle | Run::Publishing { .. } => return,
+                Run::Unsure { .. } => Action::Publish(run),
+                Run::Computed {
+                    publication, settled, ..
+                } => match self.verdict(world, publication, *settled) {
+                    Verdict::Publish | Verdict::StartOver => Action::Publish(run),
+                    Verdict::Wait | Verdict::FallBack => Action::FallBack(run),
+                },
+            };
+            self.act(world, &action);
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The rules of the design. Each can be broken, and the model then fails: that is what they are for.
+
+/// A rule of the hand-off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Rule {
+    /// Rows are whole cells, not differences.
+    WholeCells,
+    /// Of a cell's rows the highest version wins, not the latest.
+    HighestVersionWins,
+    /// A start's rows are written only by who read every offset from it on.
+    ReadFromTheStart,
+    /// Progress goes in after the rows it speaks of.
+    RowsBeforeProgress,
+    /// A gap is durable before any row that lacks its offsets.
+    GapBeforeRows,
+    /// A chunk is complete once a record at or past its end is delivered.
+    CompleteByDelivery,
+    /// Progress of a chunk's start does not pass a cut that is behind it.
+    ShowCutsFirst,
+    /// A cut is published only once every worker had time to look for it.
+    LetCutsSettle,
+    /// Workers look for cuts, and read again what they have passed.
+    LookForCuts,
+    /// A worker goes to what is open behind it.
+    FillWhatIsOpen,
+    /// The filter of a start is warmed over what lies before it.
+    WarmFilter,
+    /// A query takes the mark's rows and those of chunks from there on; nothing else.
+    SelectStarts,
+    /// A query reads publication and progress before the rows.
+    ProgressBeforeRows,
+    /// A query reads the gaps after the rows.
+    GapsAfterRows,
+    /// The merging statement checks the floor once more.
+    StatementChecksFloor,
+    /// Publications below the floor are ignored.
+    IgnoreBelowFloor,
+    /// A run waits until its cut has caught up.
+    WaitForCut,
+    /// A run that waited in vain falls back to the chunk boundary.
+    FallBack,
+    /// A run that sent its publication does not withdraw the cut: it may still arrive.
+    KeepCutOnceSent,
+    /// A mark is never below its parent's.
+    MarkNotBelowParent,
+    /// A run fails where the archive lacks what was published from it.
+    ArchiveHoldsPublished,
+    /// A mark does not pass what the archive lacks.
+    MarkStopsAtArchiveGap,
+    /// A run computes over offsets below its mark, not below the archive's end.
+    ComputeBelowMark,
+    /// Days are dirty by offset, not by archive version.
+    DirtyByOffset,
+    /// Every try has a fresh run id.
+    FreshRunId,
+    /// A publication's clean days are its parent's.
+    CleanDaysOfParent,
+    /// The batch layer drops all repeats.
+    BatchDropsRepeats,
+    /// Nothing is deleted while statements run that checked the floor before it rose.
+    WaitAfterFloor,
+    /// Runs that the floor's parent holds are kept.
+    KeepRunsOfParent,
+    /// A run starts over if its parent is no longer the newest when it would publish.
+    PublishOnNewest,
+}

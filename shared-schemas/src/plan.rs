@@ -1,0 +1,285 @@
+//! A view's one DataFusion plan: filter, project, group, aggregate.
+//!
+//! [`CellPlan::over`] puts it on top of any plan that gives decoded events: batches in memory for the speed layer, the
+//! archive's files for the batch layer. What comes out are *cells*: one row for each window and value of the
+//! dimensions, holding the state of each measure. [`MergePlan`] makes one cell of several, by the same table of
+//! measures; so `plan(all events) == merge(plan(each part))` for every way to part the events.
+//!
+//! The speed layer keeps cells per partition and start. It hands in the batches of all partitions at once, with a column
+//! [`START_COLUMN`], and asks for [`CellKey::Start`]: one run then serves every open start.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{DFSchemaRef, Result};
+use datafusion::datasource::{MemTable, provider_as_source};
+use datafusion::execution::context::SessionContext;
+use datafusion::functions_aggregate::expr_fn::sum;
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, ident, lit};
+
+use crate::dataset::{Dataset, EVENT_TIME_COLUMN, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
+use crate::measure::State;
+use crate::view::{self, MeasureForm, UTC, ValueType, View};
+
+/// Name of the column that holds a cell's window: its start, `Timestamp(Microsecond, "UTC")`.
+pub const WINDOW_COLUMN: &str = "_window";
+/// Name of the column that holds the start that a row counts from, `UInt64`.
+pub const START_COLUMN: &str = "_start";
+/// Name of the column that holds how often an expression failed on the cell's events and gave null, `UInt64`.
+pub const FAILED_COLUMN: &str = "_failed";
+
+/// The columns that a plan reads: the declared fields, then what the decoder adds.
+pub fn event_schema(dataset: &Dataset) -> Schema {
+    let time = DataType::Timestamp(TimeUnit::Microsecond, Some(UTC.into()));
+    let declared = dataset.fields.iter().map(|field| {
+        Field::new(
+            &field.name,
+            ValueType::of_field(field.field_type).arrow(),
+            field.nullable,
+        )
+    });
+    let added = [
+        Field::new(PARTITION_COLUMN, DataType::Int32, false),
+        Field::new(OFFSET_COLUMN, DataType::Int64, false),
+        Field::new(KAFKA_TIME_COLUMN, time.clone(), false),
+        Field::new(EVENT_TIME_COLUMN, time, false),
+    ];
+    Schema::new(declared.chain(added).collect::<Vec<_>>())
+}
+
+/// What tells one row from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CellKey {
+    /// The window and the dimensions.
+    Cell,
+    /// The same within one partition and start. Events then carry [`START_COLUMN`].
+    Start,
+}
+
+impl CellKey {
+    fn columns(self) -> &'static [&'static str] {
+        match self {
+            Self::Cell => &[],
+            Self::Start => &[PARTITION_COLUMN, START_COLUMN],
+        }
+    }
+}
+
+/// From events to cells.
+#[derive(Debug, Clone)]
+pub struct CellPlan {
+    view: View,
+    key: CellKey,
+    plan: Runner,
+}
+
+impl CellPlan {
+    /// The plan of a view over its dataset's events.
+    ///
+    /// # Errors
+    /// DataFusion's, where it cannot plan what the view's compiler let pass.
+    pub fn new(view: &View, dataset: &Dataset, key: CellKey) -> Result<Self> {
+        let mut fields = event_schema(dataset).fields.to_vec();
+        if key == CellKey::Start {
+            fields.push(Arc::new(Field::new(START_COLUMN, DataType::UInt64, false)));
+        }
+        let plan = Runner::new(Arc::new(Schema::new(fields)), |events| over(view, key, events))?;
+        Ok(Self {
+            view: view.clone(),
+            key,
+            plan,
+        })
+    }
+
+    /// The view's plan on top of one that gives events.
+    ///
+    /// # Errors
+    /// DataFusion's, where a column is missing or of another type.
+    pub fn over(&self, events: LogicalPlan) -> Result<LogicalPlan> {
+        over(&self.view, self.key, events)
+    }
+
+    /// The columns of the cells.
+    pub fn schema(&self) -> &DFSchemaRef {
+        self.plan.plan.schema()
+    }
+
+    /// Runs it over events in memory.
+    ///
+    /// # Errors
+    /// DataFusion's: memory, or batches of another schema. Never an event's values.
+    pub async fn run(&self, events: Vec<RecordBatch>) -> Result<RecordBatch> {
+        self.plan.run(events).await
+    }
+}
+
+/// From cells, several with the same key, to one for each key.
+#[derive(Debug, Clone)]
+pub struct MergePlan {
+    plan: Runner,
+}
+
+impl MergePlan {
+    /// The plan that merges cells of a view.
+    ///
+    /// # Errors
+    /// DataFusion's.
+    pub fn new(view: &View, key: CellKey) -> Result<Self> {
+        let keys: Vec<_> = key_fields(view, key);
+        let mut fields = keys.clone();
+        fields.push(Field::new(FAILED_COLUMN, DataType::UInt64, false));
+        let states: Vec<_> = view.states().map(|(name, state, _)| (name, state)).collect();
+        fields.extend(
+            states
+                .iter()
+                .map(|(name, state)| Field::new(name, state.arrow(), state.nullable)),
+        );
+        let plan = Runner::new(Arc::new(Schema::new(fields)), |cells| {
+            let group: Vec<_> = keys.iter().map(|key| ident(key.name())).collect();
+            let mut merged = vec![sum(ident(FAILED_COLUMN)).alias(FAILED_COLUMN)];
+            merged.extend(states.iter().map(|(name, state)| state.merge(ident(name)).alias(name)));
+            let output = group.iter().cloned().chain(settled(&states)).collect::<Vec<_>>();
+            LogicalPlanBuilder::from(cells)
+                .aggregate(group, merged)?
+                .project(output)?
+                .build()
+        })?;
+        Ok(Self { plan })
+    }
+
+    /// Merges cells.
+    ///
+    /// # Errors
+    /// DataFusion's: memory, or batches of another schema.
+    pub async fn run(&self, cells: Vec<RecordBatch>) -> Result<RecordBatch> {
+        self.plan.run(cells).await
+    }
+}
+
+/// The columns that tell cells apart, in the order of the tables' sorting key.
+pub(crate) fn key_fields(view: &View, key: CellKey) -> Vec<Field> {
+    let window = Field::new(WINDOW_COLUMN, ValueType::Timestamp.arrow(), false);
+    let dimensions = view.dimensions.iter().map(|dimension| {
+        let expression = &dimension.expression;
+        Field::new(&dimension.name, expression.value_type.arrow(), expression.nullable)
+    });
+    let start = match key {
+        CellKey::Cell => vec![],
+        CellKey::Start => vec![
+            Field::new(PARTITION_COLUMN, DataType::Int32, false),
+            Field::new(START_COLUMN, DataType::UInt64, false),
+        ],
+    };
+    std::iter::once(window).chain(dimensions).chain(start).collect()
+}
+
+fn over(view: &View, key: CellKey, events: LogicalPlan) -> Result<LogicalPlan> {
+    let mut builder = LogicalPlanBuilder::from(events);
+    if let Some(filter) = &view.filter {
+        builder = builder.filter(filter.expr.clone())?;
+    }
+    let length = i64::try_from(view.grain.as_micros()).unwrap_or(i64::MAX);
+    let mut group = vec![view::window_start(ident(EVENT_TIME_COLUMN), length).alias(WINDOW_COLUMN)];
+    group.extend(
+        view.dimensions
+            .iter()
+            .map(|dimension| dimension.expression.expr.clone().alias(&dimension.name)),
+    );
+    group.extend(key.columns().iter().map(|column| ident(*column)));
+    let states: Vec<_> = view.states().map(|(name, state, _)| (name, state)).collect();
+    let mut aggregates = vec![sum(cast(failures(view), DataType::UInt64)).alias(FAILED_COLUMN)];
+    aggregates.extend(view.states().map(|(name, state, aggregate)| {
+        let argument = aggregate.argument.as_ref().map(|argument| argument.expr.clone());
+        let condition = aggregate.condition.as_ref().map(|condition| condition.expr.clone());
+        state.make(argument, condition).alias(name)
+    }));
+    let names = key_fields(view, key);
+    let output = names
+        .iter()
+        .map(|field| ident(field.name()))
+        .chain(settled(&states))
+        .collect::<Vec<_>>();
+    builder.aggregate(group, aggregates)?.project(output)?.build()
+}
+
+/// The aggregated columns, brought to their types.
+fn settled(states: &[(String, State)]) -> impl Iterator<Item = Expr> {
+    let failed = std::iter::once(ident(FAILED_COLUMN));
+    failed.chain(states.iter().map(|(name, state)| state.settle(ident(name)).alias(name)))
+}
+
+/// How often any expression of the view failed on an event that it counts.
+fn failures(view: &View) -> Expr {
+    let dimensions = view
+        .dimensions
+        .iter()
+        .map(|dimension| dimension.expression.failures.clone());
+    let measures = view.measures.iter().map(|measure| match &measure.form {
+        MeasureForm::Aggregate(aggregate) => aggregate.failures(),
+        MeasureForm::Ratio { .. } => None,
+    });
+    dimensions
+        .chain(measures)
+        .fold(None, view::add)
+        .unwrap_or_else(|| lit(0_i64))
+}
+
+/// A plan over a table that is exchanged for each run; it is analyzed and optimized once.
+#[derive(Clone)]
+struct Runner {
+    session: SessionContext,
+    input: SchemaRef,
+    output: SchemaRef,
+    plan: LogicalPlan,
+}
+
+impl std::fmt::Debug for Runner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.plan.display_indent())
+    }
+}
+
+impl Runner {
+    fn new(input: SchemaRef, build: impl FnOnce(LogicalPlan) -> Result<LogicalPlan>) -> Result<Self> {
+        let session = view::session();
+        let scan = LogicalPlanBuilder::scan("input", table(&input, vec![])?, None)?.build()?;
+        let plan = session.state().optimize(&build(scan)?)?;
+        let output = Arc::new(plan.schema().as_arrow().clone());
+        Ok(Self {
+            session,
+            input,
+            output,
+            plan,
+        })
+    }
+
+    async fn run(&self, batches: Vec<RecordBatch>) -> Result<RecordBatch> {
+        let source = table(&self.input, batches)?;
+        let plan = self.plan.clone().transform_up(|node| {
+            Ok(match node {
+                LogicalPlan::TableScan(mut scan) => {
+                    scan.source = Arc::clone(&source);
+                    Transformed::yes(LogicalPlan::TableScan(scan))
+                }
+                other => Transformed::no(other),
+            })
+        })?;
+        let state = self.session.state();
+        let physical = state.query_planner().create_physical_plan(&plan.data, &state).await?;
+        let batches = datafusion::physical_plan::collect(physical, self.session.task_ctx()).await?;
+        Ok(concat_batches(&self.output, &batches)?)
+    }
+}
+
+fn table(schema: &SchemaRef, batches: Vec<RecordBatch>) -> Result<Arc<dyn datafusion::logical_expr::TableSource>> {
+    Ok(provider_as_source(Arc::new(MemTable::try_new(
+        Arc::clone(schema),
+        vec![batches],
+    )?)))
+}

@@ -1,0 +1,19 @@
+//! ClickHouse: the tables, the rows that go in, and the one statement that merges both layers.
+//!
+//! Everything is text made from typed values, here and nowhere else: layers send it, they don't write SQL. A view's
+//! own tables carry its fingerprint in their name, so two definitions never share a row.
+//!
+//! In reading order:
+//! - [`quote`]: names and texts inside SQL
+//! - [`tables`]: what is created, and why each engine, sorting key and partition is what it is
+//! - [`rows`]: cells as Arrow rows of those tables
+//! - [`statement`]: the merging statement
+
+pub mod quote;
+pub mod rows;
+pub mod statement;
+pub mod tables;
+
+pub use rows::{SpeedVersions, arrow_stream, batch_rows, speed_rows};
+pub use statement::{Merging, Statement, StatementError};
+pub use tables::{Table, batch_table, control_tables, speed_table, view_tables};

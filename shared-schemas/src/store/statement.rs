@@ -1,0 +1,416 @@
+//! The merging statement: one question, one answer, from both layers' rows.
+//!
+//! The batch rows of the publication's runs, and the speed rows that count above its marks, merged by the table of
+//! measures. Three things make it exact whatever happens meanwhile:
+//!
+//! - It names runs and marks that were read *before* it was sent, so a publication in between changes nothing.
+//! - Both tables are read with `FINAL`: of a cell's rows the highest version counts, once. All conditions are on
+//!   columns of the sorting key, so they never decide which version wins.
+//! - The floor is checked once more inside, in a scalar subquery that is evaluated even where no row is left.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+use super::quote::{identifier, table};
+use super::tables::{DAY_COLUMN, FLOORS, MARKS_TYPE, RUN_COLUMN, TOPIC_COLUMN, batch_table_name, speed_table_name};
+use crate::dataset::PARTITION_COLUMN;
+use crate::handoff::{Offset, Partition, Publication, RunId, TopicId};
+use crate::measure::State;
+use crate::plan::{FAILED_COLUMN, START_COLUMN, WINDOW_COLUMN};
+use crate::view::{Aggregate, Dimension, Measure, MeasureForm, View};
+
+/// What the error says when the floor has risen above the publication.
+pub const BELOW_FLOOR: &str = "this publication lies below the floor";
+
+const SECONDS_PER_DAY: i64 = 86_400;
+
+/// SQL for ClickHouse with the values that go along.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Statement {
+    /// The text, with `{name:Type}` for each parameter.
+    pub sql: String,
+    /// Values by name; the HTTP interface takes them as `param_<name>`.
+    pub parameters: Vec<(String, String)>,
+    /// Settings to send along.
+    pub settings: Vec<(&'static str, &'static str)>,
+}
+
+/// A question about one view.
+#[derive(Debug, Clone, Copy)]
+pub struct Merging<'a> {
+    /// The database.
+    pub database: &'a str,
+    /// The view.
+    pub view: &'a View,
+    /// The newest publication, read from the replica that will answer; `None` where there is none yet.
+    pub publication: Option<&'a Publication>,
+    /// The first moment, in seconds since 1970.
+    pub from: i64,
+    /// The end, exclusive, in seconds since 1970.
+    pub to: i64,
+    /// The length of a bucket: a whole multiple of the view's grain. `None`: one bucket for all.
+    pub bucket: Option<Duration>,
+    /// The dimensions to group by.
+    pub dimensions: &'a [&'a str],
+    /// The measures to answer.
+    pub measures: &'a [&'a str],
+}
+
+/// A question that the view cannot answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StatementError {
+    /// There is no such dimension.
+    #[error("view `{view}` has no dimension `{name}`")]
+    Dimension {
+        /// The view.
+        view: String,
+        /// The name asked for.
+        name: String,
+    },
+    /// There is no such measure.
+    #[error("view `{view}` has no measure `{name}`")]
+    Measure {
+        /// The view.
+        view: String,
+        /// The name asked for.
+        name: String,
+    },
+    /// The bucket is no multiple of the grain.
+    #[error("a bucket of {bucket:?} is no whole multiple of the grain of view `{view}`, {grain:?}")]
+    Bucket {
+        /// The view.
+        view: String,
+        /// The length asked for.
+        bucket: Duration,
+        /// The view's grain.
+        grain: Duration,
+    },
+}
+
+impl Merging<'_> {
+    /// The statement that answers: `time` (unless it is one bucket), the dimensions, the measures, `<measure>__bound`
+    /// where a result is rounded, `layer` (`batch`, `speed` or `both`) and `_failed`.
+    ///
+    /// # Errors
+    /// A name that the view does not have, or a bucket that its windows don't fill.
+    pub fn statement(&self) -> Result<Statement, StatementError> {
+        let dimensions = self.dimensions()?;
+        let measures = self.measures()?;
+        let states = States::of(self.view, &measures);
+        let mut parameters = Parameters::default();
+        let bucket = self.bucket_sql()?;
+        let (from, to) = (parameters.add("Int64", self.from), parameters.add("Int64", self.to));
+        let range = format!(
+            "{window} >= toDateTime64({from}, 0, 'UTC') AND {window} < toDateTime64({to}, 0, 'UTC')",
+            window = identifier(WINDOW_COLUMN)
+        );
+
+        let keys: Vec<_> = dimensions.iter().map(|dimension| identifier(&dimension.name)).collect();
+        let columns = states.columns(&keys);
+        let mut parts = Vec::new();
+        if let Some(days) = self.days(&mut parameters) {
+            parts.push(format!(
+                "SELECT {columns}, 0 AS _layer FROM {} FINAL WHERE {range} AND {days}",
+                table(self.database, &batch_table_name(self.view))
+            ));
+        }
+        let mark = self.mark(&mut parameters);
+        let start = identifier(START_COLUMN);
+        parts.push(format!(
+            "SELECT {columns}, 1 AS _layer FROM {} FINAL WHERE {range} AND \
+             ({start} = {mark} OR ({start} >= {mark} AND {start} % {} = 0))",
+            table(self.database, &speed_table_name(self.view)),
+            self.view.chunk,
+        ));
+
+        let floor = self.floor(&mut parameters);
+        let groups: Vec<_> = bucket
+            .iter()
+            .map(|_| "time".to_owned())
+            .chain(keys.iter().cloned())
+            .collect();
+        let time = bucket.map(|bucket| format!("{bucket} AS time"));
+        let inner: Vec<_> = time
+            .into_iter()
+            .chain(keys)
+            .chain(states.merged())
+            .chain([
+                format!("sum({}) AS _failures", identifier(FAILED_COLUMN)),
+                "min(_layer) AS _first_layer".to_owned(),
+                "max(_layer) AS _last_layer".to_owned(),
+            ])
+            .collect();
+        let outer: Vec<_> = groups
+            .iter()
+            .cloned()
+            .chain(measures.iter().flat_map(|measure| states.results(self.view, measure)))
+            .chain([
+                "multiIf(_last_layer = 0, 'batch', _first_layer = 1, 'speed', 'both') AS layer".to_owned(),
+                format!("_failures AS {}", identifier(FAILED_COLUMN)),
+            ])
+            .collect();
+        let (group_by, order_by) = if groups.is_empty() {
+            // Without a group there is always a row, also of nothing.
+            (" HAVING count() > 0".to_owned(), String::new())
+        } else {
+            (
+                format!(" GROUP BY {}", groups.join(", ")),
+                format!(" ORDER BY {}", groups.join(", ")),
+            )
+        };
+        let sql = format!(
+            "WITH ({floor}) AS _below_floor\nSELECT {}\nFROM (\n  SELECT {}\n  FROM (\n    {}\n  )\n  \
+             WHERE _below_floor = 0{group_by}\n){order_by}",
+            outer.join(", "),
+            inner.join(", "),
+            parts.join("\n    UNION ALL\n    "),
+        );
+        Ok(Statement {
+            sql,
+            parameters: parameters.0,
+            settings: vec![
+                // The partition is a function of the sorting key, so versions of a cell are never in two.
+                ("do_not_merge_across_partitions_select_final", "1"),
+                ("optimize_move_to_prewhere_if_final", "0"),
+            ],
+        })
+    }
+
+    fn dimensions(&self) -> Result<Vec<&Dimension>, StatementError> {
+        let find = |name: &&str| {
+            self.view
+                .dimensions
+                .iter()
+                .find(|dimension| dimension.name == *name)
+                .ok_or_else(|| StatementError::Dimension {
+                    view: self.view.name.clone(),
+                    name: (*name).to_owned(),
+                })
+        };
+        self.dimensions.iter().map(find).collect()
+    }
+
+    fn measures(&self) -> Result<Vec<&Measure>, StatementError> {
+        let find = |name: &&str| {
+            self.view
+                .measures
+                .iter()
+                .find(|measure| measure.name == *name)
+                .ok_or_else(|| StatementError::Measure {
+                    view: self.view.name.clone(),
+                    name: (*name).to_owned(),
+                })
+        };
+        self.measures.iter().map(find).collect()
+    }
+
+    fn bucket_sql(&self) -> Result<Option<String>, StatementError> {
+        let Some(bucket) = self.bucket else {
+            return Ok(None);
+        };
+        let (length, grain) = (bucket.as_secs(), self.view.grain.as_secs());
+        if length == 0 || bucket.subsec_nanos() != 0 || !length.is_multiple_of(grain) {
+            return Err(StatementError::Bucket {
+                view: self.view.name.clone(),
+                bucket,
+                grain: self.view.grain,
+            });
+        }
+        let window = identifier(WINDOW_COLUMN);
+        let start = format!("toInt64({window}) - positiveModulo(toInt64({window}), {length})");
+        Ok(Some(format!("toDateTime64({start}, 0, 'UTC')")))
+    }
+
+    /// The condition for the batch rows: of each event day in range, the rows of the run that holds it.
+    fn days(&self, parameters: &mut Parameters) -> Option<String> {
+        let within = |day: i32| {
+            let start = i64::from(day) * SECONDS_PER_DAY;
+            start < self.to && start + SECONDS_PER_DAY > self.from
+        };
+        let mut runs: BTreeMap<RunId, Vec<i32>> = BTreeMap::new();
+        for (day, run) in self.publication.into_iter().flat_map(|publication| &publication.days) {
+            if within(day.0) {
+                runs.entry(*run).or_default().push(day.0);
+            }
+        }
+        let (day_column, run_column) = (identifier(DAY_COLUMN), identifier(RUN_COLUMN));
+        let conditions: Vec<_> = runs
+            .into_iter()
+            .map(|(run, days)| {
+                let run = parameters.add("UInt128", run.0);
+                let days = parameters.add("Array(Int32)", list(days));
+                format!("({run_column} = {run} AND {day_column} IN arrayMap(day -> toDate32(day), {days}))")
+            })
+            .collect();
+        (!conditions.is_empty()).then(|| format!("({})", conditions.join(" OR ")))
+    }
+
+    /// SQL for the mark of a speed row's partition; 0 for one that has none.
+    fn mark(&self, parameters: &mut Parameters) -> String {
+        let mut topics: BTreeMap<TopicId, (Vec<u32>, Vec<u64>)> = BTreeMap::new();
+        for (partition, mark) in self.publication.into_iter().flat_map(|publication| &publication.marks) {
+            let (partitions, marks) = topics.entry(partition.topic).or_default();
+            partitions.push(partition.number);
+            marks.push(mark.0.0);
+        }
+        if topics.is_empty() {
+            return "0".to_owned();
+        }
+        let mut sql = "multiIf(".to_owned();
+        for (topic, (partitions, marks)) in topics {
+            let topic = parameters.add("UInt128", topic.0);
+            let partitions = parameters.add("Array(UInt32)", list(partitions));
+            let marks = parameters.add("Array(UInt64)", list(marks));
+            let (topic_column, partition_column) = (identifier(TOPIC_COLUMN), identifier(PARTITION_COLUMN));
+            // Writing to a string does not fail.
+            let _ = write!(
+                sql,
+                "{topic_column} = {topic}, transform({partition_column}, {partitions}, {marks}, toUInt64(0)), "
+            );
+        }
+        sql + "toUInt64(0))"
+    }
+
+    /// SQL that is 0, or an error where a floor row lies above the publication. It says what
+    /// [`crate::handoff::Floor::admits`] says, about the floors of this moment.
+    fn floor(&self, parameters: &mut Parameters) -> String {
+        let fingerprint = parameters.add("String", self.view.fingerprint);
+        let (number, content) = self
+            .publication
+            .map_or((0, 0), |publication| (publication.number.0, publication.content.0));
+        let number = parameters.add("UInt64", number.min(content));
+        let marks = self
+            .publication
+            .into_iter()
+            .flat_map(|publication| &publication.marks)
+            .map(|(Partition { topic, number }, mark)| {
+                let Offset(mark) = mark.0;
+                format!("({},{number},{mark})", topic.0)
+            });
+        let marks = parameters.add(MARKS_TYPE, list(marks));
+        format!(
+            "SELECT throwIf(count() > 0, '{BELOW_FLOOR}') FROM {} WHERE fingerprint = {fingerprint} AND \
+             (number > {number} OR arrayExists(floor -> floor.3 > arrayMax(arrayMap(mark -> \
+             if(mark.1 = floor.1 AND mark.2 = floor.2, mark.3, 0), arrayPushBack({marks}, (0, 0, 0)))), marks))",
+            table(self.database, FLOORS),
+        )
+    }
+}
+
+/// The values of a statement, named in order.
+#[derive(Debug, Default)]
+struct Parameters(Vec<(String, String)>);
+
+impl Parameters {
+    /// Adds a value and gives the SQL that stands for it.
+    fn add(&mut self, clickhouse_type: &str, value: impl ToString) -> String {
+        let name = format!("p{}", self.0.len());
+        let sql = format!("{{{name}:{clickhouse_type}}}");
+        self.0.push((name, value.to_string()));
+        sql
+    }
+}
+
+fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+    let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
+    format!("[{}]", items.join(","))
+}
+
+/// The state columns that some measures need, each under a name of its own once merged.
+struct States(Vec<(String, State)>);
+
+impl States {
+    fn of(view: &View, measures: &[&Measure]) -> Self {
+        let mut needed: Vec<(String, State)> = Vec::new();
+        for measure in measures {
+            for (name, aggregate) in aggregates(view, measure) {
+                for state in aggregate.states() {
+                    let column = state.column(name);
+                    if needed.iter().all(|(held, _)| *held != column) {
+                        needed.push((column, state));
+                    }
+                }
+            }
+        }
+        Self(needed)
+    }
+
+    /// What both parts select.
+    fn columns(&self, keys: &[String]) -> String {
+        [identifier(WINDOW_COLUMN), identifier(FAILED_COLUMN)]
+            .into_iter()
+            .chain(keys.iter().cloned())
+            .chain(self.0.iter().map(|(column, _)| identifier(column)))
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
+    fn merged(&self) -> impl Iterator<Item = String> {
+        self.0
+            .iter()
+            .enumerate()
+            .map(|(index, (column, state))| format!("{} AS _s{index}", state.merge_sql(&identifier(column))))
+    }
+
+    /// SQL for each merged state of an aggregate.
+    fn names(&self, measure: &str, aggregate: &Aggregate) -> Vec<String> {
+        let place = |column: String| self.0.iter().position(|(held, _)| *held == column).unwrap_or_default();
+        aggregate
+            .states()
+            .iter()
+            .map(|state| format!("_s{}", place(state.column(measure))))
+            .collect()
+    }
+
+    fn result(&self, measure: &str, aggregate: &Aggregate) -> String {
+        aggregate
+            .kind
+            .result_sql(aggregate.argument_type(), &self.names(measure, aggregate))
+    }
+
+    /// The columns of a measure's result.
+    fn results(&self, view: &View, measure: &Measure) -> Vec<String> {
+        match &measure.form {
+            MeasureForm::Aggregate(aggregate) => {
+                let result = format!(
+                    "{} AS {}",
+                    self.result(&measure.name, aggregate),
+                    identifier(&measure.name)
+                );
+                let bound = aggregate
+                    .kind
+                    .bound_sql(aggregate.argument_type(), &self.names(&measure.name, aggregate))
+                    .map(|bound| format!("{bound} AS {}", identifier(&format!("{}__bound", measure.name))));
+                std::iter::once(result).chain(bound).collect()
+            }
+            MeasureForm::Ratio { .. } => {
+                let parts: Vec<_> = aggregates(view, measure)
+                    .map(|(name, aggregate)| format!("toFloat64({})", self.result(name, aggregate)))
+                    .collect();
+                let [numerator, denominator] = parts.as_slice() else {
+                    return vec![];
+                };
+                vec![format!(
+                    "{numerator} / nullIf({denominator}, 0) AS {}",
+                    identifier(&measure.name)
+                )]
+            }
+        }
+    }
+}
+
+/// The aggregates that a measure rests on: itself, or a ratio's two.
+fn aggregates<'a>(view: &'a View, measure: &'a Measure) -> impl Iterator<Item = (&'a str, &'a Aggregate)> {
+    let measures: Vec<&Measure> = match measure.form {
+        MeasureForm::Aggregate(_) => vec![measure],
+        MeasureForm::Ratio { numerator, denominator } => [numerator, denominator]
+            .iter()
+            .filter_map(|&index| view.measures.get(index))
+            .collect(),
+    };
+    measures.into_iter().filter_map(|measure| match &measure.form {
+        MeasureForm::Aggregate(aggregate) => Some((measure.name.as_str(), aggregate)),
+        MeasureForm::Ratio { .. } => None,
+    })
+}

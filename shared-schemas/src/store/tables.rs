@@ -1,0 +1,257 @@
+//! The tables: two for each view, and a few that all views share.
+//!
+//! **Every table replaces.** A row that is written twice is the same row, so any insert may be tried again, in any
+//! number of blocks. Where versions differ the highest wins: `next` of a speed row, of a progress row.
+//!
+//! **Partitions** are a function of the sorting key, as replacing works within a partition only: by month of the
+//! window. An insert of fresh rows then makes one part, and `FINAL` merges months apart from each other. What was
+//! measured is in `docs/decisions/final-and-sorting-keys.md`.
+//!
+//! **Nullable keys.** A dimension may be null; ClickHouse then wants `allow_nullable_key`. A stand-in value for null
+//! would need a value that no event has.
+
+use super::quote::{identifier, table as qualified};
+use crate::dataset::PARTITION_COLUMN;
+use crate::plan::{CellKey, FAILED_COLUMN, START_COLUMN, WINDOW_COLUMN, key_fields};
+use crate::view::{ValueType, View};
+
+/// Column of speed rows and progress: the topic's incarnation, Kafka's topic id as a number.
+pub const TOPIC_COLUMN: &str = "_topic";
+/// Column of speed rows and progress: the version, up to which offset the row counts.
+pub const NEXT_COLUMN: &str = "_next";
+/// Column of batch rows: the run that wrote the row.
+pub const RUN_COLUMN: &str = "_run";
+/// Column of batch rows: the event day, which is the window's.
+pub const DAY_COLUMN: &str = "_day";
+
+/// Progress of the speed layer.
+pub const PROGRESS: &str = "progress";
+/// Offsets that the log no longer had.
+pub const GAPS: &str = "gaps";
+/// Cuts that batch runs ask for.
+pub const CUTS: &str = "cuts";
+/// Batch runs that were begun.
+pub const RUNS: &str = "runs";
+/// Publications.
+pub const PUBLICATIONS: &str = "publications";
+/// Floors.
+pub const FLOORS: &str = "floors";
+
+/// A mark of a partition, in a list of them: topic, partition, mark.
+pub const MARKS_TYPE: &str = "Array(Tuple(UInt128, UInt32, UInt64))";
+
+/// A table as it is created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Its name.
+    pub name: String,
+    /// Its columns: name, ClickHouse type.
+    pub columns: Vec<(String, String)>,
+    /// `ReplacingMergeTree` or `ReplacingMergeTree(column)`.
+    pub engine: String,
+    /// A function of the sorting key; empty for none.
+    pub partition_by: String,
+    /// The sorting key, and what makes a row replace another.
+    pub order_by: Vec<String>,
+}
+
+impl Table {
+    /// The statement that creates it, if it is not there yet.
+    pub fn create(&self, database: &str) -> String {
+        let columns: Vec<_> = self
+            .columns
+            .iter()
+            .map(|(name, column_type)| format!("    {} {column_type}", identifier(name)))
+            .collect();
+        let order: Vec<_> = self.order_by.iter().map(|column| identifier(column)).collect();
+        let partition = if self.partition_by.is_empty() {
+            String::new()
+        } else {
+            format!("PARTITION BY {}\n", self.partition_by)
+        };
+        format!(
+            "CREATE TABLE IF NOT EXISTS {}\n(\n{}\n)\nENGINE = {}\n{partition}ORDER BY ({})\n\
+             SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, allow_nullable_key = 1",
+            qualified(database, &self.name),
+            columns.join(",\n"),
+            self.engine,
+            order.join(", "),
+        )
+    }
+}
+
+/// The statement that creates the database, if it is not there yet.
+pub fn create_database(database: &str) -> String {
+    format!("CREATE DATABASE IF NOT EXISTS {}", identifier(database))
+}
+
+/// The name of a view's table of speed rows.
+pub fn speed_table_name(view: &View) -> String {
+    format!("speed_{}", view.fingerprint)
+}
+
+/// The name of a view's table of batch rows.
+pub fn batch_table_name(view: &View) -> String {
+    format!("batch_{}", view.fingerprint)
+}
+
+/// A view's own tables.
+pub fn view_tables(view: &View) -> [Table; 2] {
+    [speed_table(view), batch_table(view)]
+}
+
+/// The table of a view's speed rows: for each cell, partition and start its state up to `_next`.
+pub fn speed_table(view: &View) -> Table {
+    let key = cell_columns(view);
+    let place = [
+        (TOPIC_COLUMN, "UInt128"),
+        (PARTITION_COLUMN, "UInt32"),
+        (START_COLUMN, "UInt64"),
+    ]
+    .map(owned);
+    let order_by = key.iter().chain(&place).map(|(name, _)| name.clone()).collect();
+    let next = owned((NEXT_COLUMN, "UInt64"));
+    Table {
+        name: speed_table_name(view),
+        columns: key
+            .into_iter()
+            .chain(place)
+            .chain([next])
+            .chain(state_columns(view))
+            .collect(),
+        engine: format!("ReplacingMergeTree({})", identifier(NEXT_COLUMN)),
+        partition_by: format!("toYYYYMM({})", identifier(WINDOW_COLUMN)),
+        order_by,
+    }
+}
+
+/// The table of a view's batch rows: for each run and event day the states of its cells.
+pub fn batch_table(view: &View) -> Table {
+    let run = [(DAY_COLUMN, "Date32"), (RUN_COLUMN, "UInt128")].map(owned);
+    let key: Vec<_> = run.into_iter().chain(cell_columns(view)).collect();
+    let order_by = key.iter().map(|(name, _)| name.clone()).collect();
+    Table {
+        name: batch_table_name(view),
+        columns: key.into_iter().chain(state_columns(view)).collect(),
+        engine: "ReplacingMergeTree".to_owned(),
+        partition_by: format!("toYYYYMM({})", identifier(DAY_COLUMN)),
+        order_by,
+    }
+}
+
+/// The tables that all views share, told apart by a column `fingerprint`.
+pub fn control_tables() -> Vec<Table> {
+    let place = "fingerprint String, _topic UInt128, _partition UInt32, _start UInt64";
+    vec![
+        // The ledger says what became of the records: accepted, repeats, each reason of refusal, filters cut short.
+        control(
+            PROGRESS,
+            &format!(
+                "{place}, _next UInt64, rules String, read UInt64, holes UInt64, ledger Map(String, UInt64), \
+                 written DateTime64(3, 'UTC') DEFAULT now64(3)"
+            ),
+            "_next",
+            &["fingerprint", "_topic", "_partition", "_start"],
+        ),
+        // The key is the whole fact: a gap is never replaced by another.
+        control(
+            GAPS,
+            &format!("{place}, from UInt64, to UInt64, found DateTime64(3, 'UTC') DEFAULT now64(3)"),
+            "",
+            &["fingerprint", "_topic", "_partition", "_start", "from", "to"],
+        ),
+        // Once withdrawn a cut stays so: 1 replaces 0.
+        control(
+            CUTS,
+            &format!("{place}, run UInt128, withdrawn UInt8, asked DateTime64(3, 'UTC') DEFAULT now64(3)"),
+            "withdrawn",
+            &["fingerprint", "_topic", "_partition", "_start", "run"],
+        ),
+        control(
+            RUNS,
+            "fingerprint String, run UInt128, parent UInt64, begun DateTime64(3, 'UTC') DEFAULT now64(3)",
+            "",
+            &["fingerprint", "run"],
+        ),
+        control(
+            PUBLICATIONS,
+            "fingerprint String, number UInt64, run UInt128, parent Array(Tuple(UInt64, UInt128)), content UInt64, \
+             marks Array(Tuple(UInt128, UInt32, UInt64)), days Array(Tuple(Date32, UInt128)), rules String, \
+             published DateTime64(3, 'UTC') DEFAULT now64(3)",
+            "",
+            &["fingerprint", "number", "run"],
+        ),
+        // Read as the maximum of each component over all rows: the key keeps every one of them.
+        control(
+            FLOORS,
+            "fingerprint String, number UInt64, marks Array(Tuple(UInt128, UInt32, UInt64)), \
+             raised DateTime64(3, 'UTC') DEFAULT now64(3)",
+            "",
+            &["fingerprint", "number", "marks"],
+        ),
+    ]
+}
+
+fn control(name: &str, columns: &str, version: &str, order_by: &[&str]) -> Table {
+    Table {
+        name: name.to_owned(),
+        columns: split_columns(columns),
+        engine: if version.is_empty() {
+            "ReplacingMergeTree".to_owned()
+        } else {
+            format!("ReplacingMergeTree({})", identifier(version))
+        },
+        partition_by: String::new(),
+        order_by: order_by.iter().map(|&column| column.to_owned()).collect(),
+    }
+}
+
+/// Splits `name type, name type` at the commas outside of brackets.
+fn split_columns(columns: &str) -> Vec<(String, String)> {
+    let mut depth = 0_i32;
+    columns
+        .split(|letter| {
+            depth += i32::from(letter == '(') - i32::from(letter == ')');
+            letter == ',' && depth == 0
+        })
+        .filter_map(|column| column.trim().split_once(' '))
+        .map(owned)
+        .collect()
+}
+
+fn owned((name, column_type): (&str, &str)) -> (String, String) {
+    (name.to_owned(), column_type.to_owned())
+}
+
+/// The window and the dimensions.
+fn cell_columns(view: &View) -> Vec<(String, String)> {
+    key_fields(view, CellKey::Cell)
+        .iter()
+        .map(|field| {
+            let plain = if field.name() == WINDOW_COLUMN {
+                // Whole seconds: a grain is at least one.
+                "DateTime64(0, 'UTC')".to_owned()
+            } else {
+                ValueType::of_arrow(field.data_type())
+                    .unwrap_or(ValueType::String)
+                    .clickhouse()
+            };
+            (
+                field.name().clone(),
+                if field.is_nullable() {
+                    format!("Nullable({plain})")
+                } else {
+                    plain
+                },
+            )
+        })
+        .collect()
+}
+
+/// The count of failures and the states of all measures.
+fn state_columns(view: &View) -> Vec<(String, String)> {
+    let failed = owned((FAILED_COLUMN, "UInt64"));
+    std::iter::once(failed)
+        .chain(view.states().map(|(name, state, _)| (name, state.clickhouse())))
+        .collect()
+}

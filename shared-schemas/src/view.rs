@@ -1,0 +1,216 @@
+//! A view: a grouped aggregate over a dataset, checked and compiled.
+//!
+//! [`View::compile`] is the only way to make one, and it reports every mistake at once. What comes out is plain data:
+//! expressions that cannot fail, and for each measure its entry in the table of [`crate::measure`]. [`crate::plan`]
+//! makes it a DataFusion plan, [`crate::store`] its tables, [`crate::fingerprint`] its identity.
+
+mod compile;
+mod expression;
+mod functions;
+mod source;
+mod syntax;
+#[cfg(test)]
+mod tests;
+mod total;
+mod value;
+
+use std::time::Duration;
+
+use datafusion::logical_expr::Expr;
+
+pub use expression::Expression;
+pub(crate) use expression::{add, session};
+pub use source::{DimensionSource, MeasureSource, ViewMistake, ViewPlace, ViewSource};
+pub(crate) use total::{magnitude, window_start};
+pub use value::{UTC, ValueType};
+
+use crate::fingerprint::Fingerprint;
+use crate::measure::{Exactness, Kind, ResultType, State};
+
+/// A checked view.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// The name that queries use.
+    pub name: String,
+    /// The dataset's name.
+    pub dataset: String,
+    /// The base window's length: whole seconds that divide a day.
+    pub grain: Duration,
+    /// Only events for which it is true are counted.
+    pub filter: Option<Expression>,
+    /// What to group by besides time.
+    pub dimensions: Vec<Dimension>,
+    /// The measures, in the order of the definition.
+    pub measures: Vec<Measure>,
+    /// The dataset's offsets per chunk.
+    pub chunk: u64,
+    /// What it computes, as a hash. Rows, progress, marks and publications belong to it.
+    pub fingerprint: Fingerprint,
+}
+
+/// One thing to group by.
+#[derive(Debug, Clone)]
+pub struct Dimension {
+    /// Its name, and its column's.
+    pub name: String,
+    /// What it is.
+    pub expression: Expression,
+}
+
+/// One measure.
+#[derive(Debug, Clone)]
+pub struct Measure {
+    /// Its name.
+    pub name: String,
+    /// How it comes about.
+    pub form: MeasureForm,
+}
+
+/// How a measure comes about.
+#[derive(Debug, Clone)]
+pub enum MeasureForm {
+    /// An aggregate over the view's events.
+    Aggregate(Aggregate),
+    /// One measure divided by another; both are aggregates of the same view, given by index.
+    Ratio {
+        /// The one above the line.
+        numerator: usize,
+        /// The one below the line.
+        denominator: usize,
+    },
+}
+
+/// An aggregate over events.
+#[derive(Debug, Clone)]
+pub struct Aggregate {
+    /// Its entry in the table of measures.
+    pub kind: &'static Kind,
+    /// What it aggregates.
+    pub argument: Option<Expression>,
+    /// Only events for which this is true count.
+    pub condition: Option<Expression>,
+}
+
+impl Aggregate {
+    /// The type of the argument's values.
+    pub fn argument_type(&self) -> Option<ValueType> {
+        self.argument.as_ref().map(|argument| argument.value_type)
+    }
+
+    /// Its state columns.
+    pub fn states(&self) -> Vec<State> {
+        self.kind.states(self.argument_type())
+    }
+
+    /// How often its expressions fail on an event; the argument's count only where the condition holds.
+    pub(crate) fn failures(&self) -> Option<Expr> {
+        let argument = self.argument.as_ref().and_then(|argument| argument.failures.clone());
+        match &self.condition {
+            None => argument,
+            Some(condition) => {
+                let holds = condition.expr.clone().is_true();
+                expression::add(condition.failures.clone(), expression::guarded(holds, argument))
+            }
+        }
+    }
+
+    /// The call and its condition, as parsed.
+    pub fn text(&self) -> String {
+        let argument = self.argument.as_ref().map_or("", |argument| argument.text.as_str());
+        let call = format!("{}({argument})", self.kind.name);
+        match &self.condition {
+            Some(condition) => format!("{call} where {}", condition.text),
+            None => call,
+        }
+    }
+}
+
+/// One column of a view's answers, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResultColumn {
+    /// Its name.
+    pub name: String,
+    /// What it is to the view.
+    pub role: Role,
+    /// Its type as definitions write it, with `?` where it may be null; a count is `uint64`.
+    pub type_name: String,
+    /// The expression or call that it comes from.
+    pub expression: String,
+    /// How close to the truth; measures only.
+    pub exactness: Option<Exactness>,
+}
+
+/// What a column is to its view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The bucket's start.
+    Time,
+    /// Something grouped by.
+    Dimension,
+    /// Something measured.
+    Measure,
+}
+
+impl View {
+    /// The columns that an answer has: `time`, the dimensions, the measures.
+    pub fn columns(&self) -> Vec<ResultColumn> {
+        let optional = |type_name: String, nullable: bool| if nullable { format!("{type_name}?") } else { type_name };
+        let time = ResultColumn {
+            name: "time".to_owned(),
+            role: Role::Time,
+            type_name: ValueType::Timestamp.to_string(),
+            expression: format!("start of each {} s", self.grain.as_secs()),
+            exactness: None,
+        };
+        let dimensions = self.dimensions.iter().map(|dimension| ResultColumn {
+            name: dimension.name.clone(),
+            role: Role::Dimension,
+            type_name: optional(
+                dimension.expression.value_type.to_string(),
+                dimension.expression.nullable,
+            ),
+            expression: dimension.expression.text.clone(),
+            exactness: None,
+        });
+        let measures = self.measures.iter().map(|measure| {
+            let (type_name, expression, exactness) = match &measure.form {
+                MeasureForm::Aggregate(aggregate) => {
+                    let type_name = match aggregate.kind.result_type(aggregate.argument_type()) {
+                        ResultType::Count => "uint64".to_owned(),
+                        ResultType::Value(value) => optional(value.to_string(), true),
+                    };
+                    (
+                        type_name,
+                        aggregate.text(),
+                        aggregate.kind.exactness(aggregate.argument_type()),
+                    )
+                }
+                MeasureForm::Ratio { numerator, denominator } => {
+                    let name = |index: usize| self.measures.get(index).map_or("", |measure| measure.name.as_str());
+                    let text = format!("{} / {}", name(*numerator), name(*denominator));
+                    ("float64?".to_owned(), text, Exactness::Rounded)
+                }
+            };
+            ResultColumn {
+                name: measure.name.clone(),
+                role: Role::Measure,
+                type_name,
+                expression,
+                exactness: Some(exactness),
+            }
+        });
+        std::iter::once(time).chain(dimensions).chain(measures).collect()
+    }
+
+    /// The state columns of all measures, each with its measure's aggregate.
+    pub fn states(&self) -> impl Iterator<Item = (String, State, &Aggregate)> {
+        self.measures.iter().flat_map(|measure| match &measure.form {
+            MeasureForm::Aggregate(aggregate) => aggregate
+                .states()
+                .into_iter()
+                .map(|state| (state.column(&measure.name), state, aggregate))
+                .collect::<Vec<_>>(),
+            MeasureForm::Ratio { .. } => vec![],
+        })
+    }
+}

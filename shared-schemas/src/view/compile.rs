@@ -1,0 +1,323 @@
+//! From a view as written to a [`View`], or to every mistake in it.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use datafusion::common::DFSchema;
+use datafusion::sql::sqlparser::ast::Expr as Ast;
+
+use super::expression::{Compiler, Expression};
+use super::functions::nearest;
+use super::source::{MeasureSource, ViewMistake, ViewPlace, ViewSource};
+use super::syntax::{self, Mistake, Text};
+use super::value::ValueType;
+use super::{Aggregate, Dimension, Measure, MeasureForm, View};
+use crate::dataset::Dataset;
+use crate::fingerprint::Fingerprint;
+use crate::measure::{self, Takes};
+use crate::plan::event_schema;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl View {
+    /// Checks a view against its dataset and compiles it.
+    pub fn compile(source: &ViewSource, dataset: &Dataset) -> Result<Self, Vec<ViewMistake>> {
+        let schema = DFSchema::try_from(event_schema(dataset)).map_err(|error| {
+            vec![ViewMistake {
+                place: ViewPlace::Grain,
+                at: None,
+                what: format!("the dataset's fields make no table: {}", error.strip_backtrace()),
+                instead: None,
+            }]
+        })?;
+        let mut work = Work {
+            compiler: Compiler::new(dataset, schema),
+            mistakes: Vec::new(),
+        };
+        work.check_grain(source.grain);
+        let filter = source
+            .filter
+            .as_deref()
+            .and_then(|text| work.condition(text, ViewPlace::Filter));
+        let dimensions: Vec<_> = source
+            .dimensions
+            .iter()
+            .enumerate()
+            .filter_map(|(index, dimension)| {
+                let expression = work.dimension(&dimension.expr, index)?;
+                Some(Dimension {
+                    name: dimension.name.clone(),
+                    expression,
+                })
+            })
+            .collect();
+        let measures = work.measures(&source.measures);
+        work.check_columns(&dimensions, &measures);
+        if !work.mistakes.is_empty() {
+            return Err(work.mistakes);
+        }
+        let mut view = Self {
+            name: source.name.clone(),
+            dataset: dataset.name.clone(),
+            grain: source.grain,
+            filter,
+            dimensions,
+            measures,
+            chunk: dataset.chunk,
+            fingerprint: Fingerprint::default(),
+        };
+        view.fingerprint = Fingerprint::of_view(&view, dataset);
+        Ok(view)
+    }
+}
+
+/// A compilation under way.
+struct Work<'a> {
+    compiler: Compiler<'a>,
+    mistakes: Vec<ViewMistake>,
+}
+
+impl Work<'_> {
+    fn mistake(&mut self, place: ViewPlace, mistake: Mistake) {
+        let Mistake { at, what, instead } = mistake;
+        self.mistakes.push(ViewMistake {
+            place,
+            at,
+            what,
+            instead,
+        });
+    }
+
+    fn check_grain(&mut self, grain: Duration) {
+        let whole = grain.subsec_nanos() == 0 && grain.as_secs() > 0;
+        if whole && DAY.as_secs().is_multiple_of(grain.as_secs()) {
+            return;
+        }
+        let near = (1..=DAY.as_secs())
+            .filter(|seconds| DAY.as_secs().is_multiple_of(*seconds))
+            .min_by_key(|seconds| seconds.abs_diff(grain.as_secs()));
+        let what = if whole {
+            format!("a grain of {} does not divide a day", spoken(grain.as_secs()))
+        } else {
+            "a grain is at least 1 s, in whole seconds".to_owned()
+        };
+        let instead = near.map(|seconds| format!("\"{}\"", spoken(seconds)));
+        self.mistake(
+            ViewPlace::Grain,
+            Mistake {
+                at: None,
+                what,
+                instead,
+            },
+        );
+    }
+
+    fn expression(&mut self, text: &str, place: &ViewPlace) -> Option<Expression> {
+        self.compiler
+            .compile(text)
+            .map_err(|mistakes| {
+                mistakes
+                    .into_iter()
+                    .for_each(|mistake| self.mistake(place.clone(), mistake))
+            })
+            .ok()
+    }
+
+    fn condition(&mut self, text: &str, place: ViewPlace) -> Option<Expression> {
+        let expression = self.expression(text, &place)?;
+        if expression.value_type == ValueType::Bool {
+            return Some(expression);
+        }
+        let what = format!("a condition is true or false, but this is {}", expression.value_type);
+        let instead = Some("a comparison".to_owned());
+        self.mistake(
+            place,
+            Mistake {
+                at: Some(0),
+                what,
+                instead,
+            },
+        );
+        None
+    }
+
+    fn dimension(&mut self, text: &str, index: usize) -> Option<Expression> {
+        let place = ViewPlace::Dimension(index);
+        let expression = self.expression(text, &place)?;
+        let instead = match expression.value_type {
+            ValueType::Float64 => "a whole number, CAST(floor(…) AS BIGINT), or a comparison",
+            ValueType::Decimal { .. } => "a whole number, CAST(… AS BIGINT), or text, CAST(… AS VARCHAR)",
+            _ => return Some(expression),
+        };
+        let what = format!("a dimension cannot be {}", expression.value_type);
+        self.mistake(
+            place,
+            Mistake {
+                at: Some(0),
+                what,
+                instead: Some(instead.to_owned()),
+            },
+        );
+        None
+    }
+
+    fn measures(&mut self, sources: &[(String, MeasureSource)]) -> Vec<Measure> {
+        let index: HashMap<_, _> = sources
+            .iter()
+            .enumerate()
+            .map(|(index, (name, source))| (name.as_str(), (index, source)))
+            .collect();
+        sources
+            .iter()
+            .filter_map(|(name, source)| {
+                let form = match source {
+                    MeasureSource::Aggregate { call, condition } => {
+                        let condition = condition
+                            .as_deref()
+                            .map(|text| self.condition(text, ViewPlace::Condition(name.clone())));
+                        let aggregate = self.aggregate(call, name)?;
+                        MeasureForm::Aggregate(Aggregate {
+                            condition: condition.flatten(),
+                            ..aggregate
+                        })
+                    }
+                    MeasureSource::Ratio { numerator, denominator } => {
+                        let numerator = self.ratio_part(numerator, name, &index);
+                        let denominator = self.ratio_part(denominator, name, &index);
+                        MeasureForm::Ratio {
+                            numerator: numerator?,
+                            denominator: denominator?,
+                        }
+                    }
+                };
+                Some(Measure {
+                    name: name.clone(),
+                    form,
+                })
+            })
+            .collect()
+    }
+
+    fn ratio_part(&mut self, part: &str, of: &str, index: &HashMap<&str, (usize, &MeasureSource)>) -> Option<usize> {
+        let (what, instead) = match index.get(part) {
+            Some((index, MeasureSource::Aggregate { .. })) => return Some(*index),
+            Some((_, MeasureSource::Ratio { .. })) => (
+                format!("`{part}` is a ratio itself"),
+                Some("a ratio of two aggregates".to_owned()),
+            ),
+            None => {
+                let near = nearest(part, index.keys().copied()).map(|near| format!("`{near}`"));
+                (format!("the view has no measure `{part}`"), near)
+            }
+        };
+        self.mistake(
+            ViewPlace::Ratio(of.to_owned()),
+            Mistake {
+                at: None,
+                what,
+                instead,
+            },
+        );
+        None
+    }
+
+    fn aggregate(&mut self, call: &str, name: &str) -> Option<Aggregate> {
+        self.try_aggregate(call)
+            .map_err(|mistakes| {
+                mistakes
+                    .into_iter()
+                    .for_each(|mistake| self.mistake(ViewPlace::Measure(name.to_owned()), mistake));
+            })
+            .ok()
+    }
+
+    fn try_aggregate(&self, call: &str) -> Result<Aggregate, Vec<Mistake>> {
+        let text = Text(call);
+        let ast = text.parse().map_err(|mistake| vec![mistake])?;
+        let wrong = |what: String, instead: Option<String>| vec![text.mistake(&ast, what, instead)];
+        let Ast::Function(function) = &ast else {
+            let instead = format!("one of {}, such as \"sum({call})\"", measure::kind_names());
+            return Err(wrong("a measure is a call of an aggregate".to_owned(), Some(instead)));
+        };
+        let kind_name = syntax::function_name(&function.name);
+        let Some(kind) = measure::kind(&kind_name) else {
+            let near = nearest(&kind_name, measure::KINDS.iter().map(|kind| kind.name)).map(|near| format!("{near}()"));
+            let all = format!("one of {}", measure::kind_names());
+            return Err(wrong(format!("there is no measure {kind_name}()"), near.or(Some(all))));
+        };
+        if function.filter.is_some() {
+            let instead = format!("{{ measure = \"{}(…)\", where = \"…\" }}", kind.name);
+            return Err(wrong(
+                "a condition does not stand inside a measure".to_owned(),
+                Some(instead),
+            ));
+        }
+        let arguments = match function.args.to_string().as_str() {
+            "(*)" => vec![],
+            _ => syntax::arguments(function).map_err(|what| wrong(format!("{what} cannot be used here"), None))?,
+        };
+        let argument = match (arguments.as_slice(), kind.takes) {
+            ([], Takes::AtMostOne) => None,
+            ([argument], _) => Some(self.compiler.compile_part(text, argument)?),
+            (arguments, takes) => {
+                let wanted = if takes == Takes::One {
+                    "one argument"
+                } else {
+                    "at most one argument"
+                };
+                return Err(wrong(
+                    format!("{}() takes {wanted}, not {}", kind.name, arguments.len()),
+                    None,
+                ));
+            }
+        };
+        if let (Some(argument), [part]) = (&argument, arguments.as_slice()) {
+            kind.accepts(argument.value_type)
+                .map_err(|what| vec![text.mistake(*part, what, None)])?;
+        }
+        Ok(Aggregate {
+            kind,
+            argument,
+            condition: None,
+        })
+    }
+
+    /// Two columns of one name, in answers or in tables.
+    fn check_columns(&mut self, dimensions: &[Dimension], measures: &[Measure]) {
+        let mut taken: HashMap<String, String> = HashMap::new();
+        for dimension in dimensions {
+            taken.insert(dimension.name.clone(), format!("dimension `{}`", dimension.name));
+        }
+        for measure in measures {
+            let mut columns = vec![measure.name.clone()];
+            if let MeasureForm::Aggregate(aggregate) = &measure.form {
+                columns.extend(aggregate.states().iter().map(|state| state.column(&measure.name)));
+            }
+            for column in columns {
+                let owner = format!("measure `{}`", measure.name);
+                if let Some(other) = taken.insert(column.clone(), owner) {
+                    let what = format!("its column `{column}` is also {other}'s");
+                    let instead = Some("another name".to_owned());
+                    self.mistake(
+                        ViewPlace::Measure(measure.name.clone()),
+                        Mistake {
+                            at: None,
+                            what,
+                            instead,
+                        },
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A number of seconds as definitions write it.
+fn spoken(seconds: u64) -> String {
+    match seconds {
+        s if s.is_multiple_of(86_400) => format!("{}d", s / 86_400),
+        s if s.is_multiple_of(3_600) => format!("{}h", s / 3_600),
+        s if s.is_multiple_of(60) => format!("{}m", s / 60),
+        s => format!("{s}s"),
+    }
+}
