@@ -197,7 +197,8 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     })?;
     let spool = data.join("spool");
     make_folder(&spool)?;
-    make_folder(&data.join("store"))?;
+    // Where this folder is missing the engine starts none of its background tasks, and `DROP … SYNC` never ends.
+    make_folder(&data.join("store/metadata"))?;
 
     let path = arguments.library()?;
     let (bounds, limits) = (arguments.bounds(), arguments.limits());
