@@ -360,6 +360,36 @@ async fn errors_have_clickhouses_code_text_and_status() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// clickhouse-go, and with it Grafana's plugin, names its version of the protocol and reads no other form.
+#[tokio::test]
+async fn native_rows_in_the_protocol_of_the_client() -> anyhow::Result<()> {
+    let server = ClickHouse::start()?;
+    let url = format!("{}/?default_format=Native&client_protocol_version=", server.url());
+    let header = [1, 0, 2, 0xFF, 0xFF, 0xFF, 0xFF, 0];
+    let (old, new) = (b"\x01\x01\x01a\x05UInt8\x07", b"\x01\x01\x01a\x05UInt8\x00\x07");
+    assert_eq!(post(&format!("{url}0"), "SELECT 7 AS a").await?.body, old);
+    assert_eq!(
+        post(&format!("{url}54405"), "SELECT 7 AS a").await?.body,
+        [&header[..], old].concat()
+    );
+    assert_eq!(
+        post(&format!("{url}54460"), "SELECT 7 AS a").await?.body,
+        [&header[..], new].concat()
+    );
+    // many blocks, in many pieces: each has grown by its header and one byte a column
+    let sql = "SELECT number, toString(number) AS s, [s, s] AS l, map(s, number) AS m FROM numbers(300000)";
+    let (old, new) = (
+        post(&format!("{url}0"), sql).await?,
+        post(&format!("{url}54460"), sql).await?,
+    );
+    let blocks = new.body.windows(8).filter(|bytes| *bytes == header).count();
+    assert!(blocks > 1);
+    assert_eq!(new.body.len(), old.body.len() + blocks * (8 + 4));
+    let state = post(&format!("{url}54460"), "SELECT uniqState(1)").await?;
+    assert_eq!(state.header("X-ClickHouse-Exception-Code"), "48", "{}", state.text());
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_error_in_the_middle_cuts_the_response() -> anyhow::Result<()> {
     let server = ClickHouse::start()?;
