@@ -455,6 +455,12 @@ async fn sessions_keep_what_they_set_and_no_more() -> anyhow::Result<()> {
         after.starts_with("3\t") && !after.contains("77") && after.ends_with("\tdefault"),
         "{after}"
     );
+    // an error, before rows and after them, ends the query and not the session
+    for number in [3, 3_000_000] {
+        let sql = format!("SELECT throwIf(number = {number}), number FROM numbers(4000000) SETTINGS max_threads = 1");
+        assert!(post(&a, sql).await.is_err() || number == 3);
+        until_free(&a).await?;
+    }
     // another session, and no session, know nothing of it
     assert!(
         run(&format!("{url}/?session_id=b"), "SELECT * FROM mine")
@@ -476,6 +482,13 @@ async fn sessions_keep_what_they_set_and_no_more() -> anyhow::Result<()> {
     assert_eq!(locked?.header("X-ClickHouse-Exception-Code"), "373");
     run(&format!("{a}&close_session=1"), "SELECT 1").await?;
     assert!(run(&a, "SELECT * FROM mine").await.is_err());
+    Ok(())
+}
+
+/// Waits until a session is not locked.
+async fn until_free(session: &str) -> anyhow::Result<()> {
+    let ask = || async { Ok(post(session, "SELECT 1").await?.text()) };
+    highwater_tests::clickhouse::until(ask, |answer| answer == "1\n").await?;
     Ok(())
 }
 
