@@ -27,8 +27,10 @@ async fn produce(brokers: &str, topic: &str, value: &str) -> anyhow::Result<()> 
 
 /// The first record of partition 0.
 async fn first_value(brokers: &str, topic: &str) -> anyhow::Result<String> {
-    let consumer: BaseConsumer =
-        ClientConfig::new().set("bootstrap.servers", brokers).set("group.id", unique("group")).create()?;
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", unique("group"))
+        .create()?;
     let mut from = TopicPartitionList::new();
     from.add_partition_offset(topic, 0, Offset::Beginning)?;
     consumer.assign(&from)?;
@@ -53,17 +55,31 @@ async fn a_record_goes_through_kafka_and_a_row_through_clickhouse() -> anyhow::R
     let Addresses { kafka, clickhouse } = shared().await.addresses();
     let (topic, database) = (unique("events"), unique("db"));
     let wanted = Topic::of_dataset(&topic, 3, 1 << 20);
-    assert_eq!(topics::ensure(kafka, &[], &wanted).await?, [Outcome::Created, Outcome::Created]);
-    assert_eq!(topics::ensure(kafka, &[], &wanted).await?, [Outcome::There, Outcome::There]);
+    assert_eq!(
+        topics::ensure(kafka, &[], &wanted).await?,
+        [Outcome::Created, Outcome::Created]
+    );
+    assert_eq!(
+        topics::ensure(kafka, &[], &wanted).await?,
+        [Outcome::There, Outcome::There]
+    );
     produce(kafka, &topic, "one event").await?;
     assert_eq!(first_value(kafka, &topic).await?, "one event");
 
     let access = Access::default();
     execute(clickhouse, &access, &format!("CREATE DATABASE {database}")).await?;
-    execute(clickhouse, &access, &format!("CREATE TABLE {database}.t (x UInt8) ENGINE = MergeTree ORDER BY x")).await?;
+    execute(
+        clickhouse,
+        &access,
+        &format!("CREATE TABLE {database}.t (x UInt8) ENGINE = MergeTree ORDER BY x"),
+    )
+    .await?;
     execute(clickhouse, &access, &format!("INSERT INTO {database}.t VALUES (42)")).await?;
     assert_eq!(query(clickhouse, &format!("SELECT x FROM {database}.t")).await?, "42");
-    let refused = execute(clickhouse, &access, "SELECT no_such_column").await.unwrap_err().to_string();
+    let refused = execute(clickhouse, &access, "SELECT no_such_column")
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("no_such_column"), "{refused}");
     Ok(())
 }
@@ -73,7 +89,9 @@ async fn a_topic_that_is_not_as_its_dataset_needs_it_is_named() -> anyhow::Resul
     let kafka = &shared().await.addresses().kafka;
     let topic = unique("partitions");
     topics::ensure(kafka, &[], &Topic::of_dataset(&topic, 3, 1 << 20)).await?;
-    let refused = topics::ensure(kafka, &[], &Topic::of_dataset(&topic, 4, 1 << 20)).await.unwrap_err();
+    let refused = topics::ensure(kafka, &[], &Topic::of_dataset(&topic, 4, 1 << 20))
+        .await
+        .unwrap_err();
     let expected = format!(
         "topic {topic} has 3 partitions and its dataset says 4: write partitions = 3 in the dataset, or change the topic"
     );
@@ -83,7 +101,10 @@ async fn a_topic_that_is_not_as_its_dataset_needs_it_is_named() -> anyhow::Resul
     let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", kafka).create()?;
     let compacted = NewTopic::new(&topic, 1, TopicReplication::Fixed(1)).set("cleanup.policy", "compact,delete");
     admin.create_topics([&compacted], &AdminOptions::new()).await?;
-    let refused = topics::ensure(kafka, &[], &Topic::of_dataset(&topic, 1, 1 << 20)).await.unwrap_err().to_string();
+    let refused = topics::ensure(kafka, &[], &Topic::of_dataset(&topic, 1, 1 << 20))
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(refused.starts_with(&format!("topic {topic} is compacted")), "{refused}");
     Ok(())
 }
@@ -93,8 +114,10 @@ async fn events_larger_than_kafkas_default_fit_where_the_dataset_allows_them() -
     let kafka = &shared().await.addresses().kafka;
     let topic = unique("large");
     topics::ensure(kafka, &[], &Topic::of_dataset(&topic, 1, 3 << 20)).await?;
-    let producer: FutureProducer =
-        ClientConfig::new().set("bootstrap.servers", kafka).set("message.max.bytes", "8000000").create()?;
+    let producer: FutureProducer = ClientConfig::new()
+        .set("bootstrap.servers", kafka)
+        .set("message.max.bytes", "8000000")
+        .create()?;
     let event = "x".repeat(3 << 20);
     let record = FutureRecord::<(), _>::to(&topic).payload(&event);
     producer.send(record, PATIENCE).await.map_err(|(error, _)| error)?;
@@ -110,14 +133,25 @@ async fn addresses_are_reachable_and_data_survives_a_restart() -> anyhow::Result
     produce(&first.kafka, "flights", "kept").await?;
     let tables = "SELECT count() FROM system.tables WHERE database = 'highwater'";
     assert_ne!(query(&first.clickhouse, tables).await?, "0");
-    query(&first.clickhouse, "CREATE TABLE highwater.kept (x UInt8) ENGINE = MergeTree ORDER BY x").await?;
+    query(
+        &first.clickhouse,
+        "CREATE TABLE highwater.kept (x UInt8) ENGINE = MergeTree ORDER BY x",
+    )
+    .await?;
     query(&first.clickhouse, "INSERT INTO highwater.kept VALUES (7)").await?;
     let children = up.children();
     assert_eq!(children.len(), 2, "Kafka and ClickHouse");
     up.stop().await?;
     gone(&children).await?;
-    assert!(!site.data().join("addresses.json").exists(), "addresses of a stack that is gone");
-    assert_eq!(std::fs::read_dir(site.data().join("run"))?.count(), 0, "records of processes that are gone");
+    assert!(
+        !site.data().join("addresses.json").exists(),
+        "addresses of a stack that is gone"
+    );
+    assert_eq!(
+        std::fs::read_dir(site.data().join("run"))?.count(),
+        0,
+        "records of processes that are gone"
+    );
 
     let mut up = site.start(&["up"])?;
     let second = up.ready().await?;
@@ -148,7 +182,10 @@ async fn a_killed_up_leaves_no_child_and_the_next_start_works() -> anyhow::Resul
     let mut stranger = Command::new("sleep").arg("1000").process_group(0).spawn()?;
     let mut leftover = Command::new("sleep").arg("1000").process_group(0).spawn()?;
     let truth = Record::of("clickhouse", stranger.id()).context("it runs")?;
-    let not_it = Record { started: truth.started + 1, ..truth.clone() };
+    let not_it = Record {
+        started: truth.started + 1,
+        ..truth.clone()
+    };
     std::fs::write(run.join("clickhouse.json"), serde_json::to_vec(&not_it)?)?;
     let left = Record::of("kafka", leftover.id()).context("it runs")?;
     std::fs::write(run.join("kafka.json"), serde_json::to_vec(&left)?)?;
@@ -189,7 +226,12 @@ async fn a_server_that_ends_by_itself_ends_the_stack() -> anyhow::Result<()> {
     signal(kafka.pid, "KILL")?;
     let status = up.ended().await?;
     assert_eq!(status.code(), Some(1));
-    assert!(up.said().contains("Kafka ended by itself (signal: 9 (SIGKILL)); the end of its log"), "{}", up.said());
+    assert!(
+        up.said()
+            .contains("Kafka ended by itself (signal: 9 (SIGKILL)); the end of its log"),
+        "{}",
+        up.said()
+    );
     gone(&children).await
 }
 
@@ -210,7 +252,10 @@ async fn servers_that_run_already_are_used_and_left_alone() -> anyhow::Result<()
     let Addresses { kafka, clickhouse } = shared().await.addresses();
     let site = Site::with_addresses(kafka, clickhouse)?;
     let config = std::fs::read_to_string(site.path().join("highwater.toml"))?;
-    std::fs::write(site.path().join("highwater.toml"), config + &format!("database = \"{}\"\n", unique("used")))?;
+    std::fs::write(
+        site.path().join("highwater.toml"),
+        config + &format!("database = \"{}\"\n", unique("used")),
+    )?;
     let mut up: Up = site.start(&["up"])?;
     let addresses = up.ready().await?;
     assert_eq!((&addresses.kafka, &addresses.clickhouse), (kafka, clickhouse));
@@ -230,13 +275,22 @@ async fn a_port_that_something_else_has_is_one_clear_sentence() -> anyhow::Resul
     let (code, _, said) = site.run(&["up"]).await?;
     assert_eq!(code, Some(1));
     let expected = format!("127.0.0.1:{port} is taken by {me} (");
-    assert!(said.contains(&expected) && said.contains("does not answer as Kafka"), "{said}");
-    assert!(said.contains("choose another port with kafka.brokers (port 0 picks a free one)"), "{said}");
+    assert!(
+        said.contains(&expected) && said.contains("does not answer as Kafka"),
+        "{said}"
+    );
+    assert!(
+        said.contains("choose another port with kafka.brokers (port 0 picks a free one)"),
+        "{said}"
+    );
 
     let site = Site::with_addresses(&shared().await.addresses().kafka, &format!("http://127.0.0.1:{port}"))?;
     let (code, _, said) = site.run(&["up"]).await?;
     assert_eq!(code, Some(1));
-    assert!(said.contains(&expected) && said.contains("does not answer as ClickHouse"), "{said}");
+    assert!(
+        said.contains(&expected) && said.contains("does not answer as ClickHouse"),
+        "{said}"
+    );
     Ok(())
 }
 
@@ -290,10 +344,17 @@ async fn a_jar_that_is_not_the_pinned_one_is_refused() -> anyhow::Result<()> {
         .path();
     let refused = async |what: &str| -> anyhow::Result<()> {
         let mut command = tokio::process::Command::from(site.highwater(&["up"])?);
-        let output = command.env("XDG_CACHE_HOME", &cache).kill_on_drop(true).output().await?;
+        let output = command
+            .env("XDG_CACHE_HOME", &cache)
+            .kill_on_drop(true)
+            .output()
+            .await?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(1), "{what}: {said}");
-        ensure!(said.contains("are not the pinned ones (jars.sha256): remove that folder"), "{what}: {said}");
+        ensure!(
+            said.contains("are not the pinned ones (jars.sha256): remove that folder"),
+            "{what}: {said}"
+        );
         Ok(())
     };
 
