@@ -6,3 +6,4 @@ mod check;
 mod local_stack;
 #[cfg(test)]
 mod tidy;
+mod embedded_clickhouse;

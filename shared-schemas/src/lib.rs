@@ -3,6 +3,7 @@
 pub mod config;
 pub mod dataset;
 pub mod definitions;
+pub mod decode;
 pub mod fingerprint;
 pub mod handoff;
 pub mod measure;

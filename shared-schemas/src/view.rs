@@ -6,6 +6,8 @@
 
 mod compile;
 mod expression;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod functions;
 mod source;
 mod syntax;

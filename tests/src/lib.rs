@@ -1,3 +1,4 @@
 //! What the tests share: servers of their own, on their own ports and folders, that end with the test.
 
 pub mod stack;
+pub mod clickhouse;

@@ -34,7 +34,10 @@ fn golden_mistakes() {
     folders.sort();
     let mut different = Vec::new();
     for folder in &folders {
-        let mistakes = Definitions::parse(files(folder)).expect_err(&folder.display().to_string());
+        let Err(mistakes) = Definitions::parse(files(folder)) else {
+            different.push(format!("{}: no mistake is found", folder.display()));
+            continue;
+        };
         let said = format!("{mistakes}\n");
         let expected = folder.join("expected.txt");
         if bless {
