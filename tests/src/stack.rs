@@ -21,16 +21,13 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(10);
 
 /// The stack that all tests of this program share. Take topics and databases of your own: [`unique`].
-pub async fn shared() -> &'static Stack {
+pub async fn shared() -> anyhow::Result<&'static Stack> {
     static SHARED: OnceCell<Stack> = OnceCell::const_new();
     SHARED
-        .get_or_init(|| async {
-            let folder = TempDir::with_prefix("highwater-test-").expect("a temporary folder");
-            let folder = folder.keep();
-            remove_at_exit(&folder).expect("a shell");
-            Stack::start(&StackOptions::on_free_ports(folder))
-                .await
-                .expect("the local stack")
+        .get_or_try_init(|| async {
+            let folder = TempDir::with_prefix("highwater-test-")?.keep();
+            remove_at_exit(&folder)?;
+            Ok(Stack::start(&StackOptions::on_free_ports(folder)).await?)
         })
         .await
 }
@@ -140,7 +137,12 @@ impl Site {
             .stderr(std::fs::File::create(&log)?)
             .process_group(0)
             .spawn()?;
-        Ok(Up { child, log, addresses, stale })
+        Ok(Up {
+            child,
+            log,
+            addresses,
+            stale,
+        })
     }
 }
 
