@@ -1,4 +1,8 @@
 //! Every test that needs more than one crate or a real server, in one binary.
 
 #[cfg(test)]
+mod engine_handoff;
+#[cfg(test)]
+mod engine_states;
+#[cfg(test)]
 mod tidy;

@@ -17,7 +17,7 @@ use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{DFSchemaRef, Result};
+use datafusion::common::Result;
 use datafusion::datasource::{MemTable, provider_as_source};
 use datafusion::execution::context::SessionContext;
 use datafusion::functions_aggregate::expr_fn::sum;
@@ -86,7 +86,8 @@ impl CellPlan {
         if key == CellKey::Start {
             fields.push(Arc::new(Field::new(START_COLUMN, DataType::UInt64, false)));
         }
-        let plan = Runner::new(Arc::new(Schema::new(fields)), |events| over(view, key, events))?;
+        let output = cell_schema(view, key);
+        let plan = Runner::new(Arc::new(Schema::new(fields)), output, |events| over(view, key, events))?;
         Ok(Self { view: view.clone(), key, plan })
     }
 
@@ -99,8 +100,8 @@ impl CellPlan {
     }
 
     /// The columns of the cells.
-    pub fn schema(&self) -> &DFSchemaRef {
-        self.plan.plan.schema()
+    pub fn schema(&self) -> &SchemaRef {
+        &self.plan.output
     }
 
     /// Runs it over events in memory.
@@ -124,13 +125,10 @@ impl MergePlan {
     /// # Errors
     /// DataFusion's.
     pub fn new(view: &View, key: CellKey) -> Result<Self> {
-        let keys: Vec<_> = key_fields(view, key);
-        let mut fields = keys.clone();
-        fields.push(Field::new(FAILED_COLUMN, DataType::UInt64, false));
+        let schema = cell_schema(view, key);
         let states: Vec<_> = view.states().map(|(name, state, _)| (name, state)).collect();
-        fields.extend(states.iter().map(|(name, state)| Field::new(name, state.arrow(), state.nullable)));
-        let plan = Runner::new(Arc::new(Schema::new(fields)), |cells| {
-            let group: Vec<_> = keys.iter().map(|key| ident(key.name())).collect();
+        let plan = Runner::new(Arc::clone(&schema), schema, |cells| {
+            let group: Vec<_> = key_fields(view, key).iter().map(|key| ident(key.name())).collect();
             let mut merged = vec![sum(ident(FAILED_COLUMN)).alias(FAILED_COLUMN)];
             merged.extend(states.iter().map(|(name, state)| state.merge(ident(name)).alias(name)));
             let output = group.iter().cloned().chain(settled(&states)).collect::<Vec<_>>();
@@ -163,6 +161,13 @@ pub(crate) fn key_fields(view: &View, key: CellKey) -> Vec<Field> {
         ],
     };
     std::iter::once(window).chain(dimensions).chain(start).collect()
+}
+
+/// The columns of cells: the key, the count of failures, the states.
+fn cell_schema(view: &View, key: CellKey) -> SchemaRef {
+    let failed = Field::new(FAILED_COLUMN, DataType::UInt64, false);
+    let states = view.states().map(|(name, state, _)| Field::new(name, state.arrow(), state.nullable));
+    Arc::new(Schema::new(key_fields(view, key).into_iter().chain([failed]).chain(states).collect::<Vec<_>>()))
 }
 
 fn over(view: &View, key: CellKey, events: LogicalPlan) -> Result<LogicalPlan> {
@@ -220,11 +225,10 @@ impl std::fmt::Debug for Runner {
 }
 
 impl Runner {
-    fn new(input: SchemaRef, build: impl FnOnce(LogicalPlan) -> Result<LogicalPlan>) -> Result<Self> {
+    fn new(input: SchemaRef, output: SchemaRef, build: impl FnOnce(LogicalPlan) -> Result<LogicalPlan>) -> Result<Self> {
         let session = view::session();
         let scan = LogicalPlanBuilder::scan("input", table(&input, vec![])?, None)?.build()?;
         let plan = session.state().optimize(&build(scan)?)?;
-        let output = Arc::new(plan.schema().as_arrow().clone());
         Ok(Self { session, input, output, plan })
     }
 
@@ -241,8 +245,11 @@ impl Runner {
         })?;
         let state = self.session.state();
         let physical = state.query_planner().create_physical_plan(&plan.data, &state).await?;
+        let physical_schema = physical.schema();
         let batches = datafusion::physical_plan::collect(physical, self.session.task_ctx()).await?;
-        Ok(concat_batches(&self.output, &batches)?)
+        let batch = concat_batches(&physical_schema, &batches)?;
+        // DataFusion may think that a column could be null; that it is not is checked here.
+        Ok(RecordBatch::try_new(Arc::clone(&self.output), batch.columns().to_vec())?)
     }
 }
 

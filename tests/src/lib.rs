@@ -1,1 +1,5 @@
 //! What the tests share: servers of their own, on their own ports and folders, that end with the test.
+
+pub mod clickhouse;
+pub mod engine;
+pub mod flights;

@@ -13,9 +13,10 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Location, Token};
 
-use super::functions::{self, nearest};
+use super::functions;
 use crate::dataset::Dataset;
 use crate::measure;
+use crate::mistake::nearest;
 
 /// Something wrong with an expression; which one is for the caller to add.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +82,9 @@ impl Text<'_> {
             None => (message, None),
         };
         let what = if self.0.trim().is_empty() { "the expression is empty".to_owned() } else { sentence(what) };
-        Mistake { at: at.or(Some(0)), what, instead: None }
+        let at = if what.ends_with("found: EOF") { Some(self.0.trim_end().len()) } else { at.or(Some(0)) };
+        let what = what.replace("found: EOF", "found the end");
+        Mistake { at, what, instead: None }
     }
 
     fn parse_place(self, place: &str) -> Option<usize> {

@@ -1,0 +1,582 @@
+//! The hand-off on the engine itself: whatever becomes of the inserts, the merging statement gives the oracle's answer.
+//!
+//! The oracle knows the log and, for each cell and start, the highest version that was ever sent in full. It computes
+//! answers in plain Rust, from events. The rows come from the product's own plans, tables and statement.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::Context;
+use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
+use arrow::compute::take_record_batch;
+use arrow::datatypes::{TimestampMicrosecondType, UInt64Type};
+use highwater_tests::clickhouse::ClickHouse;
+use highwater_tests::engine::Engine;
+use highwater_tests::flights::{FIRST_SECOND, Flight, batch, dataset, view};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use shared_schemas::handoff::{
+    ChunkSize, EventDay, Mark, Offset, Partition, Publication, RunId, Start, TopicId, counts,
+};
+use shared_schemas::plan::{CellKey, CellPlan, START_COLUMN, WINDOW_COLUMN};
+use shared_schemas::store::statement::BELOW_FLOOR;
+use shared_schemas::store::tables::{FLOORS, batch_table_name, speed_table_name};
+use shared_schemas::store::{Merging, batch_rows, speed_rows, view_tables};
+use shared_schemas::view::View;
+
+/// A topic id with its highest bit set: nothing on the way may take it for a signed number.
+const TOPIC: TopicId = TopicId(u128::MAX - 6);
+const PARTITIONS: u32 = 2;
+const LOG: u64 = 40;
+/// Cuts that every writer keeps; the second lies in a chunk of its own.
+const CUTS: [u64; 2] = [11, 29];
+
+fn chunk() -> ChunkSize {
+    ChunkSize::new(dataset().chunk).unwrap()
+}
+
+fn partition(number: u32) -> Partition {
+    Partition { topic: TOPIC, number }
+}
+
+/// A cell: its window in seconds, carrier, late.
+type Cell = (i64, Option<String>, Option<bool>);
+
+fn cell(event: &Flight) -> Cell {
+    let at = FIRST_SECOND + event.at;
+    (at - at.rem_euclid(3600), event.carrier.clone(), event.delay.map(|delay| delay > 15))
+}
+
+/// What becomes of one flush.
+#[derive(Debug, Clone)]
+struct Flush {
+    writer: usize,
+    partition: u32,
+    /// How many offsets further it reads.
+    reads: u64,
+    shuffle: u64,
+    /// Sent twice.
+    doubled: bool,
+    /// In blocks of so many rows.
+    block: usize,
+    /// The writer dies after so many rows: the rest never arrives, and the next flush sends everything again.
+    dies_after: Option<usize>,
+    /// Which of the marks a reader asks with: its index into the partition's starts.
+    mark: usize,
+}
+
+fn flushes() -> impl Strategy<Value = Vec<Flush>> {
+    let flush = (
+        0_usize..2,
+        0..PARTITIONS,
+        0_u64..14,
+        any::<u64>(),
+        any::<bool>(),
+        1_usize..5,
+        prop::option::weighted(0.25, 0_usize..6),
+        0_usize..8,
+    );
+    prop::collection::vec(flush, 8..20).prop_map(|flushes| {
+        flushes
+            .into_iter()
+            .map(|(writer, partition, reads, shuffle, doubled, block, dies_after, mark)| Flush {
+                writer,
+                partition,
+                reads,
+                shuffle,
+                doubled,
+                block,
+                dies_after,
+                mark,
+            })
+            .collect()
+    })
+}
+
+/// A log with holes, of few cells, some events days late.
+fn log() -> impl Strategy<Value = Vec<Flight>> {
+    let event = (
+        any::<bool>(),
+        prop_oneof![5 => 0_i64..4 * 3600, 1 => -3 * 86_400_i64..0],
+        prop::option::of(prop_oneof![Just("AA"), Just("ZZ")]),
+        prop::option::of(0_i64..30),
+        prop::option::of(0_i32..1000),
+    );
+    let places = usize::try_from(u64::from(PARTITIONS) * LOG).unwrap();
+    prop::collection::vec(prop::option::weighted(0.8, event), places).prop_map(|events| {
+        (0..)
+            .zip(events)
+            .filter_map(|(place, event)| {
+                let (_, at, carrier, delay, distance) = event?;
+                Some(Flight {
+                    partition: u32::try_from(place / LOG).unwrap(),
+                    offset: place % LOG,
+                    at,
+                    carrier: carrier.map(str::to_owned),
+                    delay,
+                    distance,
+                })
+            })
+            .collect()
+    })
+}
+
+/// One line of the answer for a set of events of one cell, as the engine writes it.
+fn line(cell: &Cell, events: &[&Flight], layer: &str) -> String {
+    let null = || "\\N".to_owned();
+    let (window, carrier, late) = cell;
+    let delays: Vec<_> = events.iter().filter_map(|event| event.delay).collect();
+    let distances: Vec<_> = events.iter().filter_map(|event| event.distance).collect();
+    let sum: i64 = delays.iter().sum();
+    let bound = |n: usize, magnitude: f64| {
+        let n = u32::try_from(n).unwrap();
+        if n == 0 { null() } else { format!("{:e}", f64::from(n) * f64::EPSILON * magnitude) }
+    };
+    let total: i64 = distances.iter().map(|&distance| i64::from(distance)).sum();
+    let first = events.iter().map(|event| FIRST_SECOND + event.at).min();
+    let mean = if delays.is_empty() {
+        null()
+    } else {
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        let mean = sum as f64 / delays.len() as f64;
+        mean.to_string()
+    };
+    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+    let bound = bound(distances.len(), total as f64);
+    let fields = [
+        window.to_string(),
+        carrier.clone().unwrap_or_else(null),
+        late.map_or_else(null, |late| late.to_string()),
+        events.len().to_string(),
+        if delays.is_empty() { null() } else { sum.to_string() },
+        if distances.is_empty() { null() } else { total.to_string() },
+        bound,
+        first.map_or_else(null, |first| first.to_string()),
+        delays.iter().max().map_or_else(null, ToString::to_string),
+        mean,
+        layer.to_owned(),
+    ];
+    fields.join("\t")
+}
+
+/// A line as the engine wrote it, with times as seconds and bounds as Rust writes them.
+fn normal(line: &str) -> String {
+    let mut fields: Vec<_> = line.split('\t').map(str::to_owned).collect();
+    fields.pop(); // `_failed`
+    for index in [0, 7] {
+        fields[index] = chrono::NaiveDateTime::parse_from_str(&fields[index], "%Y-%m-%d %H:%M:%S%.f")
+            .unwrap()
+            .and_utc()
+            .timestamp()
+            .to_string();
+    }
+    if let Ok(bound) = fields[6].parse::<f64>() {
+        fields[6] = format!("{bound:e}");
+    }
+    fields.join("\t")
+}
+
+/// What a test drives: the engine, the plans, and what the oracle knows.
+struct World {
+    engine: Engine,
+    view: View,
+    starts: CellPlan,
+    log: Vec<Flight>,
+    /// The highest version of each row that arrived.
+    arrived: BTreeMap<(u32, Start, Cell), u64>,
+    /// Per writer and partition: how far it read, and from where its last flush that was acknowledged went on.
+    read: BTreeMap<(usize, u32), (u64, u64)>,
+}
+
+impl World {
+    async fn new(url: &str, database: &str, log: Vec<Flight>) -> anyhow::Result<Self> {
+        let view = view()?;
+        let engine = Engine::create(url, database, &view_tables(&view)).await?;
+        let starts = CellPlan::new(&view, &dataset(), CellKey::Start)?;
+        Ok(Self { engine, view, starts, log, arrived: BTreeMap::new(), read: BTreeMap::new() })
+    }
+
+    /// The starts of a partition: each chunk's, and the cuts.
+    fn all_starts() -> BTreeSet<Start> {
+        let chunks = (0..LOG).step_by(usize::try_from(chunk().offsets()).unwrap());
+        chunks.chain(CUTS).map(|at| Start(Offset(at))).collect()
+    }
+
+    /// The rows of every start that a read up to `next` touches: whole cells, touched from `since` on.
+    async fn rows(&self, number: u32, since: u64, next: u64) -> anyhow::Result<RecordBatch> {
+        let mut events = Vec::new();
+        let mut touched: BTreeSet<(Start, Cell)> = BTreeSet::new();
+        for start in Self::all_starts() {
+            let end = chunk().end(start.0).0.min(next);
+            for event in self.log.iter().filter(|event| event.partition == number) {
+                if (start.0.0..end).contains(&event.offset) {
+                    events.push((event.clone(), start.0.0));
+                    if event.offset >= since {
+                        touched.insert((start, cell(event)));
+                    }
+                }
+            }
+        }
+        let cells = self.starts.run(vec![batch(&events)?]).await?;
+        let kept: UInt32Array = (0..u32::try_from(cells.num_rows())?)
+            .filter(|&row| touched.contains(&row_key(&cells, row as usize)))
+            .collect::<Vec<_>>()
+            .into();
+        let cells = take_record_batch(&cells, &kept)?;
+        let versions = |_: Partition, start: Start| Some(Offset(next).min(chunk().end(start.0)));
+        Ok(speed_rows(&cells, TOPIC, &versions)?)
+    }
+
+    async fn flush(&mut self, flush: &Flush) -> anyhow::Result<()> {
+        let (read, acknowledged) = self.read.get(&(flush.writer, flush.partition)).copied().unwrap_or_default();
+        let next = (read + flush.reads).min(LOG);
+        let rows = self.rows(flush.partition, acknowledged, next).await?;
+        let order: UInt32Array = shuffled(rows.num_rows(), flush.shuffle).into();
+        let rows = take_record_batch(&rows, &order)?;
+        let sent = flush.dies_after.map_or(rows.num_rows(), |rows_sent| rows_sent.min(rows.num_rows()));
+        let table = speed_table_name(&self.view);
+        let blocks: Vec<_> = (0..sent)
+            .step_by(flush.block)
+            .map(|from| rows.slice(from, flush.block.min(sent - from)))
+            .collect();
+        for _ in 0..=usize::from(flush.doubled) {
+            if !blocks.is_empty() {
+                // Each Arrow batch a block of its own, and a part of its own.
+                let settings = [("min_insert_block_size_rows", "1"), ("max_insert_block_size", "1")];
+                self.engine.insert(&table, &blocks, &settings).await?;
+            }
+        }
+        for row in 0..sent {
+            let (start, cell) = row_key(&rows, row);
+            let version = next.min(chunk().end(start.0).0);
+            let held = self.arrived.entry((flush.partition, start, cell)).or_default();
+            *held = version.max(*held);
+        }
+        let acknowledged = if sent == rows.num_rows() { next } else { acknowledged };
+        self.read.insert((flush.writer, flush.partition), (next, acknowledged));
+        Ok(())
+    }
+
+    /// Publishes a batch result with these marks: the rows of every day, under one run.
+    async fn publish(&self, number: u64, marks: BTreeMap<Partition, Mark>) -> anyhow::Result<Publication> {
+        let below: Vec<_> = self
+            .log
+            .iter()
+            .filter(|event| event.offset < marks[&partition(event.partition)].0.0)
+            .map(|event| (event.clone(), 0))
+            .collect();
+        let days: BTreeSet<_> = below
+            .iter()
+            .map(|(event, _)| EventDay(i32::try_from((FIRST_SECOND + event.at).div_euclid(86_400)).unwrap()))
+            .collect();
+        let run = RunId(u128::MAX - u128::from(number));
+        let publication = Publication::of_run(None, run, marks, &days);
+        let plan = CellPlan::new(&self.view, &dataset(), CellKey::Cell)?;
+        let mut events = batch(&below)?;
+        events.remove_column(events.schema().index_of(START_COLUMN)?);
+        let rows = batch_rows(&plan.run(vec![events]).await?, run)?;
+        for _ in 0..2 {
+            self.engine.insert(&batch_table_name(&self.view), std::slice::from_ref(&rows), &[]).await?;
+        }
+        Ok(publication)
+    }
+
+    fn question<'a>(&'a self, publication: Option<&'a Publication>) -> Merging<'a> {
+        Merging {
+            database: &self.engine.database,
+            view: &self.view,
+            publication,
+            from: 0,
+            to: 1 << 34,
+            bucket: Some(Duration::from_secs(3600)),
+            dimensions: &["carrier", "late"],
+            measures: &["flights", "delay", "distance", "first", "worst", "mean"],
+        }
+    }
+
+    async fn answer(&self, publication: Option<&Publication>) -> anyhow::Result<Vec<String>> {
+        let lines = self.engine.run(&self.question(publication).statement()?).await?;
+        let mut lines: Vec<_> = lines.iter().map(|line| normal(line)).collect();
+        lines.sort();
+        Ok(lines)
+    }
+
+    /// What the answer must be, from the log and what arrived.
+    fn oracle(&self, publication: Option<&Publication>) -> Vec<String> {
+        let mark = |number| publication.map(|publication| publication.mark(partition(number))).unwrap_or_default();
+        let mut cells: BTreeMap<Cell, (Vec<&Flight>, bool, bool)> = BTreeMap::new();
+        for event in &self.log {
+            if event.offset < mark(event.partition).0.0 {
+                let entry = cells.entry(cell(event)).or_default();
+                entry.0.push(event);
+                entry.1 = true;
+            }
+        }
+        for ((number, start, of), version) in &self.arrived {
+            if !counts(mark(*number), *start, chunk()) {
+                continue;
+            }
+            let entry = cells.entry(of.clone()).or_default();
+            entry.2 = true;
+            entry.0.extend(self.log.iter().filter(|event| {
+                event.partition == *number && (start.0.0..*version).contains(&event.offset) && cell(event) == *of
+            }));
+        }
+        let mut lines: Vec<_> = cells
+            .iter()
+            .map(|(cell, (events, batch, speed))| {
+                line(cell, events, match (batch, speed) {
+                    (true, true) => "both",
+                    (true, false) => "batch",
+                    _ => "speed",
+                })
+            })
+            .collect();
+        lines.sort();
+        lines
+    }
+
+    /// What the answer must be once everything was read: each event once, whoever counted it.
+    fn truth(&self) -> Vec<String> {
+        let mut cells: BTreeMap<Cell, Vec<&Flight>> = BTreeMap::new();
+        for event in &self.log {
+            cells.entry(cell(event)).or_default().push(event);
+        }
+        let mut lines: Vec<_> = cells.iter().map(|(cell, events)| line(cell, events, "")).collect();
+        lines.sort();
+        lines
+    }
+}
+
+/// The key of a row: its start and cell.
+fn row_key(rows: &RecordBatch, row: usize) -> (Start, Cell) {
+    let column = |name: &str| rows.column_by_name(name).unwrap();
+    let start = column(START_COLUMN).as_primitive::<UInt64Type>().value(row);
+    let window = column(WINDOW_COLUMN).as_primitive::<TimestampMicrosecondType>().value(row) / 1_000_000;
+    let carrier = column("carrier").as_string::<i32>();
+    let late = column("late").as_boolean();
+    let carrier = carrier.is_valid(row).then(|| carrier.value(row).to_owned());
+    (Start(Offset(start)), (window, carrier, late.is_valid(row).then(|| late.value(row))))
+}
+
+/// A permutation of so many rows.
+fn shuffled(rows: usize, seed: u64) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..u32::try_from(rows).unwrap()).collect();
+    let mix = |row: u32| (u64::from(row) ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(31).wrapping_mul(seed | 1);
+    order.sort_by_key(|&row| mix(row));
+    order
+}
+
+fn without_layer(lines: &[String]) -> Vec<String> {
+    lines.iter().map(|line| format!("{}\t", line.rsplit_once('\t').map_or(line.as_str(), |(rest, _)| rest))).collect()
+}
+
+/// Two rival writers, and a reader after every flush, with a mark that lies anywhere.
+async fn rivals(url: &str, database: &str, log: Vec<Flight>, flushes: &[Flush]) -> anyhow::Result<()> {
+    let mut world = World::new(url, database, log).await?;
+    let marks: Vec<_> = World::all_starts().into_iter().map(|start| Mark(start.0)).collect();
+    for (number, flush) in (1..).zip(flushes) {
+        world.flush(flush).await?;
+        let mark = marks[flush.mark % marks.len()];
+        let other = marks[(flush.mark * 3 + 1) % marks.len()];
+        let publication =
+            world.publish(number, BTreeMap::from([(partition(0), mark), (partition(1), other)])).await?;
+        for publication in [None, Some(&publication)] {
+            assert_eq!(world.answer(publication).await?, world.oracle(publication), "after flush {number}");
+        }
+    }
+    // Both read to the end; one of them dies once more on the way.
+    for writer in 0..2 {
+        for partition in 0..PARTITIONS {
+            let mut last = Flush {
+                writer,
+                partition,
+                reads: LOG,
+                shuffle: 1,
+                doubled: false,
+                block: 3,
+                dies_after: Some(1),
+                mark: 0,
+            };
+            world.flush(&last).await?;
+            last.dies_after = None;
+            world.flush(&last).await?;
+        }
+    }
+    let truth = world.truth();
+    anyhow::ensure!(!truth.is_empty(), "the log is empty");
+    for (number, mark) in (1000..).zip(&marks) {
+        let marks = BTreeMap::from([(partition(0), *mark), (partition(1), *mark)]);
+        let publication = world.publish(number, marks).await?;
+        assert_eq!(without_layer(&world.answer(Some(&publication)).await?), truth, "at mark {mark:?}");
+    }
+    assert_eq!(without_layer(&world.answer(None).await?), truth);
+    world.engine.execute(&format!("DROP DATABASE {database}")).await?;
+    Ok(())
+}
+
+#[test]
+fn rival_writers_give_the_oracles_answer_at_each_step() -> anyhow::Result<()> {
+    let server = ClickHouse::start()?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let mut runner = TestRunner::new(Config { cases: 6, max_shrink_iters: 20, failure_persistence: None, ..Config::default() });
+    let case = std::cell::Cell::new(0);
+    runner
+        .run(&(log(), flushes()), |(log, flushes)| {
+            case.set(case.get() + 1);
+            let database = format!("rivals_{}", case.get());
+            let done = runtime.block_on(rivals(server.url(), &database, log, &flushes));
+            done.map_err(|error| TestCaseError::fail(format!("{error:#}")))
+        })
+        .map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+/// A log for tests that need no random one.
+fn plain_log() -> Vec<Flight> {
+    let event = |partition, offset: u64| Flight {
+        partition,
+        offset,
+        at: i64::try_from(offset * 700).unwrap(),
+        carrier: (offset % 3 > 0).then(|| format!("C{}", offset % 5)),
+        delay: Some(i64::try_from(offset).unwrap()),
+        distance: Some(1),
+    };
+    (0..PARTITIONS).flat_map(|partition| (0..LOG).map(move |offset| event(partition, offset))).collect()
+}
+
+fn whole(writer: usize, partition: u32, reads: u64) -> Flush {
+    Flush { writer, partition, reads, shuffle: 7, doubled: false, block: 2, dies_after: None, mark: 0 }
+}
+
+#[test]
+fn killing_the_server_loses_nothing_that_it_acknowledged() -> anyhow::Result<()> {
+    let mut server = ClickHouse::start()?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let mut world = World::new(server.url(), "killed", plain_log()).await?;
+        for round in 0..8_u64 {
+            world.flush(&whole(0, 0, 5)).await?;
+            world.flush(&whole(0, 1, 5)).await?;
+            // An insert is under way when the server dies, sooner or later in it; its writer never hears of it.
+            let rows = world.rows(0, 0, LOG.min((round + 2) * 5)).await?;
+            let blocks: Vec<_> = (0..rows.num_rows()).map(|row| rows.slice(row, 1)).collect();
+            let engine = world.engine.clone();
+            let table = speed_table_name(&world.view);
+            let insert = tokio::spawn(async move {
+                let settings = [("min_insert_block_size_rows", "1"), ("max_insert_block_size", "1")];
+                engine.insert(&table, &blocks, &settings).await
+            });
+            tokio::time::timeout(Duration::from_millis(round * round * 3), async { std::future::pending::<()>().await })
+                .await
+                .ok();
+            server.kill()?;
+            let heard = insert.await?;
+            server.start_again()?;
+            world.engine = world.engine.moved(server.url());
+            // What was acknowledged is there; what was not is there in whole rows or not at all.
+            let acknowledged = world.oracle(None);
+            let found = world.answer(None).await?;
+            if heard.is_ok() {
+                world.note(0, 0, LOG.min((round + 2) * 5));
+                assert_eq!(found, world.oracle(None), "round {round}");
+            } else {
+                assert!(found.len() >= acknowledged.len(), "round {round}: rows were lost");
+                world.assert_between(&found).await?;
+            }
+            // The writer tries again.
+            let again = world.rows(0, 0, LOG.min((round + 2) * 5)).await?;
+            world.engine.insert(&speed_table_name(&world.view), &[again], &[]).await?;
+            world.note(0, 0, LOG.min((round + 2) * 5));
+            assert_eq!(world.answer(None).await?, world.oracle(None), "round {round}, after the retry");
+        }
+        world.flush(&whole(1, 0, LOG)).await?;
+        world.flush(&whole(1, 1, LOG)).await?;
+        assert_eq!(without_layer(&world.answer(None).await?), world.truth());
+        anyhow::Ok(())
+    })
+}
+
+impl World {
+    /// Takes note that all rows of a partition from `since` up to `next` arrived.
+    fn note(&mut self, number: u32, since: u64, next: u64) {
+        for start in Self::all_starts() {
+            let version = next.min(chunk().end(start.0).0);
+            for event in self.log.iter().filter(|event| event.partition == number) {
+                if event.offset >= since.max(start.0.0) && event.offset < version {
+                    let held = self.arrived.entry((number, start, cell(event))).or_default();
+                    *held = version.max(*held);
+                }
+            }
+        }
+    }
+
+    /// Every cell that is there counts at least what was acknowledged and at most what was sent.
+    async fn assert_between(&self, found: &[String]) -> anyhow::Result<()> {
+        let count = |line: &String| -> (String, u64) {
+            let fields: Vec<_> = line.split('\t').collect();
+            (fields[..3].join("\t"), fields[3].parse().unwrap_or_default())
+        };
+        let found: BTreeMap<_, _> = found.iter().map(count).collect();
+        for (cell, least) in self.oracle(None).iter().map(count) {
+            let counted = found.get(&cell).copied().with_context(|| format!("{cell} was lost"))?;
+            assert!(counted >= least, "{cell}: {counted} of {least}");
+        }
+        let most: BTreeMap<_, _> = self.truth().iter().map(count).collect();
+        for (cell, counted) in &found {
+            assert!(counted <= &most[cell], "{cell} counts {counted}");
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn the_floor_refuses_also_where_no_row_is_left() -> anyhow::Result<()> {
+    let server = ClickHouse::start()?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let world = World::new(server.url(), "floors", plain_log()).await?;
+        let marks = BTreeMap::from([(partition(0), Mark(Offset(8))), (partition(1), Mark(Offset(16)))]);
+        let publication = world.publish(1, marks).await?;
+        world.engine.execute(&format!("TRUNCATE TABLE floors.{}", batch_table_name(&world.view))).await?;
+        let questions = [world.question(Some(&publication)), Merging { bucket: None, dimensions: &[], ..world.question(Some(&publication)) }];
+        let fingerprint = world.view.fingerprint;
+        let raise = |number: u64, marks: String| {
+            format!("INSERT INTO floors.{FLOORS} (fingerprint, number, marks) VALUES ('{fingerprint}', {number}, {marks})")
+        };
+        // At the publication's own height, and another view's floor: both are no obstacle.
+        world.engine.execute(&raise(1, format!("[({}, 0, 8), ({}, 1, 16)]", TOPIC.0, TOPIC.0))).await?;
+        world.engine.execute(&raise(9, "[]".to_owned()).replace(&fingerprint.to_string(), "another")).await?;
+        for question in &questions {
+            assert_eq!(world.engine.run(&question.statement()?).await?, Vec::<String>::new());
+        }
+        for row in [raise(2, "[]".to_owned()), raise(0, format!("[({}, 1, 17)]", TOPIC.0)), raise(0, "[(5, 0, 1)]".to_owned())] {
+            world.engine.execute(&row).await?;
+            for question in &questions {
+                let error = world.engine.run(&question.statement()?).await.unwrap_err().to_string();
+                assert!(error.contains(BELOW_FLOOR), "{error}");
+            }
+            // Nobody ever published: below every floor, too.
+            let error = world.engine.run(&world.question(None).statement()?).await.unwrap_err().to_string();
+            assert!(error.contains(BELOW_FLOOR), "{error}");
+            world.engine.execute(&format!("TRUNCATE TABLE floors.{FLOORS}")).await?;
+        }
+        assert_eq!(world.engine.run(&questions[0].statement()?).await?, Vec::<String>::new());
+        anyhow::Ok(())
+    })
+}
+
+/// What the control tables are made of is what the engine takes, also a second time.
+#[test]
+fn tables_are_created_once() -> anyhow::Result<()> {
+    let server = ClickHouse::start()?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let view = view()?;
+        for _ in 0..2 {
+            let engine = Engine::create(server.url(), "odd `name\\", &view_tables(&view)).await?;
+            let sql = "SELECT count() FROM system.tables WHERE database = 'odd `name\\\\'";
+            assert_eq!(engine.execute(sql).await?.trim(), "8");
+        }
+        anyhow::Ok(())
+    })
+}
