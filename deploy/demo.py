@@ -6,6 +6,7 @@ Starts the local stack on free ports with the flights example, then talks to it 
 Python clients. On a terminal it stays up until Ctrl-C; with no terminal it stops everything and exits 0.
 """
 
+import ctypes
 import json
 import pathlib
 import signal
@@ -17,18 +18,21 @@ import clickhouse_connect
 import confluent_kafka
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "deploy" / "examples" / "flights" / "highwater.toml"
+DATABASE = "flights"
 DATA = ROOT / "data" / "demo"
 READY_WITHIN = 180  # seconds; a first start makes the cluster and the tables
 ANSWER_WITHIN = 60  # seconds, for one client's call
 EVENT = {
     "carrier": "UA",
     "flight": 1545,
+    "scheduled_departure": "2013-01-01T10:15:00Z",
+    "tail": "N14228",
     "origin": "EWR",
     "destination": "IAH",
-    "scheduled_departure": "2013-01-01T10:15:00Z",
-    "departure_delay": 2,
     "distance": 1400,
-    "tail": "N14228",
+    "departure_delay": 2,
+    "arrival_delay": 11,
 }
 
 
@@ -40,34 +44,25 @@ def say(text=""):
     print(text, flush=True)
 
 
-def write_configuration():
-    """The flights example on free ports, so that the demo disturbs nothing that runs on the usual ones."""
-    DATA.mkdir(parents=True, exist_ok=True)
-    config = DATA / "highwater.toml"
-    definitions = json.dumps(str(ROOT / "deploy" / "examples" / "flights"))
-    config.write_text(
-        f"definitions = {definitions}\n"
-        '[kafka]\nbrokers = "127.0.0.1:0"\n'
-        '[clickhouse]\nurl = "http://127.0.0.1:0"\n'
-    )
-    return config
+def end_with_parent():
+    """Runs in the child: has the kernel send it SIGTERM should this script be killed."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def start(highwater, config):
+def start(highwater):
     """Starts `highwater up` in a session of its own, so that Ctrl-C reaches this script alone, and waits for it."""
-    data = DATA / "up"
-    addresses = data / "addresses.json"
+    addresses = DATA / "addresses.json"
     before = addresses.stat().st_mtime_ns if addresses.exists() else 0
-    up = subprocess.Popen(
-        [highwater, "up", "--config", config, "--data", data], stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    command = [highwater, "up", "--fresh", "--config", CONFIG, "--data", DATA]
+    up = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent)
     try:
         deadline = time.monotonic() + READY_WITHIN
         while not addresses.exists() or addresses.stat().st_mtime_ns == before:
             if up.poll() is not None:
                 raise Failed(f"highwater up ended with status {up.returncode}: see above")
             if time.monotonic() > deadline:
-                raise Failed(f"highwater up was not ready within {READY_WITHIN} s: see the logs in {data}")
+                raise Failed(f"highwater up was not ready within {READY_WITHIN} s: see the logs in {DATA}")
             time.sleep(0.1)
         return up, json.loads(addresses.read_text())
     except BaseException:
@@ -109,7 +104,7 @@ def query(url):
     client = clickhouse_connect.get_client(dsn=url)
     try:
         version = client.query("SELECT version()").result_rows[0][0]
-        tables = client.query("SELECT name FROM system.tables WHERE database = 'highwater' ORDER BY name").result_rows
+        tables = client.query(f"SELECT name FROM system.tables WHERE database = '{DATABASE}' ORDER BY name").result_rows
         return version, [name for (name,) in tables]
     finally:
         client.close()
@@ -117,13 +112,12 @@ def query(url):
 
 def main(highwater):
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    config = write_configuration()
     say("What the definitions in deploy/examples/flights say (highwater check):\n")
-    if subprocess.run([highwater, "check", "--config", config]).returncode != 0:
+    if subprocess.run([highwater, "check", "--config", CONFIG]).returncode != 0:
         raise Failed("the example's definitions did not pass the check: see above")
     say("\nStarting Kafka and ClickHouse (highwater up) ...")
     began = time.monotonic()
-    up, addresses = start(highwater, config)
+    up, addresses = start(highwater)
     try:
         say(f"ready after {time.monotonic() - began:.1f} s")
         where = send_and_read_back(addresses["kafka"])

@@ -44,7 +44,11 @@ type Cell = (i64, Option<String>, Option<bool>);
 
 fn cell(event: &Flight) -> Cell {
     let at = FIRST_SECOND + event.at;
-    (at - at.rem_euclid(3600), event.carrier.clone(), event.delay.map(|delay| delay > 15))
+    (
+        at - at.rem_euclid(3600),
+        event.carrier.clone(),
+        event.delay.map(|delay| delay > 15),
+    )
 }
 
 /// What becomes of one flush.
@@ -79,16 +83,18 @@ fn flushes() -> impl Strategy<Value = Vec<Flush>> {
     prop::collection::vec(flush, 8..20).prop_map(|flushes| {
         flushes
             .into_iter()
-            .map(|(writer, partition, reads, shuffle, doubled, block, dies_after, mark)| Flush {
-                writer,
-                partition,
-                reads,
-                shuffle,
-                doubled,
-                block,
-                dies_after,
-                mark,
-            })
+            .map(
+                |(writer, partition, reads, shuffle, doubled, block, dies_after, mark)| Flush {
+                    writer,
+                    partition,
+                    reads,
+                    shuffle,
+                    doubled,
+                    block,
+                    dies_after,
+                    mark,
+                },
+            )
             .collect()
     })
 }
@@ -130,7 +136,11 @@ fn line(cell: &Cell, events: &[&Flight], layer: &str) -> String {
     let sum: i64 = delays.iter().sum();
     let bound = |n: usize, magnitude: f64| {
         let n = u32::try_from(n).unwrap();
-        if n == 0 { null() } else { format!("{:e}", f64::from(n) * f64::EPSILON * magnitude) }
+        if n == 0 {
+            null()
+        } else {
+            format!("{:e}", f64::from(n) * f64::EPSILON * magnitude)
+        }
     };
     let total: i64 = distances.iter().map(|&distance| i64::from(distance)).sum();
     let first = events.iter().map(|event| FIRST_SECOND + event.at).min();
@@ -149,7 +159,11 @@ fn line(cell: &Cell, events: &[&Flight], layer: &str) -> String {
         late.map_or_else(null, |late| late.to_string()),
         events.len().to_string(),
         if delays.is_empty() { null() } else { sum.to_string() },
-        if distances.is_empty() { null() } else { total.to_string() },
+        if distances.is_empty() {
+            null()
+        } else {
+            total.to_string()
+        },
         bound,
         first.map_or_else(null, |first| first.to_string()),
         delays.iter().max().map_or_else(null, ToString::to_string),
@@ -193,7 +207,14 @@ impl World {
         let view = view()?;
         let engine = Engine::create(url, database, &view_tables(&view)).await?;
         let starts = CellPlan::new(&view, &dataset(), CellKey::Start)?;
-        Ok(Self { engine, view, starts, log, arrived: BTreeMap::new(), read: BTreeMap::new() })
+        Ok(Self {
+            engine,
+            view,
+            starts,
+            log,
+            arrived: BTreeMap::new(),
+            read: BTreeMap::new(),
+        })
     }
 
     /// The starts of a partition: each chunk's, and the cuts.
@@ -228,12 +249,18 @@ impl World {
     }
 
     async fn flush(&mut self, flush: &Flush) -> anyhow::Result<()> {
-        let (read, acknowledged) = self.read.get(&(flush.writer, flush.partition)).copied().unwrap_or_default();
+        let (read, acknowledged) = self
+            .read
+            .get(&(flush.writer, flush.partition))
+            .copied()
+            .unwrap_or_default();
         let next = (read + flush.reads).min(LOG);
         let rows = self.rows(flush.partition, acknowledged, next).await?;
         let order: UInt32Array = shuffled(rows.num_rows(), flush.shuffle).into();
         let rows = take_record_batch(&rows, &order)?;
-        let sent = flush.dies_after.map_or(rows.num_rows(), |rows_sent| rows_sent.min(rows.num_rows()));
+        let sent = flush
+            .dies_after
+            .map_or(rows.num_rows(), |rows_sent| rows_sent.min(rows.num_rows()));
         let table = speed_table_name(&self.view);
         let blocks: Vec<_> = (0..sent)
             .step_by(flush.block)
@@ -276,7 +303,9 @@ impl World {
         events.remove_column(events.schema().index_of(START_COLUMN)?);
         let rows = batch_rows(&plan.run(vec![events]).await?, run)?;
         for _ in 0..2 {
-            self.engine.insert(&batch_table_name(&self.view), std::slice::from_ref(&rows), &[]).await?;
+            self.engine
+                .insert(&batch_table_name(&self.view), std::slice::from_ref(&rows), &[])
+                .await?;
         }
         Ok(publication)
     }
@@ -303,7 +332,11 @@ impl World {
 
     /// What the answer must be, from the log and what arrived.
     fn oracle(&self, publication: Option<&Publication>) -> Vec<String> {
-        let mark = |number| publication.map(|publication| publication.mark(partition(number))).unwrap_or_default();
+        let mark = |number| {
+            publication
+                .map(|publication| publication.mark(partition(number)))
+                .unwrap_or_default()
+        };
         let mut cells: BTreeMap<Cell, (Vec<&Flight>, bool, bool)> = BTreeMap::new();
         for event in &self.log {
             if event.offset < mark(event.partition).0.0 {
@@ -325,11 +358,15 @@ impl World {
         let mut lines: Vec<_> = cells
             .iter()
             .map(|(cell, (events, batch, speed))| {
-                line(cell, events, match (batch, speed) {
-                    (true, true) => "both",
-                    (true, false) => "batch",
-                    _ => "speed",
-                })
+                line(
+                    cell,
+                    events,
+                    match (batch, speed) {
+                        (true, true) => "both",
+                        (true, false) => "batch",
+                        _ => "speed",
+                    },
+                )
             })
             .collect();
         lines.sort();
@@ -352,23 +389,37 @@ impl World {
 fn row_key(rows: &RecordBatch, row: usize) -> (Start, Cell) {
     let column = |name: &str| rows.column_by_name(name).unwrap();
     let start = column(START_COLUMN).as_primitive::<UInt64Type>().value(row);
-    let window = column(WINDOW_COLUMN).as_primitive::<TimestampMicrosecondType>().value(row) / 1_000_000;
+    let window = column(WINDOW_COLUMN)
+        .as_primitive::<TimestampMicrosecondType>()
+        .value(row)
+        / 1_000_000;
     let carrier = column("carrier").as_string::<i32>();
     let late = column("late").as_boolean();
     let carrier = carrier.is_valid(row).then(|| carrier.value(row).to_owned());
-    (Start(Offset(start)), (window, carrier, late.is_valid(row).then(|| late.value(row))))
+    (
+        Start(Offset(start)),
+        (window, carrier, late.is_valid(row).then(|| late.value(row))),
+    )
 }
 
 /// A permutation of so many rows.
 fn shuffled(rows: usize, seed: u64) -> Vec<u32> {
     let mut order: Vec<u32> = (0..u32::try_from(rows).unwrap()).collect();
-    let mix = |row: u32| (u64::from(row) ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(31).wrapping_mul(seed | 1);
+    let mix = |row: u32| {
+        (u64::from(row) ^ seed)
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            .rotate_left(31)
+            .wrapping_mul(seed | 1)
+    };
     order.sort_by_key(|&row| mix(row));
     order
 }
 
 fn without_layer(lines: &[String]) -> Vec<String> {
-    lines.iter().map(|line| format!("{}\t", line.rsplit_once('\t').map_or(line.as_str(), |(rest, _)| rest))).collect()
+    lines
+        .iter()
+        .map(|line| format!("{}\t", line.rsplit_once('\t').map_or(line.as_str(), |(rest, _)| rest)))
+        .collect()
 }
 
 /// Two rival writers, and a reader after every flush, with a mark that lies anywhere.
@@ -379,10 +430,15 @@ async fn rivals(url: &str, database: &str, log: Vec<Flight>, flushes: &[Flush]) 
         world.flush(flush).await?;
         let mark = marks[flush.mark % marks.len()];
         let other = marks[(flush.mark * 3 + 1) % marks.len()];
-        let publication =
-            world.publish(number, BTreeMap::from([(partition(0), mark), (partition(1), other)])).await?;
+        let publication = world
+            .publish(number, BTreeMap::from([(partition(0), mark), (partition(1), other)]))
+            .await?;
         for publication in [None, Some(&publication)] {
-            assert_eq!(world.answer(publication).await?, world.oracle(publication), "after flush {number}");
+            assert_eq!(
+                world.answer(publication).await?,
+                world.oracle(publication),
+                "after flush {number}"
+            );
         }
     }
     // Both read to the end; one of them dies once more on the way.
@@ -408,7 +464,11 @@ async fn rivals(url: &str, database: &str, log: Vec<Flight>, flushes: &[Flush]) 
     for (number, mark) in (1000..).zip(&marks) {
         let marks = BTreeMap::from([(partition(0), *mark), (partition(1), *mark)]);
         let publication = world.publish(number, marks).await?;
-        assert_eq!(without_layer(&world.answer(Some(&publication)).await?), truth, "at mark {mark:?}");
+        assert_eq!(
+            without_layer(&world.answer(Some(&publication)).await?),
+            truth,
+            "at mark {mark:?}"
+        );
     }
     assert_eq!(without_layer(&world.answer(None).await?), truth);
     world.engine.execute(&format!("DROP DATABASE {database}")).await?;
@@ -419,7 +479,12 @@ async fn rivals(url: &str, database: &str, log: Vec<Flight>, flushes: &[Flush]) 
 fn rival_writers_give_the_oracles_answer_at_each_step() -> anyhow::Result<()> {
     let server = ClickHouse::start()?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let mut runner = TestRunner::new(Config { cases: 6, max_shrink_iters: 20, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config {
+        cases: 6,
+        max_shrink_iters: 20,
+        failure_persistence: None,
+        ..Config::default()
+    });
     let case = std::cell::Cell::new(0);
     runner
         .run(&(log(), flushes()), |(log, flushes)| {
@@ -441,11 +506,22 @@ fn plain_log() -> Vec<Flight> {
         delay: Some(i64::try_from(offset).unwrap()),
         distance: Some(1),
     };
-    (0..PARTITIONS).flat_map(|partition| (0..LOG).map(move |offset| event(partition, offset))).collect()
+    (0..PARTITIONS)
+        .flat_map(|partition| (0..LOG).map(move |offset| event(partition, offset)))
+        .collect()
 }
 
 fn whole(writer: usize, partition: u32, reads: u64) -> Flush {
-    Flush { writer, partition, reads, shuffle: 7, doubled: false, block: 2, dies_after: None, mark: 0 }
+    Flush {
+        writer,
+        partition,
+        reads,
+        shuffle: 7,
+        doubled: false,
+        block: 2,
+        dies_after: None,
+        mark: 0,
+    }
 }
 
 #[test]
@@ -466,9 +542,11 @@ fn killing_the_server_loses_nothing_that_it_acknowledged() -> anyhow::Result<()>
                 let settings = [("min_insert_block_size_rows", "1"), ("max_insert_block_size", "1")];
                 engine.insert(&table, &blocks, &settings).await
             });
-            tokio::time::timeout(Duration::from_millis(round * round * 3), async { std::future::pending::<()>().await })
-                .await
-                .ok();
+            tokio::time::timeout(Duration::from_millis(round * round * 3), async {
+                std::future::pending::<()>().await
+            })
+            .await
+            .ok();
             server.kill()?;
             let heard = insert.await?;
             server.start_again()?;
@@ -485,9 +563,16 @@ fn killing_the_server_loses_nothing_that_it_acknowledged() -> anyhow::Result<()>
             }
             // The writer tries again.
             let again = world.rows(0, 0, LOG.min((round + 2) * 5)).await?;
-            world.engine.insert(&speed_table_name(&world.view), &[again], &[]).await?;
+            world
+                .engine
+                .insert(&speed_table_name(&world.view), &[again], &[])
+                .await?;
             world.note(0, 0, LOG.min((round + 2) * 5));
-            assert_eq!(world.answer(None).await?, world.oracle(None), "round {round}, after the retry");
+            assert_eq!(
+                world.answer(None).await?,
+                world.oracle(None),
+                "round {round}, after the retry"
+            );
         }
         world.flush(&whole(1, 0, LOG)).await?;
         world.flush(&whole(1, 1, LOG)).await?;
@@ -537,30 +622,60 @@ fn the_floor_refuses_also_where_no_row_is_left() -> anyhow::Result<()> {
         let world = World::new(server.url(), "floors", plain_log()).await?;
         let marks = BTreeMap::from([(partition(0), Mark(Offset(8))), (partition(1), Mark(Offset(16)))]);
         let publication = world.publish(1, marks).await?;
-        world.engine.execute(&format!("TRUNCATE TABLE floors.{}", batch_table_name(&world.view))).await?;
-        let questions = [world.question(Some(&publication)), Merging { bucket: None, dimensions: &[], ..world.question(Some(&publication)) }];
+        world
+            .engine
+            .execute(&format!("TRUNCATE TABLE floors.{}", batch_table_name(&world.view)))
+            .await?;
+        let questions = [
+            world.question(Some(&publication)),
+            Merging {
+                bucket: None,
+                dimensions: &[],
+                ..world.question(Some(&publication))
+            },
+        ];
         let fingerprint = world.view.fingerprint;
         let raise = |number: u64, marks: String| {
-            format!("INSERT INTO floors.{FLOORS} (fingerprint, number, marks) VALUES ('{fingerprint}', {number}, {marks})")
+            format!(
+                "INSERT INTO floors.{FLOORS} (fingerprint, number, marks) VALUES ('{fingerprint}', {number}, {marks})"
+            )
         };
         // At the publication's own height, and another view's floor: both are no obstacle.
-        world.engine.execute(&raise(1, format!("[({}, 0, 8), ({}, 1, 16)]", TOPIC.0, TOPIC.0))).await?;
-        world.engine.execute(&raise(9, "[]".to_owned()).replace(&fingerprint.to_string(), "another")).await?;
+        world
+            .engine
+            .execute(&raise(1, format!("[({}, 0, 8), ({}, 1, 16)]", TOPIC.0, TOPIC.0)))
+            .await?;
+        world
+            .engine
+            .execute(&raise(9, "[]".to_owned()).replace(&fingerprint.to_string(), "another"))
+            .await?;
         for question in &questions {
             assert_eq!(world.engine.run(&question.statement()?).await?, Vec::<String>::new());
         }
-        for row in [raise(2, "[]".to_owned()), raise(0, format!("[({}, 1, 17)]", TOPIC.0)), raise(0, "[(5, 0, 1)]".to_owned())] {
+        for row in [
+            raise(2, "[]".to_owned()),
+            raise(0, format!("[({}, 1, 17)]", TOPIC.0)),
+            raise(0, "[(5, 0, 1)]".to_owned()),
+        ] {
             world.engine.execute(&row).await?;
             for question in &questions {
                 let error = world.engine.run(&question.statement()?).await.unwrap_err().to_string();
                 assert!(error.contains(BELOW_FLOOR), "{error}");
             }
             // Nobody ever published: below every floor, too.
-            let error = world.engine.run(&world.question(None).statement()?).await.unwrap_err().to_string();
+            let error = world
+                .engine
+                .run(&world.question(None).statement()?)
+                .await
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(BELOW_FLOOR), "{error}");
             world.engine.execute(&format!("TRUNCATE TABLE floors.{FLOORS}")).await?;
         }
-        assert_eq!(world.engine.run(&questions[0].statement()?).await?, Vec::<String>::new());
+        assert_eq!(
+            world.engine.run(&questions[0].statement()?).await?,
+            Vec::<String>::new()
+        );
         anyhow::Ok(())
     })
 }

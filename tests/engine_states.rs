@@ -61,7 +61,9 @@ fn uniq_exact_wide(values: &[u64]) -> Vec<u8> {
     let values: BTreeSet<_> = values.iter().collect();
     let mut out = Vec::new();
     varint(values.len() as u64, &mut out);
-    values.iter().for_each(|&&value| out.extend(u128::from(value).to_le_bytes()));
+    values
+        .iter()
+        .for_each(|&&value| out.extend(u128::from(value).to_le_bytes()));
     out
 }
 
@@ -145,13 +147,19 @@ fn states_of_few_values_are_the_engines_bytes() -> anyhow::Result<()> {
                 ("uniqExactState(toUInt64(x))", uniq_exact(&[value])),
                 ("uniqExactState(toUInt128(x))", uniq_exact_wide(&[value])),
             ] {
-                let theirs = engine.execute(&format!("SELECT hex({state}) FROM (SELECT {value} AS x)")).await?;
+                let theirs = engine
+                    .execute(&format!("SELECT hex({state}) FROM (SELECT {value} AS x)"))
+                    .await?;
                 assert_eq!(hex(&mine), theirs.trim(), "{state} of {value}");
             }
         }
         for values in samples() {
             let sql = format!("SELECT hex(quantilesDDState(0.01, 0.5, 0.99)(toFloat64(arrayJoin({values:?}))))");
-            assert_eq!(hex(&quantiles_dd(&values)), engine.execute(&sql).await?.trim(), "{values:?}");
+            assert_eq!(
+                hex(&quantiles_dd(&values)),
+                engine.execute(&sql).await?.trim(),
+                "{values:?}"
+            );
         }
         anyhow::Ok(())
     })

@@ -1,8 +1,13 @@
 //! Every test that needs more than one crate or a real server, in one binary.
 
 #[cfg(test)]
+mod check;
+mod embedded_clickhouse;
+#[cfg(test)]
 mod engine_handoff;
 #[cfg(test)]
 mod engine_states;
+#[cfg(test)]
+mod local_stack;
 #[cfg(test)]
 mod tidy;

@@ -80,7 +80,11 @@ pub fn rules_text(dataset: &Dataset) -> String {
     for field in &dataset.fields {
         let null = if field.nullable { "?" } else { "" };
         let of_type = field_type(field.field_type);
-        text.line(format_args!("field {} {of_type}{null} from {}", quoted(&field.name), source(&field.source)));
+        text.line(format_args!(
+            "field {} {of_type}{null} from {}",
+            quoted(&field.name),
+            source(&field.source)
+        ));
         if let Some(mask) = &field.mask {
             text.line(format_args!("mask {} {}", quoted(&field.name), mask_text(mask)));
         }
@@ -101,21 +105,36 @@ pub fn view_text(view: &View, dataset: &Dataset) -> String {
         let expression = &dimension.expression;
         let null = if expression.nullable { "?" } else { "" };
         let of_type = value_type(expression.value_type);
-        text.line(format_args!("dimension {} {of_type}{null} {}", quoted(&dimension.name), quoted(&expression.text)));
+        text.line(format_args!(
+            "dimension {} {of_type}{null} {}",
+            quoted(&dimension.name),
+            quoted(&expression.text)
+        ));
     }
     for measure in &view.measures {
         match &measure.form {
             MeasureForm::Aggregate(aggregate) => {
-                text.line(format_args!("measure {} {}", quoted(&measure.name), aggregate.kind.name));
+                text.line(format_args!(
+                    "measure {} {}",
+                    quoted(&measure.name),
+                    aggregate.kind.name
+                ));
                 if let Some(argument) = &aggregate.argument {
-                    text.line(format_args!("of {} {}", value_type(argument.value_type), quoted(&argument.text)));
+                    text.line(format_args!(
+                        "of {} {}",
+                        value_type(argument.value_type),
+                        quoted(&argument.text)
+                    ));
                 }
                 if let Some(condition) = &aggregate.condition {
                     text.line(format_args!("where {}", quoted(&condition.text)));
                 }
             }
             MeasureForm::Ratio { numerator, denominator } => {
-                text.line(format_args!("ratio {} {numerator} {denominator}", quoted(&measure.name)));
+                text.line(format_args!(
+                    "ratio {} {numerator} {denominator}",
+                    quoted(&measure.name)
+                ));
             }
         }
     }
@@ -157,9 +176,15 @@ fn quoted(text: &str) -> String {
 
 fn field_type(field: FieldType) -> String {
     let unit = match field {
-        FieldType::Timestamp { unit: Some(TimeUnit::Second) } => " in s",
-        FieldType::Timestamp { unit: Some(TimeUnit::Millisecond) } => " in ms",
-        FieldType::Timestamp { unit: Some(TimeUnit::Microsecond) } => " in us",
+        FieldType::Timestamp {
+            unit: Some(TimeUnit::Second),
+        } => " in s",
+        FieldType::Timestamp {
+            unit: Some(TimeUnit::Millisecond),
+        } => " in ms",
+        FieldType::Timestamp {
+            unit: Some(TimeUnit::Microsecond),
+        } => " in us",
         _ => "",
     };
     format!("{}{unit}", value_type(ValueType::of_field(field)))

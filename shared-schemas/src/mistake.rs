@@ -96,6 +96,13 @@ impl Mistakes {
         self.0.push(mistake);
     }
 
+    /// Leaves the value out of the line shown with the last mistake.
+    pub(crate) fn hide_last_value(&mut self) {
+        if let Some(place) = self.0.last_mut().and_then(|mistake| mistake.place.as_mut()) {
+            place.source = without_value(&place.source);
+        }
+    }
+
     /// Takes in others' mistakes.
     pub fn extend(&mut self, other: Self) {
         self.0.extend(other.0);
@@ -137,6 +144,12 @@ impl fmt::Display for Mistakes {
 }
 
 impl std::error::Error for Mistakes {}
+
+/// A line without what stands behind its `=`.
+pub(crate) fn without_value(line: &str) -> String {
+    line.find('=')
+        .map_or_else(|| "…".to_owned(), |equals| format!("{} …", &line[..=equals]))
+}
 
 /// The one of `known` that was probably meant by `name`.
 pub fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
-use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::Result;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::datasource::{MemTable, provider_as_source};
 use datafusion::execution::context::SessionContext;
 use datafusion::functions_aggregate::expr_fn::sum;
@@ -37,10 +37,13 @@ pub const FAILED_COLUMN: &str = "_failed";
 /// The columns that a plan reads: the declared fields, then what the decoder adds.
 pub fn event_schema(dataset: &Dataset) -> Schema {
     let time = DataType::Timestamp(TimeUnit::Microsecond, Some(UTC.into()));
-    let declared = dataset
-        .fields
-        .iter()
-        .map(|field| Field::new(&field.name, ValueType::of_field(field.field_type).arrow(), field.nullable));
+    let declared = dataset.fields.iter().map(|field| {
+        Field::new(
+            &field.name,
+            ValueType::of_field(field.field_type).arrow(),
+            field.nullable,
+        )
+    });
     let added = [
         Field::new(PARTITION_COLUMN, DataType::Int32, false),
         Field::new(OFFSET_COLUMN, DataType::Int64, false),
@@ -88,7 +91,11 @@ impl CellPlan {
         }
         let output = cell_schema(view, key);
         let plan = Runner::new(Arc::new(Schema::new(fields)), output, |events| over(view, key, events))?;
-        Ok(Self { view: view.clone(), key, plan })
+        Ok(Self {
+            view: view.clone(),
+            key,
+            plan,
+        })
     }
 
     /// The view's plan on top of one that gives events.
@@ -132,7 +139,10 @@ impl MergePlan {
             let mut merged = vec![sum(ident(FAILED_COLUMN)).alias(FAILED_COLUMN)];
             merged.extend(states.iter().map(|(name, state)| state.merge(ident(name)).alias(name)));
             let output = group.iter().cloned().chain(settled(&states)).collect::<Vec<_>>();
-            LogicalPlanBuilder::from(cells).aggregate(group, merged)?.project(output)?.build()
+            LogicalPlanBuilder::from(cells)
+                .aggregate(group, merged)?
+                .project(output)?
+                .build()
         })?;
         Ok(Self { plan })
     }
@@ -166,8 +176,16 @@ pub(crate) fn key_fields(view: &View, key: CellKey) -> Vec<Field> {
 /// The columns of cells: the key, the count of failures, the states.
 fn cell_schema(view: &View, key: CellKey) -> SchemaRef {
     let failed = Field::new(FAILED_COLUMN, DataType::UInt64, false);
-    let states = view.states().map(|(name, state, _)| Field::new(name, state.arrow(), state.nullable));
-    Arc::new(Schema::new(key_fields(view, key).into_iter().chain([failed]).chain(states).collect::<Vec<_>>()))
+    let states = view
+        .states()
+        .map(|(name, state, _)| Field::new(name, state.arrow(), state.nullable));
+    Arc::new(Schema::new(
+        key_fields(view, key)
+            .into_iter()
+            .chain([failed])
+            .chain(states)
+            .collect::<Vec<_>>(),
+    ))
 }
 
 fn over(view: &View, key: CellKey, events: LogicalPlan) -> Result<LogicalPlan> {
@@ -178,7 +196,9 @@ fn over(view: &View, key: CellKey, events: LogicalPlan) -> Result<LogicalPlan> {
     let length = i64::try_from(view.grain.as_micros()).unwrap_or(i64::MAX);
     let mut group = vec![view::window_start(ident(EVENT_TIME_COLUMN), length).alias(WINDOW_COLUMN)];
     group.extend(
-        view.dimensions.iter().map(|dimension| dimension.expression.expr.clone().alias(&dimension.name)),
+        view.dimensions
+            .iter()
+            .map(|dimension| dimension.expression.expr.clone().alias(&dimension.name)),
     );
     group.extend(key.columns().iter().map(|column| ident(*column)));
     let states: Vec<_> = view.states().map(|(name, state, _)| (name, state)).collect();
@@ -189,7 +209,11 @@ fn over(view: &View, key: CellKey, events: LogicalPlan) -> Result<LogicalPlan> {
         state.make(argument, condition).alias(name)
     }));
     let names = key_fields(view, key);
-    let output = names.iter().map(|field| ident(field.name())).chain(settled(&states)).collect::<Vec<_>>();
+    let output = names
+        .iter()
+        .map(|field| ident(field.name()))
+        .chain(settled(&states))
+        .collect::<Vec<_>>();
     builder.aggregate(group, aggregates)?.project(output)?.build()
 }
 
@@ -201,12 +225,18 @@ fn settled(states: &[(String, State)]) -> impl Iterator<Item = Expr> {
 
 /// How often any expression of the view failed on an event that it counts.
 fn failures(view: &View) -> Expr {
-    let dimensions = view.dimensions.iter().map(|dimension| dimension.expression.failures.clone());
+    let dimensions = view
+        .dimensions
+        .iter()
+        .map(|dimension| dimension.expression.failures.clone());
     let measures = view.measures.iter().map(|measure| match &measure.form {
         MeasureForm::Aggregate(aggregate) => aggregate.failures(),
         MeasureForm::Ratio { .. } => None,
     });
-    dimensions.chain(measures).fold(None, view::add).unwrap_or_else(|| lit(0_i64))
+    dimensions
+        .chain(measures)
+        .fold(None, view::add)
+        .unwrap_or_else(|| lit(0_i64))
 }
 
 /// A plan over a table that is exchanged for each run; it is analyzed and optimized once.
@@ -225,11 +255,20 @@ impl std::fmt::Debug for Runner {
 }
 
 impl Runner {
-    fn new(input: SchemaRef, output: SchemaRef, build: impl FnOnce(LogicalPlan) -> Result<LogicalPlan>) -> Result<Self> {
+    fn new(
+        input: SchemaRef,
+        output: SchemaRef,
+        build: impl FnOnce(LogicalPlan) -> Result<LogicalPlan>,
+    ) -> Result<Self> {
         let session = view::session();
         let scan = LogicalPlanBuilder::scan("input", table(&input, vec![])?, None)?.build()?;
         let plan = session.state().optimize(&build(scan)?)?;
-        Ok(Self { session, input, output, plan })
+        Ok(Self {
+            session,
+            input,
+            output,
+            plan,
+        })
     }
 
     async fn run(&self, batches: Vec<RecordBatch>) -> Result<RecordBatch> {
@@ -249,10 +288,16 @@ impl Runner {
         let batches = datafusion::physical_plan::collect(physical, self.session.task_ctx()).await?;
         let batch = concat_batches(&physical_schema, &batches)?;
         // DataFusion may think that a column could be null; that it is not is checked here.
-        Ok(RecordBatch::try_new(Arc::clone(&self.output), batch.columns().to_vec())?)
+        Ok(RecordBatch::try_new(
+            Arc::clone(&self.output),
+            batch.columns().to_vec(),
+        )?)
     }
 }
 
 fn table(schema: &SchemaRef, batches: Vec<RecordBatch>) -> Result<Arc<dyn datafusion::logical_expr::TableSource>> {
-    Ok(provider_as_source(Arc::new(MemTable::try_new(Arc::clone(schema), vec![batches])?)))
+    Ok(provider_as_source(Arc::new(MemTable::try_new(
+        Arc::clone(schema),
+        vec![batches],
+    )?)))
 }

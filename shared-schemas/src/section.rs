@@ -10,7 +10,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::mistake::{Mistake, Mistakes, Place, nearest};
+use crate::mistake::{Mistake, Mistakes, Place, nearest, without_value};
 use crate::units;
 
 /// A range of bytes in a file.
@@ -54,12 +54,32 @@ impl TomlFile {
             let line = findings.place(&span).line;
             // One slip of the pen makes the parser stumble several times.
             if !broken_lines.contains(&line) {
-                findings.add(&span, format!("this is not TOML: {}", error.message()), "");
+                let what = format!("this is not TOML: {}", error.message());
+                findings.add(&span, what, syntax_hint(error.message()));
                 broken_lines.push(line);
             }
         }
         findings.broken_lines = broken_lines;
         (table.into_inner(), findings)
+    }
+}
+
+/// What to write instead of the commonest mistakes of syntax; the parser's own words are for those who know it.
+fn syntax_hint(message: &str) -> &'static str {
+    let unquoted = [
+        "invalid boolean",
+        "invalid integer",
+        "invalid float",
+        "invalid datetime",
+        "string values must",
+    ];
+    if message.contains("duplicate key") {
+        "each key once"
+    } else if unquoted.iter().any(|begin| message.starts_with(begin)) {
+        // What was written may be a secret: it is not repeated.
+        "a string stands in quotes"
+    } else {
+        ""
     }
 }
 
@@ -77,6 +97,15 @@ impl Findings<'_> {
             what: what.into(),
             instead,
         });
+    }
+
+    /// As [`Findings::add`], about a line whose value must not be shown.
+    pub(crate) fn add_secret(&mut self, span: &Span, what: impl Into<String>, instead: impl Into<String>) {
+        let before = self.count();
+        self.add(span, what, instead);
+        if self.count() > before {
+            self.mistakes.hide_last_value();
+        }
     }
 
     /// Notes that something is missing, or refers to nothing, unless it may stand in a part that could not be read.
@@ -126,13 +155,12 @@ impl Findings<'_> {
     }
 }
 
-/// A line to show, cut after its `=` where the value may be a secret: a mistake must not carry one into a log.
+/// A line to show, cut where the value may be a secret: a mistake must not carry one into a log.
 fn without_secret(line: String) -> String {
-    let Some(equals) = line.find('=') else { return line };
     let lower = line.to_lowercase();
     let user_in_url = lower.find("://").is_some_and(|at| lower[at..].contains('@'));
     if user_in_url || SECRETIVE.iter().any(|word| lower.contains(word)) {
-        format!("{} …", &line[..=equals])
+        without_value(&line)
     } else {
         line
     }
@@ -179,14 +207,16 @@ impl<'t> Section<'t> {
             if !known.contains(&entry.key) {
                 let instead = match nearest(entry.key, known.iter().copied()) {
                     Some(name) => format!("`{name}`"),
+                    None if known.len() == 1 => quoted(known),
                     None => format!("one of {}", quoted(known)),
                 };
-                let place = if self.name.is_empty() {
-                    String::new()
+                if self.name.is_empty() {
+                    // The header that it belongs to may be the one that could not be read.
+                    findings.add_missing(&entry.key_span, format!("unknown key `{}`", entry.key), instead);
                 } else {
-                    format!(" in [{}]", self.name)
-                };
-                findings.add(&entry.key_span, format!("unknown key `{}`{place}", entry.key), instead);
+                    let what = format!("unknown key `{}` in [{}]", entry.key, self.name);
+                    findings.add(&entry.key_span, what, instead);
+                }
             }
         }
     }
@@ -403,15 +433,15 @@ impl<'t> Entry<'t> {
         })
     }
 
-    /// The position in the file of a byte of the string that the value holds.
+    /// Where in the file the word stands that begins at a byte of the string that the value holds.
     pub(crate) fn span_within(&self, at: usize, findings: &Findings<'_>) -> Span {
         let raw = &findings.text()[self.span.clone()];
         let start = self.span.start + byte_in_literal(raw, at);
-        let width = findings.text()[start..self.span.end]
-            .chars()
-            .next()
-            .map_or(0, char::len_utf8);
-        start..start + width
+        let rest = &findings.text()[start..self.span.end];
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        let word = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+        let sign = rest.chars().next().map_or(0, char::len_utf8);
+        start..start + word.max(sign)
     }
 }
 

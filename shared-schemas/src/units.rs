@@ -75,7 +75,7 @@ pub fn show_duration(duration: Duration) -> String {
 pub fn show_size(bytes: u64) -> String {
     let (unit, factor) = SIZES[..5]
         .iter()
-        .find(|(_, factor)| bytes >= *factor && bytes % factor == 0)
+        .find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor))
         .unwrap_or(&("B", 1));
     format!("{}{unit}", bytes / factor)
 }

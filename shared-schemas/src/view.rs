@@ -167,7 +167,10 @@ impl View {
         let dimensions = self.dimensions.iter().map(|dimension| ResultColumn {
             name: dimension.name.clone(),
             role: Role::Dimension,
-            type_name: optional(dimension.expression.value_type.to_string(), dimension.expression.nullable),
+            type_name: optional(
+                dimension.expression.value_type.to_string(),
+                dimension.expression.nullable,
+            ),
             expression: dimension.expression.text.clone(),
             exactness: None,
         });
@@ -178,7 +181,11 @@ impl View {
                         ResultType::Count => "uint64".to_owned(),
                         ResultType::Value(value) => optional(value.to_string(), true),
                     };
-                    (type_name, aggregate.text(), aggregate.kind.exactness(aggregate.argument_type()))
+                    (
+                        type_name,
+                        aggregate.text(),
+                        aggregate.kind.exactness(aggregate.argument_type()),
+                    )
                 }
                 MeasureForm::Ratio { numerator, denominator } => {
                     let name = |index: usize| self.measures.get(index).map_or("", |measure| measure.name.as_str());

@@ -40,7 +40,10 @@ pub fn program() -> anyhow::Result<PathBuf> {
 /// libchdb, fetched if it is not there yet.
 pub fn library() -> anyhow::Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/embedded-clickhouse/fetch-libchdb");
-    let output = Command::new(&script).stderr(Stdio::inherit()).output().context("cannot run fetch-libchdb")?;
+    let output = Command::new(&script)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run fetch-libchdb")?;
     ensure!(output.status.success(), "fetch-libchdb failed");
     Ok(String::from_utf8(output.stdout)?.trim().into())
 }

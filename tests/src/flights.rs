@@ -65,9 +65,18 @@ pub fn dataset() -> Dataset {
 /// A view by hour, carrier and lateness, with a measure of each merge.
 pub fn view() -> anyhow::Result<View> {
     let call = |name: &str, call: &str| {
-        (name.to_owned(), MeasureSource::Aggregate { call: call.to_owned(), condition: None })
+        (
+            name.to_owned(),
+            MeasureSource::Aggregate {
+                call: call.to_owned(),
+                condition: None,
+            },
+        )
     };
-    let dimension = |name: &str, expr: &str| DimensionSource { name: name.to_owned(), expr: expr.to_owned() };
+    let dimension = |name: &str, expr: &str| DimensionSource {
+        name: name.to_owned(),
+        expr: expr.to_owned(),
+    };
     let source = ViewSource {
         name: "hourly".to_owned(),
         dataset: "flights".to_owned(),
@@ -89,16 +98,39 @@ pub fn view() -> anyhow::Result<View> {
 /// The events as decoded, with the start that each is to count for.
 pub fn batch(events: &[(Flight, u64)]) -> anyhow::Result<RecordBatch> {
     let time = || -> ArrayRef {
-        let times: Vec<_> = events.iter().map(|(event, _)| (FIRST_SECOND + event.at) * 1_000_000).collect();
+        let times: Vec<_> = events
+            .iter()
+            .map(|(event, _)| (FIRST_SECOND + event.at) * 1_000_000)
+            .collect();
         Arc::new(TimestampMicrosecondArray::from(times).with_timezone(UTC))
     };
     let columns: Vec<ArrayRef> = vec![
         time(),
-        Arc::new(events.iter().map(|(event, _)| event.carrier.as_deref()).collect::<StringArray>()),
+        Arc::new(
+            events
+                .iter()
+                .map(|(event, _)| event.carrier.as_deref())
+                .collect::<StringArray>(),
+        ),
         Arc::new(events.iter().map(|(event, _)| event.delay).collect::<Int64Array>()),
-        Arc::new(events.iter().map(|(event, _)| event.distance.map(f64::from)).collect::<Float64Array>()),
-        Arc::new(events.iter().map(|(event, _)| Some(event.partition.cast_signed())).collect::<Int32Array>()),
-        Arc::new(events.iter().map(|(event, _)| Some(event.offset.cast_signed())).collect::<Int64Array>()),
+        Arc::new(
+            events
+                .iter()
+                .map(|(event, _)| event.distance.map(f64::from))
+                .collect::<Float64Array>(),
+        ),
+        Arc::new(
+            events
+                .iter()
+                .map(|(event, _)| Some(event.partition.cast_signed()))
+                .collect::<Int32Array>(),
+        ),
+        Arc::new(
+            events
+                .iter()
+                .map(|(event, _)| Some(event.offset.cast_signed()))
+                .collect::<Int64Array>(),
+        ),
         time(),
         time(),
         Arc::new(events.iter().map(|(_, start)| Some(*start)).collect::<UInt64Array>()),

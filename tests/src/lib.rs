@@ -3,3 +3,4 @@
 pub mod clickhouse;
 pub mod engine;
 pub mod flights;
+pub mod stack;

@@ -99,7 +99,7 @@ impl<R: Read> BlockReader<R> {
         }
         let number = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize;
         let (packed_size, size) = (number(CHECKSUM + 1), number(CHECKSUM + 5));
-        if packed_size < HEADER || packed_size > LARGEST_BLOCK || size > LARGEST_BLOCK {
+        if !(HEADER..=LARGEST_BLOCK).contains(&packed_size) || size > LARGEST_BLOCK {
             return Err(broken(
                 "a compressed block claims an impossible size: is the body compressed at all?",
             ));

@@ -12,7 +12,8 @@ const GRANTS: &str = "CHECK, SHOW, SELECT, INSERT, ALTER, CREATE DATABASE, CREAT
      CREATE TEMPORARY TABLE, CREATE FUNCTION, DROP, UNDROP TABLE, TRUNCATE, OPTIMIZE, KILL QUERY, dictGet, \
      SYSTEM MERGES, SYSTEM TTL MERGES, SYSTEM FLUSH, SYSTEM DROP CACHE, SYSTEM RELOAD, SYSTEM VIEWS";
 
-const TABLE_ENGINES: [&str; 17] = [
+/// Engines that keep their data in the data folder.
+pub(crate) const TABLE_ENGINES: [&str; 17] = [
     "AggregatingMergeTree",
     "Buffer",
     "CoalescingMergeTree",
@@ -53,7 +54,9 @@ pub(crate) fn write(data: &Path, bounds: Bounds) -> io::Result<(PathBuf, PathBuf
 fn server_xml(bounds: Bounds) -> String {
     format!(
         "<clickhouse>\n  <max_server_memory_usage>{}</max_server_memory_usage>\n  \
-         <mark_cache_size>268435456</mark_cache_size>\n</clickhouse>\n",
+         <mark_cache_size>268435456</mark_cache_size>\n  \
+         <access_control_improvements><table_engines_require_grant>true</table_engines_require_grant>\
+         </access_control_improvements>\n</clickhouse>\n",
         bounds.memory
     )
 }

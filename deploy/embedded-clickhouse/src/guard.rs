@@ -4,6 +4,7 @@
 //! any address. Most of that is taken away by grants (see `config.rs`: no sources but tables, no dictionaries, engines
 //! that keep their data in the data folder). What grants don't cover is refused here, by its tokens.
 
+use crate::config::TABLE_ENGINES;
 use crate::exception::{Exception, code};
 use crate::lexer::{Kind, Token};
 use crate::statement::is;
@@ -11,7 +12,7 @@ use crate::statement::is;
 /// Functions that read files of the host and need no grant.
 const FILE_FUNCTIONS: [&str; 2] = ["file", "catboostevaluate"];
 /// Database engines that keep their data in the data folder.
-const DATABASE_ENGINES: [&str; 2] = ["atomic", "memory"];
+const DATABASE_ENGINES: [&str; 2] = ["Atomic", "Memory"];
 
 /// Refuses a statement that would reach beyond the tables.
 pub(crate) fn check(text: &[u8], tokens: &[Token]) -> Result<(), Exception> {
@@ -39,8 +40,12 @@ pub(crate) fn check(text: &[u8], tokens: &[Token]) -> Result<(), Exception> {
     if is(text, first, "attach") && from_path(text, tokens) {
         return denied("ATTACH … FROM a path is not allowed");
     }
-    if (is(text, first, "create") || is(text, first, "attach")) && is(text, tokens.get(1), "database") {
-        return check_database_engine(text, tokens);
+    if ["create", "attach", "replace"]
+        .iter()
+        .any(|keyword| is(text, first, keyword))
+    {
+        let database = is(text, tokens.get(1), "database");
+        return check_engine(text, tokens, if database { &DATABASE_ENGINES } else { &TABLE_ENGINES });
     }
     Ok(())
 }
@@ -75,16 +80,34 @@ fn from_path(text: &[u8], tokens: &[Token]) -> bool {
         .any(|pair| is(text, pair.first(), "from") && pair[1].kind == Kind::Text)
 }
 
-fn check_database_engine(text: &[u8], tokens: &[Token]) -> Result<(), Exception> {
-    let Some(at) = tokens.iter().position(|t| is(text, Some(t), "engine")) else {
-        return Ok(());
-    };
-    let engine = tokens[at + 1..]
-        .iter()
-        .find(|t| matches!(t.kind, Kind::Word | Kind::Quoted));
-    if DATABASE_ENGINES.iter().any(|allowed| is(text, engine, allowed)) {
-        Ok(())
-    } else {
-        denied("this database engine is not allowed: use Atomic or Memory")
+/// The engine that a definition names must be one that keeps its data in the data folder. (Grants say so as well, but
+/// not for engines that run programs.)
+fn check_engine(text: &[u8], tokens: &[Token], allowed: &[&str]) -> Result<(), Exception> {
+    let mut depth = 0_usize;
+    for (at, token) in tokens.iter().enumerate() {
+        match token.kind {
+            Kind::Open => depth += 1,
+            Kind::Close => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        // The query of a view names no engine, but may compare a column of that name.
+        let query = |t: Option<&Token>| {
+            ["select", "with"].iter().any(|k| is(text, t, k)) || t.is_some_and(|t| t.kind == Kind::Open)
+        };
+        if depth == 0 && is(text, Some(token), "as") && query(tokens.get(at + 1)) {
+            break;
+        }
+        if depth == 0 && is(text, Some(token), "engine") {
+            let engine = tokens[at + 1..]
+                .iter()
+                .find(|t| matches!(t.kind, Kind::Word | Kind::Quoted));
+            if !allowed.iter().any(|name| is(text, engine, name)) {
+                return denied(&format!(
+                    "this engine is not allowed, use one of {}",
+                    allowed.join(", ")
+                ));
+            }
+        }
     }
+    Ok(())
 }

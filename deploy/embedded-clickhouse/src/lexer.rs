@@ -337,7 +337,7 @@ mod tests {
         assert_eq!(words("1e--b"), "1e- - b");
         assert_eq!(words("0x1e--b"), "0x1e");
         assert_eq!(words("a.1e--b"), "a . 1e");
-        assert_eq!(words("a.b.1 .5e-3"), "a . b . 1 .5e-3");
+        assert_eq!(words("(.5e-3, t.1.2)"), "( .5e-3 , t . 1 . 2 )");
     }
 
     #[test]

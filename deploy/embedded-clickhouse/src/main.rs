@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use nix::unistd::{Pid, getppid};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -99,7 +100,7 @@ struct Arguments {
     /// How long running queries may go on after SIGTERM, in seconds, before they are ended
     #[arg(long, value_name = "SECONDS", default_value_t = 3)]
     grace: u32,
-    /// End when this process ends
+    /// End when the process that started this one ends; its id, so that it cannot have ended before this is read
     #[arg(long, value_name = "PID")]
     parent_pid: Option<i32>,
     /// End when the process that started this one ends
@@ -176,16 +177,12 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
             arguments.listen
         );
     }
-    let die_with = match arguments.parent_pid {
-        None if arguments.die_with_parent => Some(
-            rustix::process::getppid()
-                .context("this process has no parent")?
-                .as_raw_nonzero()
-                .get(),
-        ),
-        pid => pid,
+    let parent = if arguments.die_with_parent {
+        Some(getppid())
+    } else {
+        arguments.parent_pid.map(Pid::from_raw)
     };
-    if let Some(parent) = die_with {
+    if let Some(parent) = parent {
         process::die_with(parent, HARD_DEADLINE + Duration::from_secs(arguments.grace.into()))?;
     }
     // Before the engine, so that whoever waits for the address or the folder learns of a conflict at once.
@@ -212,7 +209,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     let display_name = match &arguments.display_name {
         Some(name) => name.clone(),
-        None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        None => std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned(),
     };
     let service = Arc::new(Service::new(
         engine.clone(),
@@ -242,7 +239,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let grace = Duration::from_secs(arguments.grace.into());
     if !engine.shut_down(grace, grace + HARD_DEADLINE).await {
         tracing::error!("a query could not be ended, the process is left as kill -9 would: no stored row is lost");
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        process::leave();
     }
     // The last bytes of responses.
     let _ = tokio::time::timeout(Duration::from_secs(1), connections.wait()).await;

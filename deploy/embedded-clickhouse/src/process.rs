@@ -3,10 +3,14 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getpid, getppid};
+
+/// How soon the end of the parent is seen.
+const LOOK_FOR_PARENT: Duration = Duration::from_millis(100);
 
 /// Locks a data folder for as long as the process lives. The lock goes with it, however it ends.
 pub(crate) fn lock(data: &Path) -> anyhow::Result<File> {
@@ -35,21 +39,33 @@ pub(crate) fn lock(data: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
-/// Ends this process when that one ends: first as SIGTERM would, and after `deadline` without ceremony.
+/// Ends this process when its parent ends: first as SIGTERM would, and after `deadline` without ceremony.
 ///
-/// A thread of its own waits on a descriptor of the process. `PR_SET_PDEATHSIG` is no substitute: it fires when the *thread*
-/// that started us ends, which in a program with a thread pool is no sign of anything.
-pub(crate) fn die_with(parent: i32, deadline: std::time::Duration) -> anyhow::Result<()> {
-    let pid = Pid::from_raw(parent).context("--parent-pid is the id of a process")?;
-    let parent = pidfd_open(pid, PidfdFlags::empty()).context("the process of --parent-pid is not there")?;
+/// A thread of its own looks whose child we are. `PR_SET_PDEATHSIG` is no substitute: it fires when the *thread* that started
+/// us ends, which in a program with a thread pool is no sign of anything.
+pub(crate) fn die_with(parent: Pid, deadline: Duration) -> anyhow::Result<()> {
+    if getppid() != parent {
+        bail!("process {parent} is not (or no longer) the parent of this one");
+    }
     std::thread::Builder::new().name("parent".into()).spawn(move || {
-        let ended = poll(&mut [PollFd::new(&parent, PollFlags::IN)], None);
-        tracing::info!(?ended, "the parent process ended, so does this one");
+        while getppid() == parent {
+            pause(LOOK_FOR_PARENT);
+        }
+        tracing::info!("the parent process ended, so does this one");
         // Our own process is there.
-        let _ = kill_process(getpid(), Signal::TERM);
-        let (_never, wait) = std::sync::mpsc::channel::<()>();
-        let _ = wait.recv_timeout(deadline);
-        let _ = kill_process(getpid(), Signal::KILL);
+        let _ = kill(getpid(), Signal::SIGTERM);
+        pause(deadline);
+        leave();
     })?;
     Ok(())
+}
+
+/// Ends the process as `kill -9` would: without the engine's exit handlers, which would wait for its connections.
+pub(crate) fn leave() {
+    let _ = kill(getpid(), Signal::SIGKILL);
+}
+
+fn pause(time: Duration) {
+    let (_never, wait) = std::sync::mpsc::channel::<()>();
+    let _ = wait.recv_timeout(time);
 }

@@ -7,11 +7,12 @@
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Seek};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
 use futures::channel::mpsc;
+use futures::{SinkExt, StreamExt};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
@@ -20,6 +21,8 @@ use hyper::http::response::Builder;
 use hyper::{Response, StatusCode};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
+use tokio::sync::Notify;
+use tokio::time::{interval, timeout};
 
 use crate::compression::Packer;
 use crate::engine::Started;
@@ -32,6 +35,11 @@ const HELD_BACK: usize = 1 << 20;
 /// Pieces of a response that wait for a slow client: with the pipe's own MiB all that a large result takes of memory.
 const PIECES_IN_FLIGHT: usize = 2;
 const PIECE: usize = 256 << 10;
+/// How long a client may take to receive the text of an error that cuts its response.
+const PATIENCE_TO_CUT: Duration = Duration::from_secs(30);
+
+/// How often a client of a silent query is looked for.
+const LOOK_FOR_CLIENT: Duration = Duration::from_millis(100);
 
 /// The body of any response.
 pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -145,10 +153,18 @@ pub(crate) struct Reply {
     packer: Packer,
     builder: Builder,
     began: Instant,
+    flushed: Arc<Notify>,
 }
 
 impl Reply {
-    pub(crate) fn new(about: &About, id: &str, ask: &Ask, format: Option<&str>) -> Result<Reply, Exception> {
+    /// `flushed` tells when all that was given to the connection is written.
+    pub(crate) fn new(
+        about: &About,
+        id: &str,
+        ask: &Ask,
+        format: Option<&str>,
+        flushed: Arc<Notify>,
+    ) -> Result<Reply, Exception> {
         let format = format.or(ask.format.as_deref()).unwrap_or("TabSeparated").to_owned();
         let packer = Packer::new(ask.coding_out, ask.blocks_out).map_err(|e| Exception::logical(&e.to_string()))?;
         let tag = uuid::Uuid::new_v4().simple().to_string()[..16].to_owned();
@@ -173,6 +189,7 @@ impl Reply {
             packer,
             builder,
             began: Instant::now(),
+            flushed,
         })
     }
 
@@ -251,7 +268,20 @@ impl Reply {
             pieces,
         };
         tokio::spawn(run(pump));
-        let body = StreamBody::new(body.map(|piece: io::Result<Bytes>| piece.map(Frame::data)));
+        let flushed = self.flushed.clone();
+        let body = StreamBody::new(body.then(move |piece| {
+            let flushed = flushed.clone();
+            async move {
+                match piece {
+                    Piece::Rows(rows) => rows.map(Frame::data),
+                    Piece::Cut => {
+                        // The HTTP library drops what it holds when a body fails, so it is given time to write it.
+                        let _ = timeout(PATIENCE_TO_CUT, flushed.notified()).await;
+                        Err(io::Error::other("the query failed after the response began"))
+                    }
+                }
+            }
+        }));
         self.build(body.boxed_unsync())
     }
 }
@@ -268,7 +298,14 @@ struct Pump {
     packer: Packer,
     tag: String,
     version: String,
-    pieces: mpsc::Sender<io::Result<Bytes>>,
+    pieces: mpsc::Sender<Piece>,
+}
+
+/// A part of a response.
+enum Piece {
+    Rows(io::Result<Bytes>),
+    /// The connection is to be cut, once the client has what came before.
+    Cut,
 }
 
 impl Pump {
@@ -276,7 +313,7 @@ impl Pump {
     async fn send(&mut self, rows: Bytes) -> bool {
         let piece = self.packer.pack(rows);
         let failed = piece.is_err();
-        futures::SinkExt::send(&mut self.pieces, piece).await.is_ok() && !failed
+        self.pieces.send(Piece::Rows(piece)).await.is_ok() && !failed
     }
 
     async fn rows(mut self, mut started: Started, head: Bytes, mut rows: pipe::Receiver) {
@@ -311,7 +348,7 @@ impl Pump {
 
     /// Reads rows, unless the client goes away meanwhile: a statement may be silent for long.
     async fn read(&self, rows: &mut pipe::Receiver, piece: &mut BytesMut) -> Option<io::Result<usize>> {
-        let mut watch = tokio::time::interval(std::time::Duration::from_millis(100));
+        let mut watch = interval(LOOK_FOR_CLIENT);
         loop {
             tokio::select! {
                 count = rows.read_buf(piece) => return Some(count),
@@ -340,7 +377,7 @@ impl Pump {
     async fn finish(mut self) {
         let last = self.packer.finish();
         // Whether the client still takes it changes nothing.
-        let _ = futures::SinkExt::send(&mut self.pieces, last).await;
+        let _ = self.pieces.send(Piece::Rows(last)).await;
     }
 
     /// Tells an error after rows were sent, and cuts the connection.
@@ -349,10 +386,9 @@ impl Pump {
         let length = message.len() + 1;
         let block = format!("\r\n__exception__\r\n{tag}\r\n{message}\n{length} {tag}\r\n__exception__\r\n");
         if self.send(block.into()).await {
-            let last = self.packer.finish().unwrap_or_default();
-            let cut = io::Error::other("the query failed after the response began");
-            let _ = futures::SinkExt::send(&mut self.pieces, Ok(last)).await;
-            let _ = futures::SinkExt::send(&mut self.pieces, Err(cut)).await;
+            let last = self.packer.finish();
+            let _ = self.pieces.send(Piece::Rows(last)).await;
+            let _ = self.pieces.send(Piece::Cut).await;
         }
     }
 }

@@ -3,11 +3,12 @@
 use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
@@ -15,9 +16,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio_util::io::{StreamReader, SyncIoBridge};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -36,7 +38,7 @@ const BODIES: usize = 64;
 /// The largest form: a statement and its parameters.
 const LARGEST_FORM: usize = 16 << 20;
 /// The pipe that rows leave the engine through: what Linux allows without privileges.
-const PIPE: usize = 1 << 20;
+const PIPE: i32 = 1 << 20;
 
 /// What requests need.
 #[derive(Debug)]
@@ -114,9 +116,14 @@ async fn converse(stream: TcpStream, service: Arc<Service>, stop: CancellationTo
     // Small responses are not to wait for more.
     let _ = stream.set_nodelay(true);
     let idle = service.idle;
+    let flushed = Arc::new(Notify::new());
+    let stream = Flushing {
+        stream,
+        flushed: flushed.clone(),
+    };
     let respond = service_fn(move |request| {
-        let service = service.clone();
-        async move { Ok::<_, Infallible>(service.respond(request).await) }
+        let (service, flushed) = (service.clone(), flushed.clone());
+        async move { Ok::<_, Infallible>(service.respond(request, flushed).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -137,7 +144,7 @@ async fn converse(stream: TcpStream, service: Arc<Service>, stop: CancellationTo
 }
 
 impl Service {
-    async fn respond(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn respond(&self, request: Request<Incoming>, flushed: Arc<Notify>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let ask = matches!(parts.method, Method::GET | Method::HEAD);
         match parts.uri.path() {
@@ -158,7 +165,7 @@ impl Service {
             return respond::text(&self.about, StatusCode::NOT_IMPLEMENTED, "use GET or POST\n");
         }
         let mut id = String::new();
-        match self.query(&parts, body, &mut id).await {
+        match self.query(&parts, body, &mut id, flushed).await {
             Ok(response) => response,
             Err(exception) => {
                 tracing::debug!(query_id = id, "{exception}");
@@ -167,7 +174,13 @@ impl Service {
         }
     }
 
-    async fn query(&self, parts: &Parts, body: Incoming, id: &mut String) -> Result<Response<Body>, Exception> {
+    async fn query(
+        &self,
+        parts: &Parts,
+        body: Incoming,
+        id: &mut String,
+        flushed: Arc<Notify>,
+    ) -> Result<Response<Body>, Exception> {
         self.access.check(parts)?;
         let mut ask = request::read(parts)?;
         *id = ask.query_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
@@ -182,7 +195,7 @@ impl Service {
                  method POST for modifying queries",
             ));
         }
-        let reply = Reply::new(&self.about, id, &ask, intake.statement.format.as_deref())?;
+        let reply = Reply::new(&self.about, id, &ask, intake.statement.format.as_deref(), flushed)?;
         let session = ask
             .session
             .as_ref()
@@ -211,7 +224,7 @@ impl Service {
         }
         let (sender, receiver) = tokio::net::unix::pipe::pipe().map_err(|e| no_outlet(&e))?;
         // A smaller pipe is only slower.
-        let _ = rustix::pipe::fcntl_setpipe_size(&sender, PIPE);
+        let _ = nix::fcntl::fcntl(&sender, nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE));
         order.outlet = Some(Outlet::Pipe(sender));
         reply.rows(self.engine.run(order).await?, receiver).await
     }
@@ -222,19 +235,12 @@ impl Service {
             .acquire()
             .await
             .map_err(|_| Exception::new(code::ABORTED, "the server is shutting down"))?;
-        let idle = self.idle;
-        let frames = body.into_data_stream().map_err(io::Error::other);
-        let frames = futures::stream::unfold(Box::pin(frames), move |mut frames| async move {
-            let next = tokio::time::timeout(idle, frames.next()).await;
-            let next = next.unwrap_or_else(|_| {
-                Some(Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "the client sent nothing for too long",
-                )))
-            });
-            next.map(|frame: io::Result<Bytes>| (frame.map_err(|e| io::Error::new(lost(&e), e.to_string())), frames))
-        });
-        let reader = SyncIoBridge::new(StreamReader::new(Box::pin(frames)));
+        let reader = BodyReader {
+            body,
+            idle: self.idle,
+            runtime: Handle::current(),
+            piece: Bytes::new(),
+        };
         let (ask, spool, limit) = (ask.clone(), self.spool.clone(), self.largest_body);
         tokio::task::spawn_blocking(move || intake::take(&ask, reader, &spool, limit))
             .await
@@ -258,12 +264,74 @@ impl Service {
     }
 }
 
-/// The kind of a body's error: whatever hyper says, the client is gone or wrote no HTTP.
-fn lost(e: &io::Error) -> io::ErrorKind {
-    if e.kind() == io::ErrorKind::TimedOut {
-        io::ErrorKind::TimedOut
-    } else {
-        io::ErrorKind::ConnectionAborted
+/// A connection that tells when it has written all it was given.
+struct Flushing {
+    stream: TcpStream,
+    flushed: Arc<Notify>,
+}
+
+impl AsyncRead for Flushing {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, out)
+    }
+}
+
+impl AsyncWrite for Flushing {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, data)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, data)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    /// Called when nothing is left to write.
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.flushed.notify_waiters();
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// A body, read by a thread that may wait.
+struct BodyReader {
+    body: Incoming,
+    idle: Duration,
+    runtime: Handle,
+    piece: Bytes,
+}
+
+impl io::Read for BodyReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let lost = |e: hyper::Error| io::Error::new(io::ErrorKind::ConnectionAborted, e);
+        while self.piece.is_empty() {
+            let frame = self
+                .runtime
+                .block_on(tokio::time::timeout(self.idle, self.body.frame()));
+            match frame {
+                Ok(Some(Ok(frame))) => self.piece = frame.into_data().unwrap_or_default(),
+                Ok(Some(Err(e))) => return Err(lost(e)),
+                Ok(None) => return Ok(0),
+                Err(_) => {
+                    let silent = "the client sent nothing for too long";
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, silent));
+                }
+            }
+        }
+        let count = self.piece.len().min(out.len());
+        out[..count].copy_from_slice(&self.piece.split_to(count));
+        Ok(count)
     }
 }
 

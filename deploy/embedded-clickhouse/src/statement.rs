@@ -140,7 +140,18 @@ fn insert(text: &[u8], tokens: &[Token], url: usize, last: bool) -> Result<Optio
     }
     let mut settings = None;
     let mut depth = 0_usize;
-    while let Some(token) = tokens.get(at) {
+    loop {
+        // The address ends here: what follows is data in the format that headers name.
+        let next = tokens.get(at);
+        if depth == 0 && url > 0 && text.len() > url && tokens[at - 1].end < url && next.is_none_or(|t| t.start >= url)
+        {
+            let goes_on = ["values", "format", "select", "with", "settings", "from", "watch"];
+            let bracket = next.is_some_and(|t| t.kind == Kind::Open);
+            if !bracket && !goes_on.iter().any(|keyword| is(text, next, keyword)) {
+                return with_data(text, tokens, tokens[at - 1].end, settings, None, url).map(Some);
+            }
+        }
+        let Some(token) = next else { return Ok(None) };
         match token.kind {
             Kind::Open => depth += 1,
             Kind::Close => depth = depth.saturating_sub(1),
@@ -174,22 +185,8 @@ fn insert(text: &[u8], tokens: &[Token], url: usize, last: bool) -> Result<Optio
             }
             _ => {}
         }
-        // The address ends: what follows is data in the format that headers name.
-        let next = tokens.get(at + 1);
-        if url > 0 && depth == 0 && token.end < url && next.is_none_or(|next| next.start >= url) {
-            let begins = next.is_some_and(|next| {
-                ["values", "format", "select", "with", "settings", "from"]
-                    .iter()
-                    .any(|k| is(text, Some(next), k))
-            });
-            if !begins && text.len() > url && (settings.is_none() || next.is_some()) {
-                let end = settings.map_or(token.end, |_| token.end);
-                return with_data(text, &tokens[..=at], end, settings, None, url).map(Some);
-            }
-        }
         at += 1;
     }
-    Ok(None)
 }
 
 /// The data begins after the first line break, if only white space comes before it, else after the white space.

@@ -1,5 +1,7 @@
 //! The configuration's defaults, its forms and its secrets.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::section::Section;
 
@@ -150,4 +152,81 @@ fn an_unset_variable_is_one_mistake() {
 fn a_file_that_is_not_there_is_a_mistake() {
     let reading = Config::read(Some(Path::new("/no/such/highwater.toml")));
     assert_eq!(reading.mistakes.iter().count(), 1);
+}
+
+/// The examples of the documents and of `deploy/` are loaded by a test across crates; that they are the defaults is seen
+/// here.
+#[test]
+fn the_documented_defaults_are_the_defaults() {
+    let document = include_str!("../../../docs/configuration.md");
+    assert!(
+        document.contains(&format!("```toml\n{DEFAULTS}```\n")),
+        "copy config/defaults.toml into docs/configuration.md"
+    );
+}
+
+fn golden() -> Vec<PathBuf> {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/config");
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(golden)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    folders.sort();
+    folders
+}
+
+/// As with definitions: `HIGHWATER_BLESS=1 cargo test` writes what is said now.
+#[test]
+fn golden_mistakes() {
+    let mut different = Vec::new();
+    for folder in golden() {
+        let text = std::fs::read_to_string(folder.join(FILE_NAME)).unwrap();
+        let reading = Config::parse(&text, FILE_NAME, Path::new(""), &none);
+        assert!(!reading.mistakes.is_empty(), "{} has no mistake", folder.display());
+        let said = format!("{}\n", reading.mistakes);
+        let expected = folder.join("expected.txt");
+        if std::env::var_os("HIGHWATER_BLESS").is_some() {
+            std::fs::write(&expected, &said).unwrap();
+        } else if std::fs::read_to_string(&expected).unwrap_or_default() != said {
+            different.push(format!("{}:\n{said}", folder.display()));
+        }
+    }
+    assert!(different.is_empty(), "{}", different.join("\n"));
+}
+
+/// A golden file or the defaults, with a few characters changed.
+fn damaged() -> impl Strategy<Value = String> {
+    let texts: Vec<String> = golden()
+        .iter()
+        .map(|folder| std::fs::read_to_string(folder.join(FILE_NAME)).unwrap())
+        .chain([DEFAULTS.to_owned()])
+        .collect();
+    let edits = prop::collection::vec(
+        (
+            any::<prop::sample::Index>(),
+            0..4_usize,
+            "[\\PC\n]{0,3}|[\\[\\]{}\"'=.,#$:\n]",
+        ),
+        1..4,
+    );
+    (prop::sample::select(texts), edits).prop_map(|(mut text, edits)| {
+        for (at, cut, put) in edits {
+            let start = text.floor_char_boundary(at.index(text.len() + 1));
+            let end = text.floor_char_boundary((start + cut).min(text.len()));
+            text.replace_range(start..end.max(start), &put);
+        }
+        text
+    })
+}
+
+proptest! {
+    #[test]
+    fn damaged_configurations_never_panic(text in damaged()) {
+        let reading = Config::parse(&text, FILE_NAME, Path::new(""), &none);
+        for mistake in reading.mistakes.iter() {
+            let place = mistake.place.as_ref().unwrap();
+            let line = text.split('\n').nth(place.line - 1);
+            prop_assert!(line.is_some_and(|line| place.column <= line.chars().count() + 1), "{}", mistake);
+        }
+    }
 }

@@ -15,11 +15,17 @@ fn golden_view() -> ViewSource {
     );
     source.measures.push((
         "late".to_owned(),
-        MeasureSource::Aggregate { call: "COUNT(*)".to_owned(), condition: Some("delay > 15".to_owned()) },
+        MeasureSource::Aggregate {
+            call: "COUNT(*)".to_owned(),
+            condition: Some("delay > 15".to_owned()),
+        },
     ));
     source.measures.push((
         "share".to_owned(),
-        MeasureSource::Ratio { numerator: "late".to_owned(), denominator: "flights".to_owned() },
+        MeasureSource::Ratio {
+            numerator: "late".to_owned(),
+            denominator: "flights".to_owned(),
+        },
     ));
     source
 }

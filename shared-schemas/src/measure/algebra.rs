@@ -2,9 +2,9 @@
 
 use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
+use datafusion::functions::expr_fn::coalesce;
 use datafusion::functions_aggregate::expr_fn::{count, max, min, sum};
 use datafusion::logical_expr::{Expr, ExprFunctionExt, cast, lit};
-use datafusion::functions::expr_fn::coalesce;
 
 use crate::view::{ValueType, magnitude};
 
@@ -159,8 +159,13 @@ pub static KINDS: &[Kind] = &[
     },
 ];
 
-const COUNT: State =
-    State { suffix: "count", state_type: StateType::Count, nullable: false, merge: Merge::Sum, make: Make::Count };
+const COUNT: State = State {
+    suffix: "count",
+    state_type: StateType::Count,
+    nullable: false,
+    merge: Merge::Sum,
+    make: Make::Count,
+};
 
 fn is_float(argument: Option<ValueType>) -> bool {
     argument == Some(ValueType::Float64)
@@ -171,7 +176,10 @@ fn sum_type(argument: Option<ValueType>) -> ValueType {
     match argument {
         Some(ValueType::Float64) => ValueType::Float64,
         Some(ValueType::Decimal { scale, .. }) => ValueType::Decimal { precision: 38, scale },
-        _ => ValueType::Decimal { precision: 38, scale: 0 },
+        _ => ValueType::Decimal {
+            precision: 38,
+            scale: 0,
+        },
     }
 }
 
@@ -185,7 +193,11 @@ fn sum_states(argument: Option<ValueType>) -> Vec<State> {
         make: Make::Sum,
     };
     if float {
-        let magnitude = State { suffix: "magnitude", make: Make::Magnitude, ..sum.clone() };
+        let magnitude = State {
+            suffix: "magnitude",
+            make: Make::Magnitude,
+            ..sum.clone()
+        };
         vec![sum, magnitude, COUNT]
     } else {
         vec![sum]
@@ -194,7 +206,13 @@ fn sum_states(argument: Option<ValueType>) -> Vec<State> {
 
 fn extreme(suffix: &'static str, argument: Option<ValueType>, make: Make, merge: Merge) -> State {
     let value = argument.unwrap_or(ValueType::Int64);
-    State { suffix, state_type: StateType::Value(value), nullable: true, merge, make }
+    State {
+        suffix,
+        state_type: StateType::Value(value),
+        nullable: true,
+        merge,
+        make,
+    }
 }
 
 /// The kind of that name.
@@ -211,7 +229,10 @@ impl Kind {
     /// Whether it can work on values of that type, or the reason why not.
     pub fn accepts(&self, argument: ValueType) -> Result<(), String> {
         if !(self.accepts)(argument) {
-            return Err(format!("{}() needs {}, but this is {argument}", self.name, self.accepts_what));
+            return Err(format!(
+                "{}() needs {}, but this is {argument}",
+                self.name, self.accepts_what
+            ));
         }
         match argument {
             ValueType::Decimal { precision, scale } if precision > 28 && self.adds_up() => Err(format!(
@@ -239,7 +260,11 @@ impl Kind {
 
     /// How close its result is to the truth.
     pub fn exactness(&self, argument: Option<ValueType>) -> Exactness {
-        if self.adds_up() && is_float(argument) || self.name == "avg" { Exactness::Rounded } else { Exactness::Exact }
+        if self.adds_up() && is_float(argument) || self.name == "avg" {
+            Exactness::Rounded
+        } else {
+            Exactness::Exact
+        }
     }
 
     /// ClickHouse SQL for the result, given SQL for each merged state.
@@ -251,12 +276,12 @@ impl Kind {
     pub fn bound_sql(&self, argument: Option<ValueType>, states: &[String]) -> Option<String> {
         // ε is 2^-52. Each of n additions rounds by at most half of it, in any order and in any pieces.
         match (self.name, states) {
-            ("sum", [_, magnitude, count]) if is_float(argument) => {
-                Some(format!("if({count} = 0, NULL, {count} * 2.220446049250313e-16 * {magnitude})"))
-            }
-            ("avg", [_, magnitude, count]) if is_float(argument) => {
-                Some(format!("if({count} = 0, NULL, ({count} + 1) * 2.220446049250313e-16 * {magnitude} / {count})"))
-            }
+            ("sum", [_, magnitude, count]) if is_float(argument) => Some(format!(
+                "if({count} = 0, NULL, {count} * 2.220446049250313e-16 * {magnitude})"
+            )),
+            ("avg", [_, magnitude, count]) if is_float(argument) => Some(format!(
+                "if({count} = 0, NULL, ({count} + 1) * 2.220446049250313e-16 * {magnitude} / {count})"
+            )),
             _ => None,
         }
     }
@@ -279,7 +304,11 @@ impl State {
             StateType::Count => "UInt64".to_owned(),
             StateType::Value(value) => value.clickhouse(),
         };
-        if self.nullable { format!("Nullable({plain})") } else { plain }
+        if self.nullable {
+            format!("Nullable({plain})")
+        } else {
+            plain
+        }
     }
 
     /// The DataFusion aggregate that makes the state from the argument's values where the condition is true.
@@ -311,7 +340,11 @@ impl State {
     /// Brings the column of an aggregate to the state's type and nullability.
     pub fn settle(&self, aggregated: Expr) -> Expr {
         let settled = cast(aggregated, self.arrow());
-        if self.nullable { settled } else { coalesce(vec![settled, lit(self.state_type.zero())]) }
+        if self.nullable {
+            settled
+        } else {
+            coalesce(vec![settled, lit(self.state_type.zero())])
+        }
     }
 
     /// ClickHouse SQL that merges a column of states, given SQL for the column.

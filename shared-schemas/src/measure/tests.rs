@@ -52,7 +52,9 @@ impl Plans {
     }
 
     fn merge(&self, cells: &[&RecordBatch]) -> RecordBatch {
-        runtime().block_on(self.merge.run(cells.iter().map(|&cells| cells.clone()).collect())).unwrap()
+        runtime()
+            .block_on(self.merge.run(cells.iter().map(|&cells| cells.clone()).collect()))
+            .unwrap()
     }
 }
 
@@ -68,12 +70,16 @@ fn assert_same(a: &RecordBatch, b: &RecordBatch) {
         match field.name().as_str() {
             "distance__sum" | "distance__magnitude" => {
                 for row in 0..a.num_rows() {
-                    let value = |cells: &RecordBatch, name| column(cells, name).as_primitive::<Float64Type>().value(row);
+                    let value =
+                        |cells: &RecordBatch, name| column(cells, name).as_primitive::<Float64Type>().value(row);
                     let count = column(a, "distance__count").as_primitive::<UInt64Type>().value(row);
                     #[expect(clippy::cast_precision_loss, reason = "few events")]
                     let bound = count as f64 * f64::EPSILON * value(a, "distance__magnitude");
                     let (a, b) = (value(a, field.name()), value(b, field.name()));
-                    assert!(a == b || !a.is_finite() || (a - b).abs() <= bound, "{a} and {b}, bound {bound}");
+                    assert!(
+                        a == b || !a.is_finite() || (a - b).abs() <= bound,
+                        "{a} and {b}, bound {bound}"
+                    );
                 }
             }
             name => assert_eq!(a_column, b_column, "{name}"),
@@ -142,7 +148,9 @@ fn sums_do_not_overflow() {
     };
     let plans = Plans::new();
     let cells = plans.cells(&vec![event; 1000]);
-    let sum = column(&plans.merge(&[&cells, &cells]), "delay__sum").as_primitive::<Decimal128Type>().value(0);
+    let sum = column(&plans.merge(&[&cells, &cells]), "delay__sum")
+        .as_primitive::<Decimal128Type>()
+        .value(0);
     assert_eq!(sum, 2000 * i128::from(i64::MAX));
 }
 
@@ -153,23 +161,45 @@ fn the_table_is_whole() {
         ValueType::Bool,
         ValueType::Int64,
         ValueType::Float64,
-        ValueType::Decimal { precision: 28, scale: 4 },
+        ValueType::Decimal {
+            precision: 28,
+            scale: 4,
+        },
         ValueType::Timestamp,
         ValueType::Date,
     ];
     for kind in KINDS {
-        let arguments = types.into_iter().map(Some).chain((kind.takes == Takes::AtMostOne).then_some(None));
+        let arguments = types
+            .into_iter()
+            .map(Some)
+            .chain((kind.takes == Takes::AtMostOne).then_some(None));
         for argument in arguments.filter(|argument| argument.is_none_or(|argument| kind.accepts(argument).is_ok())) {
             let states = kind.states(argument);
             let names: Vec<_> = states.iter().map(|state| state.column("m")).collect();
             let result = kind.result_sql(argument, &names);
             assert!(!result.is_empty(), "{} of {argument:?}", kind.name);
-            assert!(states.iter().all(|state| names.iter().filter(|name| **name == state.column("m")).count() == 1));
+            assert!(
+                states
+                    .iter()
+                    .all(|state| names.iter().filter(|name| **name == state.column("m")).count() == 1)
+            );
         }
     }
-    let refused = KINDS.iter().filter(|kind| kind.accepts(ValueType::String).is_err()).map(|kind| kind.name);
+    let refused = KINDS
+        .iter()
+        .filter(|kind| kind.accepts(ValueType::String).is_err())
+        .map(|kind| kind.name);
     assert_eq!(refused.collect::<Vec<_>>(), ["sum", "avg"]);
-    let wide = ValueType::Decimal { precision: 29, scale: 29 };
-    assert!(super::kind("sum").unwrap().accepts(wide).unwrap_err().contains("CAST(… AS DECIMAL(28, 28))"));
+    let wide = ValueType::Decimal {
+        precision: 29,
+        scale: 29,
+    };
+    assert!(
+        super::kind("sum")
+            .unwrap()
+            .accepts(wide)
+            .unwrap_err()
+            .contains("CAST(… AS DECIMAL(28, 28))")
+    );
     assert!(super::kind("max").unwrap().accepts(wide).is_ok());
 }

@@ -19,7 +19,10 @@ fn runtime() -> tokio::runtime::Runtime {
 fn sorted(view: &View, key: CellKey, cells: &RecordBatch) -> RecordBatch {
     let columns: Vec<_> = key_fields(view, key)
         .iter()
-        .map(|field| SortColumn { values: cells.column_by_name(field.name()).unwrap().clone(), options: None })
+        .map(|field| SortColumn {
+            values: cells.column_by_name(field.name()).unwrap().clone(),
+            options: None,
+        })
         .collect();
     take_record_batch(cells, &lexsort_to_indices(&columns, None).unwrap()).unwrap()
 }
@@ -92,13 +95,22 @@ fn cells_have_the_columns_of_the_tables() {
     let view = compile(&every_measure());
     let plan = CellPlan::new(&view, &dataset(), CellKey::Cell).unwrap();
     let cells = runtime().block_on(plan.run(vec![])).unwrap();
-    let names: Vec<_> = cells.schema().fields().iter().map(|field| field.name().clone()).collect();
+    let names: Vec<_> = cells
+        .schema()
+        .fields()
+        .iter()
+        .map(|field| field.name().clone())
+        .collect();
     assert_eq!(names[..5], [WINDOW_COLUMN, "carrier", "late", "on", FAILED_COLUMN]);
     assert_eq!(names.len(), 5 + view.states().count());
     for (name, state, _) in view.states() {
         let schema = cells.schema();
         let field = schema.field_with_name(&name).unwrap();
-        assert_eq!((field.data_type(), field.is_nullable()), (&state.arrow(), state.nullable), "{name}");
+        assert_eq!(
+            (field.data_type(), field.is_nullable()),
+            (&state.arrow(), state.nullable),
+            "{name}"
+        );
     }
 }
 
@@ -120,9 +132,17 @@ fn windows_begin_at_or_before_their_events() {
         offset: 0,
     };
     // Before 1970 only a Kafka timestamp could be, and the decoder refuses it; the arithmetic holds all the same.
-    for (at, window) in [(0, 0), (3_599_999_999, 0), (3_600_000_000, 3_600_000_000), (-1, -3_600_000_000)] {
+    for (at, window) in [
+        (0, 0),
+        (3_599_999_999, 0),
+        (3_600_000_000, 3_600_000_000),
+        (-1, -3_600_000_000),
+    ] {
         let cells = runtime().block_on(plan.run(vec![batch(&[event(at)])])).unwrap();
-        let windows = cells.column_by_name(WINDOW_COLUMN).unwrap().as_primitive::<TimestampMicrosecondType>();
+        let windows = cells
+            .column_by_name(WINDOW_COLUMN)
+            .unwrap()
+            .as_primitive::<TimestampMicrosecondType>();
         assert_eq!(windows.value(0), window, "{at}");
     }
 }

@@ -4,9 +4,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, Date32Array, FixedSizeBinaryArray, RecordBatch, UInt64Array,
-};
+use arrow::array::{Array, ArrayRef, AsArray, Date32Array, FixedSizeBinaryArray, RecordBatch, UInt64Array};
 use arrow::datatypes::{Field, Int32Type, Schema, TimestampMicrosecondType, UInt64Type};
 use arrow::error::ArrowError;
 use arrow::ipc::writer::StreamWriter;
@@ -34,7 +32,11 @@ impl<F: Fn(Partition, Start) -> Option<Offset>> SpeedVersions for F {
 ///
 /// # Errors
 /// A cell of a start without a version: its rows would never give way to newer ones.
-pub fn speed_rows(cells: &RecordBatch, topic: TopicId, versions: &impl SpeedVersions) -> Result<RecordBatch, ArrowError> {
+pub fn speed_rows(
+    cells: &RecordBatch,
+    topic: TopicId,
+    versions: &impl SpeedVersions,
+) -> Result<RecordBatch, ArrowError> {
     let partitions = column(cells, PARTITION_COLUMN)?.as_primitive::<Int32Type>();
     let starts = column(cells, START_COLUMN)?.as_primitive::<UInt64Type>();
     let nexts: Vec<u64> = partitions
@@ -45,12 +47,21 @@ pub fn speed_rows(cells: &RecordBatch, topic: TopicId, versions: &impl SpeedVers
             let number = u32::try_from(number)
                 .map_err(|_| ArrowError::InvalidArgumentError(format!("a partition cannot be {number}")))?;
             let partition = Partition { topic, number };
-            versions.next(partition, Start(Offset(start))).map(|next| next.0).ok_or_else(|| {
-                ArrowError::InvalidArgumentError(format!("no version for partition {number} from offset {start}"))
-            })
+            versions
+                .next(partition, Start(Offset(start)))
+                .map(|next| next.0)
+                .ok_or_else(|| {
+                    ArrowError::InvalidArgumentError(format!("no version for partition {number} from offset {start}"))
+                })
         })
         .collect::<Result<_, _>>()?;
-    with_columns(cells, [(TOPIC_COLUMN, ids(topic.0, cells.num_rows())?), (NEXT_COLUMN, Arc::new(UInt64Array::from(nexts)))])
+    with_columns(
+        cells,
+        [
+            (TOPIC_COLUMN, ids(topic.0, cells.num_rows())?),
+            (NEXT_COLUMN, Arc::new(UInt64Array::from(nexts))),
+        ],
+    )
 }
 
 /// Batch rows of a run from cells.
@@ -65,7 +76,13 @@ pub fn batch_rows(cells: &RecordBatch, run: RunId) -> Result<RecordBatch, ArrowE
         .map(|window| i32::try_from(window.div_euclid(MICROS_PER_DAY)))
         .collect::<Result<_, _>>()
         .map_err(|error| ArrowError::InvalidArgumentError(format!("a window beyond all days: {error}")))?;
-    with_columns(cells, [(DAY_COLUMN, Arc::new(Date32Array::from(days))), (RUN_COLUMN, ids(run.0, cells.num_rows())?)])
+    with_columns(
+        cells,
+        [
+            (DAY_COLUMN, Arc::new(Date32Array::from(days))),
+            (RUN_COLUMN, ids(run.0, cells.num_rows())?),
+        ],
+    )
 }
 
 /// Rows as an Arrow stream, the body of an insert.
@@ -82,14 +99,20 @@ pub fn arrow_stream(batches: &[RecordBatch]) -> Result<Vec<u8>, ArrowError> {
 }
 
 fn column<'a>(cells: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, ArrowError> {
-    cells.column_by_name(name).ok_or_else(|| ArrowError::SchemaError(format!("the cells have no column `{name}`")))
+    cells
+        .column_by_name(name)
+        .ok_or_else(|| ArrowError::SchemaError(format!("the cells have no column `{name}`")))
 }
 
 /// The same id for every row.
 fn ids(id: u128, rows: usize) -> Result<ArrayRef, ArrowError> {
     let ids = std::iter::repeat_n(id.to_le_bytes(), rows);
     if rows == 0 {
-        return Ok(Arc::new(FixedSizeBinaryArray::try_new(16, Vec::<u8>::new().into(), None)?));
+        return Ok(Arc::new(FixedSizeBinaryArray::try_new(
+            16,
+            Vec::<u8>::new().into(),
+            None,
+        )?));
     }
     Ok(Arc::new(FixedSizeBinaryArray::try_from_iter(ids)?))
 }

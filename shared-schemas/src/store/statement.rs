@@ -13,9 +13,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::quote::{identifier, table};
-use super::tables::{
-    DAY_COLUMN, FLOORS, MARKS_TYPE, RUN_COLUMN, TOPIC_COLUMN, batch_table_name, speed_table_name,
-};
+use super::tables::{DAY_COLUMN, FLOORS, MARKS_TYPE, RUN_COLUMN, TOPIC_COLUMN, batch_table_name, speed_table_name};
 use crate::dataset::PARTITION_COLUMN;
 use crate::handoff::{Offset, Partition, Publication, RunId, TopicId};
 use crate::measure::State;
@@ -127,7 +125,11 @@ impl Merging<'_> {
         ));
 
         let floor = self.floor(&mut parameters);
-        let groups: Vec<_> = bucket.iter().map(|_| "time".to_owned()).chain(keys.iter().cloned()).collect();
+        let groups: Vec<_> = bucket
+            .iter()
+            .map(|_| "time".to_owned())
+            .chain(keys.iter().cloned())
+            .collect();
         let time = bucket.map(|bucket| format!("{bucket} AS time"));
         let inner: Vec<_> = time
             .into_iter()
@@ -152,7 +154,10 @@ impl Merging<'_> {
             // Without a group there is always a row, also of nothing.
             (" HAVING count() > 0".to_owned(), String::new())
         } else {
-            (format!(" GROUP BY {}", groups.join(", ")), format!(" ORDER BY {}", groups.join(", ")))
+            (
+                format!(" GROUP BY {}", groups.join(", ")),
+                format!(" ORDER BY {}", groups.join(", ")),
+            )
         };
         let sql = format!(
             "WITH ({floor}) AS _below_floor\nSELECT {}\nFROM (\n  SELECT {}\n  FROM (\n    {}\n  )\n  \
@@ -174,19 +179,28 @@ impl Merging<'_> {
 
     fn dimensions(&self) -> Result<Vec<&Dimension>, StatementError> {
         let find = |name: &&str| {
-            self.view.dimensions.iter().find(|dimension| dimension.name == *name).ok_or_else(|| {
-                StatementError::Dimension { view: self.view.name.clone(), name: (*name).to_owned() }
-            })
+            self.view
+                .dimensions
+                .iter()
+                .find(|dimension| dimension.name == *name)
+                .ok_or_else(|| StatementError::Dimension {
+                    view: self.view.name.clone(),
+                    name: (*name).to_owned(),
+                })
         };
         self.dimensions.iter().map(find).collect()
     }
 
     fn measures(&self) -> Result<Vec<&Measure>, StatementError> {
         let find = |name: &&str| {
-            self.view.measures.iter().find(|measure| measure.name == *name).ok_or_else(|| StatementError::Measure {
-                view: self.view.name.clone(),
-                name: (*name).to_owned(),
-            })
+            self.view
+                .measures
+                .iter()
+                .find(|measure| measure.name == *name)
+                .ok_or_else(|| StatementError::Measure {
+                    view: self.view.name.clone(),
+                    name: (*name).to_owned(),
+                })
         };
         self.measures.iter().map(find).collect()
     }
@@ -197,7 +211,11 @@ impl Merging<'_> {
         };
         let (length, grain) = (bucket.as_secs(), self.view.grain.as_secs());
         if length == 0 || bucket.subsec_nanos() != 0 || !length.is_multiple_of(grain) {
-            return Err(StatementError::Bucket { view: self.view.name.clone(), bucket, grain: self.view.grain });
+            return Err(StatementError::Bucket {
+                view: self.view.name.clone(),
+                bucket,
+                grain: self.view.grain,
+            });
         }
         let window = identifier(WINDOW_COLUMN);
         let start = format!("toInt64({window}) - positiveModulo(toInt64({window}), {length})");
@@ -262,12 +280,14 @@ impl Merging<'_> {
             .publication
             .map_or((0, 0), |publication| (publication.number.0, publication.content.0));
         let number = parameters.add("UInt64", number.min(content));
-        let marks = self.publication.into_iter().flat_map(|publication| &publication.marks).map(
-            |(Partition { topic, number }, mark)| {
+        let marks = self
+            .publication
+            .into_iter()
+            .flat_map(|publication| &publication.marks)
+            .map(|(Partition { topic, number }, mark)| {
                 let Offset(mark) = mark.0;
                 format!("({},{number},{mark})", topic.0)
-            },
-        );
+            });
         let marks = parameters.add(MARKS_TYPE, list(marks));
         format!(
             "SELECT throwIf(count() > 0, '{BELOW_FLOOR}') FROM {} WHERE fingerprint = {fingerprint} AND \
@@ -327,26 +347,37 @@ impl States {
     }
 
     fn merged(&self) -> impl Iterator<Item = String> {
-        self.0.iter().enumerate().map(|(index, (column, state))| {
-            format!("{} AS _s{index}", state.merge_sql(&identifier(column)))
-        })
+        self.0
+            .iter()
+            .enumerate()
+            .map(|(index, (column, state))| format!("{} AS _s{index}", state.merge_sql(&identifier(column))))
     }
 
     /// SQL for each merged state of an aggregate.
     fn names(&self, measure: &str, aggregate: &Aggregate) -> Vec<String> {
         let place = |column: String| self.0.iter().position(|(held, _)| *held == column).unwrap_or_default();
-        aggregate.states().iter().map(|state| format!("_s{}", place(state.column(measure)))).collect()
+        aggregate
+            .states()
+            .iter()
+            .map(|state| format!("_s{}", place(state.column(measure))))
+            .collect()
     }
 
     fn result(&self, measure: &str, aggregate: &Aggregate) -> String {
-        aggregate.kind.result_sql(aggregate.argument_type(), &self.names(measure, aggregate))
+        aggregate
+            .kind
+            .result_sql(aggregate.argument_type(), &self.names(measure, aggregate))
     }
 
     /// The columns of a measure's result.
     fn results(&self, view: &View, measure: &Measure) -> Vec<String> {
         match &measure.form {
             MeasureForm::Aggregate(aggregate) => {
-                let result = format!("{} AS {}", self.result(&measure.name, aggregate), identifier(&measure.name));
+                let result = format!(
+                    "{} AS {}",
+                    self.result(&measure.name, aggregate),
+                    identifier(&measure.name)
+                );
                 let bound = aggregate
                     .kind
                     .bound_sql(aggregate.argument_type(), &self.names(&measure.name, aggregate))
@@ -360,7 +391,10 @@ impl States {
                 let [numerator, denominator] = parts.as_slice() else {
                     return vec![];
                 };
-                vec![format!("{numerator} / nullIf({denominator}, 0) AS {}", identifier(&measure.name))]
+                vec![format!(
+                    "{numerator} / nullIf({denominator}, 0) AS {}",
+                    identifier(&measure.name)
+                )]
             }
         }
     }
@@ -370,9 +404,10 @@ impl States {
 fn aggregates<'a>(view: &'a View, measure: &'a Measure) -> impl Iterator<Item = (&'a str, &'a Aggregate)> {
     let measures: Vec<&Measure> = match measure.form {
         MeasureForm::Aggregate(_) => vec![measure],
-        MeasureForm::Ratio { numerator, denominator } => {
-            [numerator, denominator].iter().filter_map(|&index| view.measures.get(index)).collect()
-        }
+        MeasureForm::Ratio { numerator, denominator } => [numerator, denominator]
+            .iter()
+            .filter_map(|&index| view.measures.get(index))
+            .collect(),
     };
     measures.into_iter().filter_map(|measure| match &measure.form {
         MeasureForm::Aggregate(aggregate) => Some((measure.name.as_str(), aggregate)),

@@ -11,8 +11,8 @@
 //! would need a value that no event has.
 
 use super::quote::{identifier, table as qualified};
-use crate::plan::{CellKey, FAILED_COLUMN, START_COLUMN, WINDOW_COLUMN, key_fields};
 use crate::dataset::PARTITION_COLUMN;
+use crate::plan::{CellKey, FAILED_COLUMN, START_COLUMN, WINDOW_COLUMN, key_fields};
 use crate::view::{ValueType, View};
 
 /// Column of speed rows and progress: the topic's incarnation, Kafka's topic id as a number.
@@ -58,11 +58,17 @@ pub struct Table {
 impl Table {
     /// The statement that creates it, if it is not there yet.
     pub fn create(&self, database: &str) -> String {
-        let columns: Vec<_> =
-            self.columns.iter().map(|(name, column_type)| format!("    {} {column_type}", identifier(name))).collect();
+        let columns: Vec<_> = self
+            .columns
+            .iter()
+            .map(|(name, column_type)| format!("    {} {column_type}", identifier(name)))
+            .collect();
         let order: Vec<_> = self.order_by.iter().map(|column| identifier(column)).collect();
-        let partition =
-            if self.partition_by.is_empty() { String::new() } else { format!("PARTITION BY {}\n", self.partition_by) };
+        let partition = if self.partition_by.is_empty() {
+            String::new()
+        } else {
+            format!("PARTITION BY {}\n", self.partition_by)
+        };
         format!(
             "CREATE TABLE IF NOT EXISTS {}\n(\n{}\n)\nENGINE = {}\n{partition}ORDER BY ({})\n\
              SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, allow_nullable_key = 1",
@@ -97,12 +103,22 @@ pub fn view_tables(view: &View) -> [Table; 2] {
 /// The table of a view's speed rows: for each cell, partition and start its state up to `_next`.
 pub fn speed_table(view: &View) -> Table {
     let key = cell_columns(view);
-    let place = [(TOPIC_COLUMN, "UInt128"), (PARTITION_COLUMN, "UInt32"), (START_COLUMN, "UInt64")].map(owned);
+    let place = [
+        (TOPIC_COLUMN, "UInt128"),
+        (PARTITION_COLUMN, "UInt32"),
+        (START_COLUMN, "UInt64"),
+    ]
+    .map(owned);
     let order_by = key.iter().chain(&place).map(|(name, _)| name.clone()).collect();
     let next = owned((NEXT_COLUMN, "UInt64"));
     Table {
         name: speed_table_name(view),
-        columns: key.into_iter().chain(place).chain([next]).chain(state_columns(view)).collect(),
+        columns: key
+            .into_iter()
+            .chain(place)
+            .chain([next])
+            .chain(state_columns(view))
+            .collect(),
         engine: format!("ReplacingMergeTree({})", identifier(NEXT_COLUMN)),
         partition_by: format!("toYYYYMM({})", identifier(WINDOW_COLUMN)),
         order_by,
@@ -130,8 +146,10 @@ pub fn control_tables() -> Vec<Table> {
         // The ledger says what became of the records: accepted, repeats, each reason of refusal, filters cut short.
         control(
             PROGRESS,
-            &format!("{place}, _next UInt64, rules String, read UInt64, holes UInt64, ledger Map(String, UInt64), \
-                 written DateTime64(3, 'UTC') DEFAULT now64(3)"),
+            &format!(
+                "{place}, _next UInt64, rules String, read UInt64, holes UInt64, ledger Map(String, UInt64), \
+                 written DateTime64(3, 'UTC') DEFAULT now64(3)"
+            ),
             "_next",
             &["fingerprint", "_topic", "_partition", "_start"],
         ),
@@ -214,9 +232,18 @@ fn cell_columns(view: &View) -> Vec<(String, String)> {
                 // Whole seconds: a grain is at least one.
                 "DateTime64(0, 'UTC')".to_owned()
             } else {
-                ValueType::of_arrow(field.data_type()).unwrap_or(ValueType::String).clickhouse()
+                ValueType::of_arrow(field.data_type())
+                    .unwrap_or(ValueType::String)
+                    .clickhouse()
             };
-            (field.name().clone(), if field.is_nullable() { format!("Nullable({plain})") } else { plain })
+            (
+                field.name().clone(),
+                if field.is_nullable() {
+                    format!("Nullable({plain})")
+                } else {
+                    plain
+                },
+            )
         })
         .collect()
 }
@@ -224,5 +251,7 @@ fn cell_columns(view: &View) -> Vec<(String, String)> {
 /// The count of failures and the states of all measures.
 fn state_columns(view: &View) -> Vec<(String, String)> {
     let failed = owned((FAILED_COLUMN, "UInt64"));
-    std::iter::once(failed).chain(view.states().map(|(name, state, _)| (name, state.clickhouse()))).collect()
+    std::iter::once(failed)
+        .chain(view.states().map(|(name, state, _)| (name, state.clickhouse())))
+        .collect()
 }

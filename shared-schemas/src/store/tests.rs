@@ -13,7 +13,12 @@ fn view() -> View {
     let mut view = compile(&source(
         None,
         &[("carrier", "carrier"), ("origin", "origin")],
-        &[("flights", "count()"), ("delay", "avg(delay)"), ("distance", "sum(distance)"), ("first", "min(at)")],
+        &[
+            ("flights", "count()"),
+            ("delay", "avg(delay)"),
+            ("distance", "sum(distance)"),
+            ("first", "min(at)"),
+        ],
     ));
     // The names of tables depend on it; that it is stable is pinned elsewhere.
     view.fingerprint = crate::fingerprint::Fingerprint(0xAB);
@@ -53,22 +58,40 @@ SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, allow_nullable_key = 
 
 #[test]
 fn every_key_is_made_of_columns() {
-    for table in control_tables().iter().chain(&[speed_table(&view()), batch_table(&view())]) {
+    for table in control_tables()
+        .iter()
+        .chain(&[speed_table(&view()), batch_table(&view())])
+    {
         let columns: BTreeSet<_> = table.columns.iter().map(|(name, _)| name).collect();
         assert_eq!(columns.len(), table.columns.len(), "{}", table.name);
-        assert!(table.order_by.iter().all(|column| columns.contains(column)), "{}", table.name);
+        assert!(
+            table.order_by.iter().all(|column| columns.contains(column)),
+            "{}",
+            table.name
+        );
     }
-    let marks = control_tables().iter().find(|table| table.name == "floors").unwrap().columns[2].clone();
+    let marks = control_tables()
+        .iter()
+        .find(|table| table.name == "floors")
+        .unwrap()
+        .columns[2]
+        .clone();
     assert_eq!(marks, ("marks".to_owned(), super::tables::MARKS_TYPE.to_owned()));
 }
 
 fn publication() -> Publication {
-    let partition = |topic, number| Partition { topic: TopicId(topic), number };
+    let partition = |topic, number| Partition {
+        topic: TopicId(topic),
+        number,
+    };
     let marks = [(partition(1, 0), 8), (partition(1, 1), 11), (partition(2, 0), 0)];
     Publication::of_run(
         None,
         RunId(77),
-        marks.into_iter().map(|(partition, mark)| (partition, Mark(Offset(mark)))).collect::<BTreeMap<_, _>>(),
+        marks
+            .into_iter()
+            .map(|(partition, mark)| (partition, Mark(Offset(mark))))
+            .collect::<BTreeMap<_, _>>(),
         &BTreeSet::from([EventDay(10), EventDay(11), EventDay(20)]),
     )
 }
@@ -90,8 +113,11 @@ fn question<'a>(view: &'a View, publication: Option<&'a Publication>) -> Merging
 fn a_statement_is_pinned() {
     let (view, publication) = (view(), publication());
     let statement = question(&view, Some(&publication)).statement().unwrap();
-    let parameters: Vec<_> =
-        statement.parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let parameters: Vec<_> = statement
+        .parameters
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
     let expected = [
         "p0=864000",
         "p1=1036800",
@@ -143,8 +169,24 @@ fn a_question_must_fit_the_view() {
     let view = view();
     let plain = question(&view, None);
     let error = |question: Merging<'_>| question.statement().unwrap_err().to_string();
-    assert_eq!(error(Merging { dimensions: &["tail"], ..plain }), "view `hourly` has no dimension `tail`");
-    assert_eq!(error(Merging { measures: &["tails"], ..plain }), "view `hourly` has no measure `tails`");
-    let odd = Merging { bucket: Some(Duration::from_secs(5400)), ..plain }.statement();
+    assert_eq!(
+        error(Merging {
+            dimensions: &["tail"],
+            ..plain
+        }),
+        "view `hourly` has no dimension `tail`"
+    );
+    assert_eq!(
+        error(Merging {
+            measures: &["tails"],
+            ..plain
+        }),
+        "view `hourly` has no measure `tails`"
+    );
+    let odd = Merging {
+        bucket: Some(Duration::from_secs(5400)),
+        ..plain
+    }
+    .statement();
     assert!(matches!(odd, Err(StatementError::Bucket { .. })));
 }

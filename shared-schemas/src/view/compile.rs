@@ -30,16 +30,25 @@ impl View {
                 instead: None,
             }]
         })?;
-        let mut work = Work { compiler: Compiler::new(dataset, schema), mistakes: Vec::new() };
+        let mut work = Work {
+            compiler: Compiler::new(dataset, schema),
+            mistakes: Vec::new(),
+        };
         work.check_grain(source.grain);
-        let filter = source.filter.as_deref().and_then(|text| work.condition(text, ViewPlace::Filter));
+        let filter = source
+            .filter
+            .as_deref()
+            .and_then(|text| work.condition(text, ViewPlace::Filter));
         let dimensions: Vec<_> = source
             .dimensions
             .iter()
             .enumerate()
             .filter_map(|(index, dimension)| {
                 let expression = work.dimension(&dimension.expr, index)?;
-                Some(Dimension { name: dimension.name.clone(), expression })
+                Some(Dimension {
+                    name: dimension.name.clone(),
+                    expression,
+                })
             })
             .collect();
         let measures = work.measures(&source.measures);
@@ -71,7 +80,12 @@ struct Work<'a> {
 impl Work<'_> {
     fn mistake(&mut self, place: ViewPlace, mistake: Mistake) {
         let Mistake { at, what, instead } = mistake;
-        self.mistakes.push(ViewMistake { place, at, what, instead });
+        self.mistakes.push(ViewMistake {
+            place,
+            at,
+            what,
+            instead,
+        });
     }
 
     fn check_grain(&mut self, grain: Duration) {
@@ -88,13 +102,24 @@ impl Work<'_> {
             "a grain is at least 1 s, in whole seconds".to_owned()
         };
         let instead = near.map(|seconds| format!("\"{}\"", spoken(seconds)));
-        self.mistake(ViewPlace::Grain, Mistake { at: None, what, instead });
+        self.mistake(
+            ViewPlace::Grain,
+            Mistake {
+                at: None,
+                what,
+                instead,
+            },
+        );
     }
 
     fn expression(&mut self, text: &str, place: &ViewPlace) -> Option<Expression> {
         self.compiler
             .compile(text)
-            .map_err(|mistakes| mistakes.into_iter().for_each(|mistake| self.mistake(place.clone(), mistake)))
+            .map_err(|mistakes| {
+                mistakes
+                    .into_iter()
+                    .for_each(|mistake| self.mistake(place.clone(), mistake))
+            })
             .ok()
     }
 
@@ -105,7 +130,14 @@ impl Work<'_> {
         }
         let what = format!("a condition is true or false, but this is {}", expression.value_type);
         let instead = Some("a comparison".to_owned());
-        self.mistake(place, Mistake { at: Some(0), what, instead });
+        self.mistake(
+            place,
+            Mistake {
+                at: Some(0),
+                what,
+                instead,
+            },
+        );
         None
     }
 
@@ -118,13 +150,23 @@ impl Work<'_> {
             _ => return Some(expression),
         };
         let what = format!("a dimension cannot be {}", expression.value_type);
-        self.mistake(place, Mistake { at: Some(0), what, instead: Some(instead.to_owned()) });
+        self.mistake(
+            place,
+            Mistake {
+                at: Some(0),
+                what,
+                instead: Some(instead.to_owned()),
+            },
+        );
         None
     }
 
     fn measures(&mut self, sources: &[(String, MeasureSource)]) -> Vec<Measure> {
-        let index: HashMap<_, _> =
-            sources.iter().enumerate().map(|(index, (name, source))| (name.as_str(), (index, source))).collect();
+        let index: HashMap<_, _> = sources
+            .iter()
+            .enumerate()
+            .map(|(index, (name, source))| (name.as_str(), (index, source)))
+            .collect();
         sources
             .iter()
             .filter_map(|(name, source)| {
@@ -134,15 +176,24 @@ impl Work<'_> {
                             .as_deref()
                             .map(|text| self.condition(text, ViewPlace::Condition(name.clone())));
                         let aggregate = self.aggregate(call, name)?;
-                        MeasureForm::Aggregate(Aggregate { condition: condition.flatten(), ..aggregate })
+                        MeasureForm::Aggregate(Aggregate {
+                            condition: condition.flatten(),
+                            ..aggregate
+                        })
                     }
                     MeasureSource::Ratio { numerator, denominator } => {
                         let numerator = self.ratio_part(numerator, name, &index);
                         let denominator = self.ratio_part(denominator, name, &index);
-                        MeasureForm::Ratio { numerator: numerator?, denominator: denominator? }
+                        MeasureForm::Ratio {
+                            numerator: numerator?,
+                            denominator: denominator?,
+                        }
                     }
                 };
-                Some(Measure { name: name.clone(), form })
+                Some(Measure {
+                    name: name.clone(),
+                    form,
+                })
             })
             .collect()
     }
@@ -150,22 +201,32 @@ impl Work<'_> {
     fn ratio_part(&mut self, part: &str, of: &str, index: &HashMap<&str, (usize, &MeasureSource)>) -> Option<usize> {
         let (what, instead) = match index.get(part) {
             Some((index, MeasureSource::Aggregate { .. })) => return Some(*index),
-            Some((_, MeasureSource::Ratio { .. })) => {
-                (format!("`{part}` is a ratio itself"), Some("a ratio of two aggregates".to_owned()))
-            }
+            Some((_, MeasureSource::Ratio { .. })) => (
+                format!("`{part}` is a ratio itself"),
+                Some("a ratio of two aggregates".to_owned()),
+            ),
             None => {
                 let near = nearest(part, index.keys().copied()).map(|near| format!("`{near}`"));
                 (format!("the view has no measure `{part}`"), near)
             }
         };
-        self.mistake(ViewPlace::Ratio(of.to_owned()), Mistake { at: None, what, instead });
+        self.mistake(
+            ViewPlace::Ratio(of.to_owned()),
+            Mistake {
+                at: None,
+                what,
+                instead,
+            },
+        );
         None
     }
 
     fn aggregate(&mut self, call: &str, name: &str) -> Option<Aggregate> {
         self.try_aggregate(call)
             .map_err(|mistakes| {
-                mistakes.into_iter().for_each(|mistake| self.mistake(ViewPlace::Measure(name.to_owned()), mistake));
+                mistakes
+                    .into_iter()
+                    .for_each(|mistake| self.mistake(ViewPlace::Measure(name.to_owned()), mistake));
             })
             .ok()
     }
@@ -186,7 +247,10 @@ impl Work<'_> {
         };
         if function.filter.is_some() {
             let instead = format!("{{ measure = \"{}(…)\", where = \"…\" }}", kind.name);
-            return Err(wrong("a condition does not stand inside a measure".to_owned(), Some(instead)));
+            return Err(wrong(
+                "a condition does not stand inside a measure".to_owned(),
+                Some(instead),
+            ));
         }
         let arguments = match function.args.to_string().as_str() {
             "(*)" => vec![],
@@ -196,14 +260,26 @@ impl Work<'_> {
             ([], Takes::AtMostOne) => None,
             ([argument], _) => Some(self.compiler.compile_part(text, argument)?),
             (arguments, takes) => {
-                let wanted = if takes == Takes::One { "one argument" } else { "at most one argument" };
-                return Err(wrong(format!("{}() takes {wanted}, not {}", kind.name, arguments.len()), None));
+                let wanted = if takes == Takes::One {
+                    "one argument"
+                } else {
+                    "at most one argument"
+                };
+                return Err(wrong(
+                    format!("{}() takes {wanted}, not {}", kind.name, arguments.len()),
+                    None,
+                ));
             }
         };
         if let (Some(argument), [part]) = (&argument, arguments.as_slice()) {
-            kind.accepts(argument.value_type).map_err(|what| vec![text.mistake(*part, what, None)])?;
+            kind.accepts(argument.value_type)
+                .map_err(|what| vec![text.mistake(*part, what, None)])?;
         }
-        Ok(Aggregate { kind, argument, condition: None })
+        Ok(Aggregate {
+            kind,
+            argument,
+            condition: None,
+        })
     }
 
     /// Two columns of one name, in answers or in tables.
@@ -222,7 +298,14 @@ impl Work<'_> {
                 if let Some(other) = taken.insert(column.clone(), owner) {
                     let what = format!("its column `{column}` is also {other}'s");
                     let instead = Some("another name".to_owned());
-                    self.mistake(ViewPlace::Measure(measure.name.clone()), Mistake { at: None, what, instead });
+                    self.mistake(
+                        ViewPlace::Measure(measure.name.clone()),
+                        Mistake {
+                            at: None,
+                            what,
+                            instead,
+                        },
+                    );
                 }
             }
         }

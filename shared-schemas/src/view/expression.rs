@@ -49,7 +49,12 @@ pub(crate) fn session() -> SessionContext {
     options.execution.time_zone = Some("+00:00".to_owned());
     options.sql_parser.enable_ident_normalization = false;
     options.sql_parser.map_string_types_to_utf8view = false;
-    SessionContext::new_with_state(SessionStateBuilder::new().with_config(config).with_default_features().build())
+    SessionContext::new_with_state(
+        SessionStateBuilder::new()
+            .with_config(config)
+            .with_default_features()
+            .build(),
+    )
 }
 
 /// Compiles the expressions of one dataset's views.
@@ -61,7 +66,11 @@ pub(super) struct Compiler<'a> {
 
 impl<'a> Compiler<'a> {
     pub(super) fn new(dataset: &'a Dataset, schema: DFSchema) -> Self {
-        Self { dataset, schema, session: session() }
+        Self {
+            dataset,
+            schema,
+            session: session(),
+        }
     }
 
     /// Compiles an expression given as text.
@@ -80,14 +89,20 @@ impl<'a> Compiler<'a> {
         }
         let wrong = |what: String, instead: Option<&str>| vec![text.mistake(ast, what, instead.map(str::to_owned))];
         let coerced = self.plan(ast).map_err(|_| vec![self.blame(text, ast)])?;
-        self.probe(&coerced).map_err(|error| wrong(syntax::sentence(&error.strip_backtrace()), None))?;
-        let planned = coerced.get_type(&self.schema).map_err(|error| wrong(error.strip_backtrace(), None))?;
+        self.probe(&coerced)
+            .map_err(|error| wrong(syntax::sentence(&error.strip_backtrace()), None))?;
+        let planned = coerced
+            .get_type(&self.schema)
+            .map_err(|error| wrong(error.strip_backtrace(), None))?;
         if planned == DataType::Null {
             return Err(wrong("this is always null".to_owned(), None));
         }
         let Some(value_type) = ValueType::of_arrow(&planned) else {
             let instead = "date_part('epoch', …) makes a number of an interval";
-            return Err(wrong(format!("this gives {planned}, which no column can hold"), Some(instead)));
+            return Err(wrong(
+                format!("this gives {planned}, which no column can hold"),
+                Some(instead),
+            ));
         };
         let plain = matches!(coerced, Expr::Column(_));
         let lowered = self
@@ -96,14 +111,26 @@ impl<'a> Compiler<'a> {
             .map_err(|error| wrong(syntax::sentence(&error.strip_backtrace()), None))?;
         let nullable = lowered.nullable(&self.schema).unwrap_or(true);
         let failures = failures(&lowered);
-        Ok(Expression { expr: lowered, value_type, nullable, failures, text: ast.to_string() })
+        Ok(Expression {
+            expr: lowered,
+            value_type,
+            nullable,
+            failures,
+            text: ast.to_string(),
+        })
     }
 
     /// Plans and coerces an expression.
     fn plan(&self, ast: &Ast) -> datafusion::common::Result<Expr> {
         let state = self.session.state();
-        let with_alias = ExprWithAlias { expr: ast.clone(), alias: None };
-        let expr = state.create_logical_expr_from_sql_expr(with_alias, &self.schema)?.unalias_nested().data;
+        let with_alias = ExprWithAlias {
+            expr: ast.clone(),
+            alias: None,
+        };
+        let expr = state
+            .create_logical_expr_from_sql_expr(with_alias, &self.schema)?
+            .unalias_nested()
+            .data;
         self.simplifier().coerce(expr, &self.schema)
     }
 
@@ -142,7 +169,11 @@ impl<'a> Compiler<'a> {
     }
 
     fn simplifier(&self) -> ExprSimplifier {
-        ExprSimplifier::new(SimplifyContext::builder().with_schema(Arc::new(self.schema.clone())).build())
+        ExprSimplifier::new(
+            SimplifyContext::builder()
+                .with_schema(Arc::new(self.schema.clone()))
+                .build(),
+        )
     }
 
     /// Replaces what can fail by what cannot.
@@ -154,7 +185,11 @@ impl<'a> Compiler<'a> {
                     let from_text = cast.expr.get_type(&self.schema)?.is_string();
                     let safe = try_cast(*cast.expr, to.clone());
                     // The text 'inf' is a double, but no measure's.
-                    Transformed::yes(if from_text && to.is_floating() { total::storable(safe) } else { safe })
+                    Transformed::yes(if from_text && to.is_floating() {
+                        total::storable(safe)
+                    } else {
+                        safe
+                    })
                 }
                 Expr::TryCast(_) => Transformed::no(part),
                 Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
@@ -214,14 +249,25 @@ fn failures(expr: &Expr) -> Option<Expr> {
         Expr::TryCast(cast) => add(failures(&cast.expr), Some(null_made(expr, [cast.expr.as_ref()]))),
         Expr::ScalarFunction(ScalarFunction { func, args }) => {
             let inner = args.iter().map(failures).fold(None, add);
-            if total::can_give_null(func) { add(inner, Some(null_made(expr, args))) } else { inner }
+            if total::can_give_null(func) {
+                add(inner, Some(null_made(expr, args)))
+            } else {
+                inner
+            }
         }
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
-            add(failures(left), guarded((**left).clone().is_not_false(), failures(right)))
-        }
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => {
-            add(failures(left), guarded((**left).clone().is_not_true(), failures(right)))
-        }
+        Expr::BinaryExpr(BinaryExpr {
+            left,
+            op: Operator::And,
+            right,
+        }) => add(
+            failures(left),
+            guarded((**left).clone().is_not_false(), failures(right)),
+        ),
+        Expr::BinaryExpr(BinaryExpr {
+            left,
+            op: Operator::Or,
+            right,
+        }) => add(failures(left), guarded((**left).clone().is_not_true(), failures(right))),
         Expr::Case(case) => case_failures(case),
         other => {
             let mut sum = None;

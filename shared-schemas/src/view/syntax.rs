@@ -42,7 +42,11 @@ impl Text<'_> {
 
     /// A mistake at a part of the expression.
     pub(super) fn mistake(self, part: &impl Spanned, what: impl Into<String>, instead: Option<String>) -> Mistake {
-        Mistake { at: self.offset(part.span().start), what: what.into(), instead }
+        Mistake {
+            at: self.offset(part.span().start),
+            what: what.into(),
+            instead,
+        }
     }
 
     /// Reads the whole text as one expression. Function names come out in lower case.
@@ -56,7 +60,10 @@ impl Text<'_> {
                 if next.token == Token::EOF {
                     Ok(expr)
                 } else {
-                    Err(ParserError::ParserError(format!("Expected: end of expression, found: {next}{}", next.span.start)))
+                    Err(ParserError::ParserError(format!(
+                        "Expected: end of expression, found: {next}{}",
+                        next.span.start
+                    )))
                 }
             })
             .map_err(|error| self.syntax_mistake(&error))?;
@@ -81,10 +88,22 @@ impl Text<'_> {
             Some((what, place)) => (what, self.parse_place(place)),
             None => (message, None),
         };
-        let what = if self.0.trim().is_empty() { "the expression is empty".to_owned() } else { sentence(what) };
-        let at = if what.ends_with("found: EOF") { Some(self.0.trim_end().len()) } else { at.or(Some(0)) };
+        let what = if self.0.trim().is_empty() {
+            "the expression is empty".to_owned()
+        } else {
+            sentence(what)
+        };
+        let at = if what.ends_with("found: EOF") {
+            Some(self.0.trim_end().len())
+        } else {
+            at.or(Some(0))
+        };
         let what = what.replace("found: EOF", "found the end");
-        Mistake { at, what, instead: None }
+        Mistake {
+            at,
+            what,
+            instead: None,
+        }
     }
 
     fn parse_place(self, place: &str) -> Option<usize> {
@@ -96,7 +115,10 @@ impl Text<'_> {
 /// A library's message in our style: lower case, no full stop, first line only.
 pub(super) fn sentence(message: &str) -> String {
     let line = message.lines().next().unwrap_or_default().trim_end_matches('.');
-    let line = line.strip_prefix("Error during planning: ").unwrap_or(line).replace("Expected: ", "expected ");
+    let line = line
+        .strip_prefix("Error during planning: ")
+        .unwrap_or(line)
+        .replace("Expected: ", "expected ");
     let mut letters = line.chars();
     match (letters.next(), letters.clone().next()) {
         // An acronym or a type's name keeps its capitals.
@@ -145,12 +167,30 @@ pub(super) fn parts(expr: &Expr) -> Result<Vec<&Expr>, &'static str> {
             | BinaryOperator::StringConcat => vec![left, right],
             _ => return Err("this operator"),
         },
-        Expr::UnaryOp { op: UnaryOperator::Not | UnaryOperator::Minus | UnaryOperator::Plus, expr } => vec![expr],
-        Expr::Like { any: false, expr, pattern, .. } | Expr::ILike { any: false, expr, pattern, .. } => {
+        Expr::UnaryOp {
+            op: UnaryOperator::Not | UnaryOperator::Minus | UnaryOperator::Plus,
+            expr,
+        } => vec![expr],
+        Expr::Like {
+            any: false,
+            expr,
+            pattern,
+            ..
+        }
+        | Expr::ILike {
+            any: false,
+            expr,
+            pattern,
+            ..
+        } => {
             vec![expr, pattern]
         }
         Expr::Cast {
-            kind: CastKind::Cast | CastKind::TryCast | CastKind::DoubleColon, expr, array: false, format: None, ..
+            kind: CastKind::Cast | CastKind::TryCast | CastKind::DoubleColon,
+            expr,
+            array: false,
+            format: None,
+            ..
         } => vec![expr],
         Expr::Extract { expr, .. } => vec![expr],
         Expr::Ceil { expr, field } | Expr::Floor { expr, field } => match field {
@@ -162,17 +202,32 @@ pub(super) fn parts(expr: &Expr) -> Result<Vec<&Expr>, &'static str> {
             _ => return Err("rounding to a unit"),
         },
         Expr::Position { expr, r#in } => vec![expr, r#in],
-        Expr::Substring { expr, substring_from, substring_for, .. } => {
-            std::iter::once(expr).chain(substring_from).chain(substring_for).map(AsRef::as_ref).collect()
-        }
-        Expr::Trim { expr, trim_what, trim_characters: None, .. } => {
-            std::iter::once(expr).chain(trim_what).map(AsRef::as_ref).collect()
-        }
+        Expr::Substring {
+            expr,
+            substring_from,
+            substring_for,
+            ..
+        } => std::iter::once(expr)
+            .chain(substring_from)
+            .chain(substring_for)
+            .map(AsRef::as_ref)
+            .collect(),
+        Expr::Trim {
+            expr,
+            trim_what,
+            trim_characters: None,
+            ..
+        } => std::iter::once(expr).chain(trim_what).map(AsRef::as_ref).collect(),
         Expr::Interval(interval) => match interval.value.as_ref() {
             Expr::Value(_) => vec![],
             _ => return Err("an interval that is not a literal"),
         },
-        Expr::Case { operand, conditions, else_result, .. } => operand
+        Expr::Case {
+            operand,
+            conditions,
+            else_result,
+            ..
+        } => operand
             .iter()
             .map(AsRef::as_ref)
             .chain(conditions.iter().flat_map(|when| [&when.condition, &when.result]))
@@ -257,7 +312,11 @@ fn check_field(text: Text<'_>, expr: &Expr, name: &Ident, dataset: &Dataset, mis
             .map(|near| format!("`{near}`"))
             .or_else(|| Some(format!("one of {}", names().collect::<Vec<_>>().join(", "))))
     };
-    mistakes.push(text.mistake(expr, format!("dataset `{}` has no field `{}`", dataset.name, name.value), instead));
+    mistakes.push(text.mistake(
+        expr,
+        format!("dataset `{}` has no field `{}`", dataset.name, name.value),
+        instead,
+    ));
 }
 
 fn check_function(text: Text<'_>, function: &Function, mistakes: &mut Vec<Mistake>) {
@@ -271,7 +330,10 @@ fn check_function(text: Text<'_>, function: &Function, mistakes: &mut Vec<Mistak
             Some("use the event time or another field".to_owned()),
         )
     } else if measure::kind(&name).is_some() {
-        (format!("{name}() is an aggregate and cannot stand inside an expression"), Some("a measure of its own".to_owned()))
+        (
+            format!("{name}() is an aggregate and cannot stand inside an expression"),
+            Some("a measure of its own".to_owned()),
+        )
     } else {
         let near = nearest(&name, functions::FUNCTIONS.iter().map(|function| function.name));
         (

@@ -15,8 +15,8 @@ use datafusion::common::{DataFusionError, Result, ScalarValue, internal_err};
 use datafusion::config::ConfigOptions;
 use datafusion::logical_expr::type_coercion::binary::BinaryTypeCoercer;
 use datafusion::logical_expr::{
-    ColumnarValue, Expr, Operator, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
-    lit,
+    ColumnarValue, Expr, Operator, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
+    Volatility, lit,
 };
 
 /// The first moment that ClickHouse's `DateTime64` and `Date32` can hold, 1900-01-01, in µs.
@@ -56,7 +56,11 @@ struct Total {
 fn total(name: impl Into<String>, act: Act) -> Arc<ScalarUDF> {
     // The arguments were coerced for the plain function already: nothing may be cast once more.
     let signature = Signature::variadic_any(Volatility::Immutable);
-    Arc::new(ScalarUDF::new_from_impl(Total { name: name.into(), act, signature }))
+    Arc::new(ScalarUDF::new_from_impl(Total {
+        name: name.into(),
+        act,
+        signature,
+    }))
 }
 
 /// `left op right`, null where it fails. `None` for operators that cannot fail.
@@ -133,13 +137,22 @@ impl ScalarUDFImpl for Total {
                 (self.return_type(&types)?, !kept)
             }
         };
-        Ok(Arc::new(arrow::datatypes::Field::new(&self.name, return_type, nullable)))
+        Ok(Arc::new(arrow::datatypes::Field::new(
+            &self.name,
+            return_type,
+            nullable,
+        )))
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let constant = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
         let rows = if constant { 1 } else { args.number_rows };
-        let batch = Batch { total: self, fields: &args.arg_fields, returns: &args.return_field, config: &args.config_options };
+        let batch = Batch {
+            total: self,
+            fields: &args.arg_fields,
+            returns: &args.return_field,
+            config: &args.config_options,
+        };
         let values = match (&self.act, args.args.as_slice()) {
             (Act::Arithmetic(Operator::Divide | Operator::Modulo), [left, right]) => {
                 vec![left.clone(), without_zeros(right)?]
@@ -300,7 +313,10 @@ fn window_kernel(times: &ArrayRef, length: i64) -> Result<ArrayRef> {
         return internal_err!("a window of {length} µs");
     }
     let Some(times) = times.as_primitive_opt::<TimestampMicrosecondType>() else {
-        return Err(DataFusionError::Internal(format!("a window over {}", times.data_type())));
+        return Err(DataFusionError::Internal(format!(
+            "a window over {}",
+            times.data_type()
+        )));
     };
     // Saturating: only a time within one window of the end of i64 would notice, some 290,000 years from here.
     let starts = times.unary::<_, TimestampMicrosecondType>(|time| time.saturating_sub(time.rem_euclid(length)));

@@ -59,9 +59,10 @@ impl ValueType {
             float if float.is_floating() => Self::Float64,
             DataType::Decimal32(precision, scale)
             | DataType::Decimal64(precision, scale)
-            | DataType::Decimal128(precision, scale) => {
-                Self::Decimal { precision: *precision, scale: u8::try_from(*scale).ok()? }
-            }
+            | DataType::Decimal128(precision, scale) => Self::Decimal {
+                precision: *precision,
+                scale: u8::try_from(*scale).ok()?,
+            },
             DataType::Timestamp(..) => Self::Timestamp,
             DataType::Date32 | DataType::Date64 => Self::Date,
             _ => return None,
