@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::Context;
-use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
+use arrow::array::{Array, AsArray, RecordBatch, TimestampSecondArray, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::{TimestampMicrosecondType, UInt64Type};
+use arrow::util::display::array_value_to_string;
 use highwater_tests::clickhouse::ClickHouse;
 use highwater_tests::engine::Engine;
 use highwater_tests::flights::{FIRST_SECOND, Flight, batch, dataset, view};
@@ -154,7 +155,7 @@ fn line(cell: &Cell, events: &[&Flight], layer: &str) -> String {
     #[expect(clippy::cast_precision_loss, reason = "small numbers")]
     let bound = bound(distances.len(), total as f64);
     let fields = [
-        window.to_string(),
+        moment(*window),
         carrier.clone().unwrap_or_else(null),
         late.map_or_else(null, |late| late.to_string()),
         events.len().to_string(),
@@ -165,7 +166,7 @@ fn line(cell: &Cell, events: &[&Flight], layer: &str) -> String {
             total.to_string()
         },
         bound,
-        first.map_or_else(null, |first| first.to_string()),
+        first.map_or_else(null, |first| moment(first) + ".000000"),
         delays.iter().max().map_or_else(null, ToString::to_string),
         mean,
         layer.to_owned(),
@@ -173,21 +174,20 @@ fn line(cell: &Cell, events: &[&Flight], layer: &str) -> String {
     fields.join("\t")
 }
 
-/// A line as the engine wrote it, with times as seconds and bounds as Rust writes them.
+/// A line as the engine wrote it, without `_failed`, and the bound as Rust writes it.
 fn normal(line: &str) -> String {
     let mut fields: Vec<_> = line.split('\t').map(str::to_owned).collect();
-    fields.pop(); // `_failed`
-    for index in [0, 7] {
-        fields[index] = chrono::NaiveDateTime::parse_from_str(&fields[index], "%Y-%m-%d %H:%M:%S%.f")
-            .unwrap()
-            .and_utc()
-            .timestamp()
-            .to_string();
-    }
+    fields.pop();
     if let Ok(bound) = fields[6].parse::<f64>() {
         fields[6] = format!("{bound:e}");
     }
     fields.join("\t")
+}
+
+/// A moment as the engine writes it, given in seconds.
+fn moment(seconds: i64) -> String {
+    let text = array_value_to_string(&TimestampSecondArray::from(vec![seconds]), 0).unwrap();
+    text.replace('T', " ")
 }
 
 /// What a test drives: the engine, the plans, and what the oracle knows.

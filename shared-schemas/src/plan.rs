@@ -13,9 +13,9 @@ mod tests;
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::concat_batches;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
 use datafusion::common::Result;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::datasource::{MemTable, provider_as_source};
@@ -77,6 +77,7 @@ pub struct CellPlan {
     view: View,
     key: CellKey,
     plan: Runner,
+    failed_filters: Option<Runner>,
 }
 
 impl CellPlan {
@@ -90,11 +91,25 @@ impl CellPlan {
             fields.push(Arc::new(Field::new(START_COLUMN, DataType::UInt64, false)));
         }
         let output = cell_schema(view, key);
-        let plan = Runner::new(Arc::new(Schema::new(fields)), output, |events| over(view, key, events))?;
+        let input = Arc::new(Schema::new(fields));
+        let failed_filters = match view.filter.as_ref().and_then(|filter| filter.failures.clone()) {
+            None => None,
+            Some(failures) => {
+                let output = Arc::new(Schema::new(vec![Field::new(FAILED_COLUMN, DataType::Int64, true)]));
+                let total = sum(failures).alias(FAILED_COLUMN);
+                Some(Runner::new(Arc::clone(&input), output, |events| {
+                    LogicalPlanBuilder::from(events)
+                        .aggregate(Vec::<Expr>::new(), vec![total])?
+                        .build()
+                })?)
+            }
+        };
+        let plan = Runner::new(input, output, |events| over(view, key, events))?;
         Ok(Self {
             view: view.clone(),
             key,
             plan,
+            failed_filters,
         })
     }
 
@@ -117,6 +132,20 @@ impl CellPlan {
     /// DataFusion's: memory, or batches of another schema. Never an event's values.
     pub async fn run(&self, events: Vec<RecordBatch>) -> Result<RecordBatch> {
         self.plan.run(events).await
+    }
+
+    /// How often the view's filter failed on these events. Such an event is in no cell, so no cell can count it; the
+    /// layer that read it does.
+    ///
+    /// # Errors
+    /// As [`CellPlan::run`].
+    pub async fn failed_filters(&self, events: Vec<RecordBatch>) -> Result<u64> {
+        let Some(plan) = &self.failed_filters else {
+            return Ok(0);
+        };
+        let total = plan.run(events).await?;
+        let total = total.column(0).as_primitive::<Int64Type>();
+        Ok(total.iter().flatten().map(i64::unsigned_abs).sum())
     }
 }
 

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::{CellKey, CellPlan, FAILED_COLUMN, MergePlan, START_COLUMN, WINDOW_COLUMN, key_fields};
 use crate::view::View;
-use crate::view::fixture::{Event, batch, batch_with_starts, compile, dataset, events, every_measure};
+use crate::view::fixture::{Event, batch, batch_with_starts, compile, dataset, events, every_measure, source};
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().build().unwrap()
@@ -114,11 +114,9 @@ fn cells_have_the_columns_of_the_tables() {
     }
 }
 
-#[test]
-fn windows_begin_at_or_before_their_events() {
-    let view = compile(&every_measure());
-    let plan = CellPlan::new(&view, &dataset(), CellKey::Cell).unwrap();
-    let event = |at| Event {
+/// An event of few values.
+fn plain_event(at: i64) -> Event {
+    Event {
         at,
         id: 0,
         origin: String::new(),
@@ -130,7 +128,13 @@ fn windows_begin_at_or_before_their_events() {
         day: None,
         partition: 0,
         offset: 0,
-    };
+    }
+}
+
+#[test]
+fn windows_begin_at_or_before_their_events() {
+    let view = compile(&every_measure());
+    let plan = CellPlan::new(&view, &dataset(), CellKey::Cell).unwrap();
     // Before 1970 only a Kafka timestamp could be, and the decoder refuses it; the arithmetic holds all the same.
     for (at, window) in [
         (0, 0),
@@ -138,11 +142,36 @@ fn windows_begin_at_or_before_their_events() {
         (3_600_000_000, 3_600_000_000),
         (-1, -3_600_000_000),
     ] {
-        let cells = runtime().block_on(plan.run(vec![batch(&[event(at)])])).unwrap();
+        let cells = runtime().block_on(plan.run(vec![batch(&[plain_event(at)])])).unwrap();
         let windows = cells
             .column_by_name(WINDOW_COLUMN)
             .unwrap()
             .as_primitive::<TimestampMicrosecondType>();
         assert_eq!(windows.value(0), window, "{at}");
+    }
+}
+
+/// A filter that fails keeps its event out of every cell; how often is counted aside.
+#[test]
+fn failed_filters_are_counted_aside() {
+    let event = |id| Event { id, ..plain_event(0) };
+    let events = vec![batch(&[event(0), event(1), event(2)]), batch(&[event(0)])];
+    for (filter, failed, cells) in [
+        ("10 / id > 4", 2, 1),
+        ("id > 1", 0, 1),
+        ("id <> 0 AND 10 / id > 100", 0, 0),
+    ] {
+        let view = compile(&source(Some(filter), &[], &[("n", "count()")]));
+        let plan = CellPlan::new(&view, &dataset(), CellKey::Cell).unwrap();
+        assert_eq!(
+            runtime().block_on(plan.failed_filters(events.clone())).unwrap(),
+            failed,
+            "{filter}"
+        );
+        assert_eq!(
+            runtime().block_on(plan.run(events.clone())).unwrap().num_rows(),
+            cells,
+            "{filter}"
+        );
     }
 }
