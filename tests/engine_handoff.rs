@@ -297,7 +297,7 @@ impl World {
             .map(|(event, _)| EventDay(i32::try_from((FIRST_SECOND + event.at).div_euclid(86_400)).unwrap()))
             .collect();
         let run = RunId(u128::MAX - u128::from(number));
-        let publication = Publication::of_run(None, run, marks, &days);
+        let publication = Publication::of_run(None, run, marks, &BTreeMap::new(), &days);
         let plan = CellPlan::new(&self.view, &dataset(), CellKey::Cell)?;
         let mut events = batch(&below)?;
         events.remove_column(events.schema().index_of(START_COLUMN)?);

@@ -92,6 +92,7 @@ fn publication() -> Publication {
             .into_iter()
             .map(|(partition, mark)| (partition, Mark(Offset(mark))))
             .collect::<BTreeMap<_, _>>(),
+        &BTreeMap::new(),
         &BTreeSet::from([EventDay(10), EventDay(11), EventDay(20)]),
     )
 }
