@@ -436,7 +436,11 @@ async fn rivals(url: &str, database: &str, log: Vec<Flight>, flushes: &[Flush]) 
     for (number, flush) in flushes.iter().enumerate() {
         world.flush(flush).await?;
         for publication in [None, Some(&publications[flush.mark % publications.len()])] {
-            assert_eq!(world.answer(publication).await?, world.oracle(publication), "after flush {number}");
+            assert_eq!(
+                world.answer(publication).await?,
+                world.oracle(publication),
+                "after flush {number}"
+            );
         }
     }
     // Both read to the end; one of them dies once more on the way.
