@@ -5,6 +5,10 @@ mod check;
 #[cfg(test)]
 mod embedded_clickhouse;
 #[cfg(test)]
+mod engine_handoff;
+#[cfg(test)]
+mod engine_states;
+#[cfg(test)]
 mod local_stack;
 #[cfg(test)]
 mod tidy;

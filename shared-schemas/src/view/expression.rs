@@ -4,6 +4,8 @@
 //! [`super::total`], and cast to one of the [`ValueType`]s. Along goes a second expression that counts, per event, how
 //! often a total function gave null although its arguments were not: what would have failed is *counted*, not hidden.
 
+use std::sync::Arc;
+
 use datafusion::common::DFSchema;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::execution::SessionStateBuilder;
@@ -12,6 +14,7 @@ use datafusion::logical_expr::expr::{Case, ScalarFunction};
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, Operator, cast, lit, try_cast};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::sqlparser::ast::{Expr as Ast, ExprWithAlias};
 
@@ -68,10 +71,6 @@ impl<'a> Compiler<'a> {
             schema,
             session: session(),
         }
-    }
-
-    pub(super) fn dataset(&self) -> &'a Dataset {
-        self.dataset
     }
 
     /// Compiles an expression given as text.
@@ -132,10 +131,7 @@ impl<'a> Compiler<'a> {
             .create_logical_expr_from_sql_expr(with_alias, &self.schema)?
             .unalias_nested()
             .data;
-        let context = SimplifyContext::builder()
-            .with_schema(std::sync::Arc::new(self.schema.clone()))
-            .build();
-        ExprSimplifier::new(context).coerce(expr, &self.schema)
+        self.simplifier().coerce(expr, &self.schema)
     }
 
     /// The mistake for an expression that cannot be planned, placed at the smallest part that cannot.
@@ -156,16 +152,28 @@ impl<'a> Compiler<'a> {
 
     /// Evaluates every part over no rows: what fails there fails always (`CAST('x' AS INT)`, `date_trunc('wek', …)`).
     fn probe(&self, expr: &Expr) -> datafusion::common::Result<()> {
-        let none = RecordBatch::new_empty(std::sync::Arc::new(self.schema.as_arrow().clone()));
+        let none = RecordBatch::new_empty(Arc::new(self.schema.as_arrow().clone()));
         expr.apply(|part| {
             if !matches!(part, Expr::Literal(..) | Expr::Column(_)) {
-                self.session
-                    .create_physical_expr(part.clone(), &self.schema)?
-                    .evaluate(&none)?;
+                self.physical(part.clone())?.evaluate(&none)?;
             }
             Ok(TreeNodeRecursion::Continue)
         })?;
         Ok(())
+    }
+
+    /// An expression ready to evaluate. It is simplified before, as in a plan: `coalesce` exists only until then.
+    pub(super) fn physical(&self, expr: Expr) -> datafusion::common::Result<Arc<dyn PhysicalExpr>> {
+        let simple = self.simplifier().simplify(expr)?;
+        self.session.create_physical_expr(simple, &self.schema)
+    }
+
+    fn simplifier(&self) -> ExprSimplifier {
+        ExprSimplifier::new(
+            SimplifyContext::builder()
+                .with_schema(Arc::new(self.schema.clone()))
+                .build(),
+        )
     }
 
     /// Replaces what can fail by what cannot.

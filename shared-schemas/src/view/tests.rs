@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::fixture::{Event, batch, compile, dataset, events, every_measure, source};
 use super::functions::FUNCTIONS;
-use super::{MeasureSource, ValueType, View, ViewMistake, ViewPlace, expression, session};
+use super::{MeasureSource, ValueType, View, ViewMistake, ViewPlace, expression};
 use crate::plan::{CellKey, CellPlan, FAILED_COLUMN, event_schema};
 
 fn compiler_value(text: &str) -> Result<expression::Expression, String> {
@@ -24,11 +24,12 @@ fn compiler_value(text: &str) -> Result<expression::Expression, String> {
         })
 }
 
-/// Evaluates a compiled expression as it is, without the optimizer's help.
+/// Evaluates a compiled expression.
 fn evaluate(expression: &expression::Expression, events: &RecordBatch) -> arrow::array::ArrayRef {
     let schema = DFSchema::try_from(event_schema(&dataset())).unwrap();
-    let physical = session()
-        .create_physical_expr(expression.expr.clone(), &schema)
+    let dataset = dataset();
+    let physical = expression::Compiler::new(&dataset, schema)
+        .physical(expression.expr.clone())
         .unwrap();
     physical
         .evaluate(events)
@@ -129,7 +130,7 @@ fn expressions_have_types() {
 fn mistakes_say_where_and_what_instead() {
     let cases = [
         ("", "Some(0): the expression is empty / -"),
-        ("delay +", "the expression"),
+        ("delay + ", "Some(7): expected an expression, found the end / -"),
         ("delay > 1 1", "Some(10): expected end of expression, found: 1 / -"),
         (
             "carier = 'AA'",
