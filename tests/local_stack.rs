@@ -1,6 +1,7 @@
 //! The local stack as a user has it: `highwater up` on real Kafka and the real ClickHouse engine, killed and restarted.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -308,8 +309,8 @@ async fn a_folder_of_somebody_else_is_not_touched() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A cache folder whose Kafka is a copy, to be spoiled, and whose libchdb is the real one.
-fn copied_cache(to: &Path) -> anyhow::Result<()> {
+/// A cache folder whose libchdb is the real one, and whose Kafka is a copy, to be spoiled, or missing.
+fn cache_without(kafka: Kafka, to: &Path) -> anyhow::Result<()> {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map(std::path::PathBuf::from)
         .or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cache")))
@@ -318,16 +319,70 @@ fn copied_cache(to: &Path) -> anyhow::Result<()> {
     for entry in std::fs::read_dir(cache.join("highwater"))? {
         let entry = entry?;
         let (name, target) = (entry.file_name(), to.join("highwater").join(entry.file_name()));
-        if name.to_string_lossy().starts_with("kafka-") {
+        if !name.to_string_lossy().starts_with("kafka-") {
+            std::os::unix::fs::symlink(entry.path(), target)?;
+        } else if kafka == Kafka::Copied {
             std::fs::create_dir(&target)?;
             for jar in std::fs::read_dir(entry.path())? {
                 let jar = jar?;
                 std::fs::copy(jar.path(), target.join(jar.file_name()))?;
             }
-        } else {
-            std::os::unix::fs::symlink(entry.path(), target)?;
         }
     }
+    Ok(())
+}
+
+#[derive(PartialEq)]
+enum Kafka {
+    Copied,
+    Missing,
+}
+
+#[tokio::test]
+async fn a_tool_that_is_missing_is_named_with_how_to_get_it() -> anyhow::Result<()> {
+    let site = Site::new()?;
+    let (tools, cache) = (site.path().join("bin"), site.path().join("cache"));
+    std::fs::create_dir(&tools)?;
+    cache_without(Kafka::Missing, &cache)?;
+    let said = async || -> anyhow::Result<String> {
+        let mut command = tokio::process::Command::from(site.highwater(&["up"])?);
+        command
+            .env("PATH", &tools)
+            .env("XDG_CACHE_HOME", &cache)
+            .env_remove("JAVA_HOME")
+            .kill_on_drop(true);
+        let output = command.output().await?;
+        ensure!(output.status.code() == Some(1), "{output:?}");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let without_java = said().await?;
+    assert!(
+        without_java.contains("java is missing, Kafka runs on it: install a Java 17 runtime"),
+        "{without_java}"
+    );
+
+    let path = std::env::var_os("PATH").context("a PATH")?;
+    for tool in ["sh", "dirname", "uname", "sha256sum", "find", "wc", "java"] {
+        let found = std::env::split_paths(&path)
+            .map(|folder| folder.join(tool))
+            .find(|file| file.is_file());
+        std::os::unix::fs::symlink(found.with_context(|| format!("no {tool} on PATH"))?, tools.join(tool))?;
+    }
+    let without_maven = said().await?;
+    assert!(
+        without_maven.contains("mvn is missing: install Maven"),
+        "{without_maven}"
+    );
+
+    std::fs::remove_file(tools.join("java"))?;
+    let old = "#!/bin/sh\necho 'openjdk version \"11.0.2\" 2019-01-15' >&2\n";
+    std::fs::write(tools.join("java"), old)?;
+    std::fs::set_permissions(tools.join("java"), PermissionsExt::from_mode(0o755))?;
+    let too_old = said().await?;
+    assert!(
+        too_old.contains("java is Java 11, Kafka needs 17: install"),
+        "{too_old}"
+    );
     Ok(())
 }
 
@@ -336,7 +391,7 @@ async fn a_jar_that_is_not_the_pinned_one_is_refused() -> anyhow::Result<()> {
     local_stack::fetch::kafka_jars().await?;
     let site = Site::new()?;
     let cache = site.path().join("cache");
-    copied_cache(&cache)?;
+    cache_without(Kafka::Copied, &cache)?;
     let kafka = std::fs::read_dir(cache.join("highwater"))?
         .flatten()
         .find(|entry| entry.file_name().to_string_lossy().starts_with("kafka-"))

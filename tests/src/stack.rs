@@ -254,10 +254,6 @@ fn parent(pid: u32) -> Option<u32> {
 }
 
 /// Has a shell wait for this program's end, which closes the pipe, and then remove the folder.
-#[expect(
-    clippy::zombie_processes,
-    reason = "it outlives this program by design, and then removes a folder and ends"
-)]
 fn remove_at_exit(folder: &Path) -> std::io::Result<()> {
     let mut shell = Command::new("sh")
         .args(["-c", "cat; until rm -rf \"$1\"; do sleep 0.1; done", "sh"])
