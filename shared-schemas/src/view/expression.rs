@@ -233,10 +233,12 @@ impl<'a> Compiler<'a> {
             DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::UInt8 | DataType::UInt16 | DataType::UInt32
         ) || planned.is_string();
         let same = expr.get_type(&self.schema)? == arrow;
-        let expr = match () {
-            () if same => expr,
-            () if widened => cast(expr, arrow),
-            () => self.total_cast(expr, &arrow)?,
+        let expr = if same {
+            expr
+        } else if widened {
+            cast(expr, arrow)
+        } else {
+            self.total_cast(expr, &arrow)?
         };
         // A declared timestamp is within 1970 and 2299 by the decoder's rules; a declared date may be of any year.
         Ok(match value_type {
