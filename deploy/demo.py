@@ -123,7 +123,7 @@ def main(highwater):
         where = send_and_read_back(addresses["kafka"])
         say(f"Kafka answers:      one flight written to {where} and read back")
         version, tables = query(addresses["clickhouse"])
-        say(f"ClickHouse answers: version {version}, tables {', '.join(tables) or 'none yet'}")
+        say(f"ClickHouse answers: version {version}, {len(tables)} tables in database {DATABASE}")
         say()
         for name, address in addresses.items():
             say(f"  {name:12} {address}")

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod check;
+#[cfg(test)]
 mod embedded_clickhouse;
 #[cfg(test)]
 mod engine_handoff;

@@ -52,7 +52,7 @@ async fn gone(processes: &[Record]) -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn a_record_goes_through_kafka_and_a_row_through_clickhouse() -> anyhow::Result<()> {
-    let Addresses { kafka, clickhouse } = shared().await.addresses();
+    let Addresses { kafka, clickhouse } = shared().await?.addresses();
     let (topic, database) = (unique("events"), unique("db"));
     let wanted = Topic::of_dataset(&topic, 3, 1 << 20);
     assert_eq!(
@@ -86,7 +86,7 @@ async fn a_record_goes_through_kafka_and_a_row_through_clickhouse() -> anyhow::R
 
 #[tokio::test]
 async fn a_topic_that_is_not_as_its_dataset_needs_it_is_named() -> anyhow::Result<()> {
-    let kafka = &shared().await.addresses().kafka;
+    let kafka = &shared().await?.addresses().kafka;
     let topic = unique("partitions");
     topics::ensure(kafka, &[], &Topic::of_dataset(&topic, 3, 1 << 20)).await?;
     let refused = topics::ensure(kafka, &[], &Topic::of_dataset(&topic, 4, 1 << 20))
@@ -111,7 +111,7 @@ async fn a_topic_that_is_not_as_its_dataset_needs_it_is_named() -> anyhow::Resul
 
 #[tokio::test]
 async fn events_larger_than_kafkas_default_fit_where_the_dataset_allows_them() -> anyhow::Result<()> {
-    let kafka = &shared().await.addresses().kafka;
+    let kafka = &shared().await?.addresses().kafka;
     let topic = unique("large");
     topics::ensure(kafka, &[], &Topic::of_dataset(&topic, 1, 3 << 20)).await?;
     let producer: FutureProducer = ClientConfig::new()
@@ -249,7 +249,7 @@ async fn a_second_up_on_a_folder_names_the_first() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn servers_that_run_already_are_used_and_left_alone() -> anyhow::Result<()> {
-    let Addresses { kafka, clickhouse } = shared().await.addresses();
+    let Addresses { kafka, clickhouse } = shared().await?.addresses();
     let site = Site::with_addresses(kafka, clickhouse)?;
     let config = std::fs::read_to_string(site.path().join("highwater.toml"))?;
     std::fs::write(
@@ -271,7 +271,7 @@ async fn a_port_that_something_else_has_is_one_clear_sentence() -> anyhow::Resul
     let port = stranger.local_addr()?.port();
     let me = format!("pid {}", std::process::id());
 
-    let site = Site::with_addresses(&format!("127.0.0.1:{port}"), &shared().await.addresses().clickhouse)?;
+    let site = Site::with_addresses(&format!("127.0.0.1:{port}"), &shared().await?.addresses().clickhouse)?;
     let (code, _, said) = site.run(&["up"]).await?;
     assert_eq!(code, Some(1));
     let expected = format!("127.0.0.1:{port} is taken by {me} (");
@@ -284,7 +284,7 @@ async fn a_port_that_something_else_has_is_one_clear_sentence() -> anyhow::Resul
         "{said}"
     );
 
-    let site = Site::with_addresses(&shared().await.addresses().kafka, &format!("http://127.0.0.1:{port}"))?;
+    let site = Site::with_addresses(&shared().await?.addresses().kafka, &format!("http://127.0.0.1:{port}"))?;
     let (code, _, said) = site.run(&["up"]).await?;
     assert_eq!(code, Some(1));
     assert!(

@@ -3,7 +3,9 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use highwater_tests::clickhouse::{ClickHouse, library, program};
+use highwater_tests::clickhouse::{ClickHouse, library, program, settled};
+
+use tokio::sync::watch;
 
 use super::{ENDLESS, post, run, until};
 
@@ -55,15 +57,7 @@ async fn a_client_that_stalls_is_waited_for_and_memory_stays() -> anyhow::Result
     response.chunk().await?;
     // It has filled all that lies between, and waits: its counters stand still.
     let progress = "SELECT read_rows FROM system.processes WHERE query_id = 'left'";
-    let mut last = run(url, progress).await?;
-    loop {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let now = run(url, progress).await?;
-        if now == last {
-            break;
-        }
-        last = now;
-    }
+    settled(|| run(url, progress)).await?;
     let grown = server.memory("VmRSS")?.saturating_sub(before);
     assert!(grown < 150 << 20, "a stalled client costs {} MiB", grown >> 20);
     drop(response);
@@ -83,6 +77,7 @@ async fn kill_9_loses_no_row_that_was_acknowledged() -> anyhow::Result<()> {
     let (mut batch, mut acknowledged) = (0_u64, Vec::new());
     for round in 0..4_u64 {
         let insert = format!("{}/?query=INSERT%20INTO%20db.t%20FORMAT%20RowBinary", server.url());
+        let (acknowledge, mut enough) = watch::channel(0);
         let inserts = async {
             loop {
                 let body: Vec<u8> = (0..ROWS).flat_map(|a| [batch, a]).flat_map(u64::to_le_bytes).collect();
@@ -91,10 +86,12 @@ async fn kill_9_loses_no_row_that_was_acknowledged() -> anyhow::Result<()> {
                     Ok(answer) if answer.status.is_success() => acknowledged.push(batch - 1),
                     _ => break,
                 }
+                acknowledge.send_modify(|count| *count += 1);
             }
         };
+        // while the one after is on its way
         let kill = async {
-            tokio::time::sleep(Duration::from_millis(300 + 170 * round)).await;
+            enough.wait_for(|count| *count > 2 * round).await?;
             server.kill()
         };
         let ((), killed) = tokio::join!(inserts, kill);
@@ -113,7 +110,7 @@ async fn kill_9_loses_no_row_that_was_acknowledged() -> anyhow::Result<()> {
         assert_eq!(there, acknowledged.len().to_string());
     }
     assert!(
-        acknowledged.len() > 8,
+        acknowledged.len() >= 16,
         "too few inserts to mean anything: {}",
         acknowledged.len()
     );
@@ -211,11 +208,11 @@ async fn it_does_not_outlive_its_parent() -> anyhow::Result<()> {
     assert_eq!(run(line.trim(), "SELECT 1").await?, "1");
     parent.kill()?;
     parent.wait()?;
-    let deadline = Instant::now() + Duration::from_secs(10);
     // its lock is free when it is gone
-    while std::fs::File::open(folder.path().join("lock"))?.try_lock().is_err() {
-        assert!(Instant::now() < deadline, "the server outlived its parent");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let locked = || async {
+        let lock = std::fs::File::open(folder.path().join("lock"))?;
+        Ok(lock.try_lock().is_err().to_string())
+    };
+    highwater_tests::clickhouse::until(locked, |locked| locked == "false").await?;
     Ok(())
 }

@@ -360,6 +360,36 @@ async fn errors_have_clickhouses_code_text_and_status() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// clickhouse-go, and with it Grafana's plugin, names its version of the protocol and reads no other form.
+#[tokio::test]
+async fn native_rows_in_the_protocol_of_the_client() -> anyhow::Result<()> {
+    let server = ClickHouse::start()?;
+    let url = format!("{}/?default_format=Native&client_protocol_version=", server.url());
+    let header = [1, 0, 2, 0xFF, 0xFF, 0xFF, 0xFF, 0];
+    let (old, new) = (b"\x01\x01\x01a\x05UInt8\x07", b"\x01\x01\x01a\x05UInt8\x00\x07");
+    assert_eq!(post(&format!("{url}0"), "SELECT 7 AS a").await?.body, old);
+    assert_eq!(
+        post(&format!("{url}54405"), "SELECT 7 AS a").await?.body,
+        [&header[..], old].concat()
+    );
+    assert_eq!(
+        post(&format!("{url}54460"), "SELECT 7 AS a").await?.body,
+        [&header[..], new].concat()
+    );
+    // many blocks, in many pieces: each has grown by its header and one byte a column
+    let sql = "SELECT number, toString(number) AS s, [s, s] AS l, map(s, number) AS m FROM numbers(300000)";
+    let (old, new) = (
+        post(&format!("{url}0"), sql).await?,
+        post(&format!("{url}54460"), sql).await?,
+    );
+    let blocks = new.body.windows(8).filter(|bytes| *bytes == header).count();
+    assert!(blocks > 1);
+    assert_eq!(new.body.len(), old.body.len() + blocks * (8 + 4));
+    let state = post(&format!("{url}54460"), "SELECT uniqState(1)").await?;
+    assert_eq!(state.header("X-ClickHouse-Exception-Code"), "48", "{}", state.text());
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_error_in_the_middle_cuts_the_response() -> anyhow::Result<()> {
     let server = ClickHouse::start()?;
@@ -425,6 +455,12 @@ async fn sessions_keep_what_they_set_and_no_more() -> anyhow::Result<()> {
         after.starts_with("3\t") && !after.contains("77") && after.ends_with("\tdefault"),
         "{after}"
     );
+    // an error, before rows and after them, ends the query and not the session
+    for number in [3, 3_000_000] {
+        let sql = format!("SELECT throwIf(number = {number}), number FROM numbers(4000000) SETTINGS max_threads = 1");
+        assert!(post(&a, sql).await.is_err() || number == 3);
+        until_free(&a).await?;
+    }
     // another session, and no session, know nothing of it
     assert!(
         run(&format!("{url}/?session_id=b"), "SELECT * FROM mine")
@@ -433,10 +469,10 @@ async fn sessions_keep_what_they_set_and_no_more() -> anyhow::Result<()> {
     );
     assert!(run(url, "SELECT * FROM mine").await.is_err());
     // one request at a time
-    let (slow, locked) = tokio::join!(run(&a, "SELECT sleep(1)"), async {
+    let (slow, locked) = tokio::join!(run(&a, "SELECT sleepEachRow(1)"), async {
         super::until(
             url,
-            "SELECT count() FROM system.processes WHERE query LIKE 'SELECT sleep%'",
+            "SELECT count() FROM system.processes WHERE query LIKE 'SELECT sleepEach%'",
             "1",
         )
         .await?;
@@ -446,6 +482,13 @@ async fn sessions_keep_what_they_set_and_no_more() -> anyhow::Result<()> {
     assert_eq!(locked?.header("X-ClickHouse-Exception-Code"), "373");
     run(&format!("{a}&close_session=1"), "SELECT 1").await?;
     assert!(run(&a, "SELECT * FROM mine").await.is_err());
+    Ok(())
+}
+
+/// Waits until a session is not locked.
+async fn until_free(session: &str) -> anyhow::Result<()> {
+    let ask = || async { Ok(post(session, "SELECT 1").await?.text()) };
+    highwater_tests::clickhouse::until(ask, |answer| answer == "1\n").await?;
     Ok(())
 }
 

@@ -13,7 +13,7 @@ async fn queries_run_side_by_side() -> anyhow::Result<()> {
     let server = ClickHouse::start()?;
     let began = Instant::now();
     let url = server.url();
-    let slow = (0..6).map(|_| run(url, "SELECT sleep(1.5)"));
+    let slow = (0..6).map(|_| run(url, "SELECT sleepEachRow(1.5)"));
     for answer in futures::future::join_all(slow).await {
         answer?;
     }
@@ -213,7 +213,8 @@ async fn nothing_but_tables_can_be_reached() -> anyhow::Result<()> {
         "RENAME TABLE db.v TO db.w",
         "TRUNCATE TABLE db.t",
         "DROP TABLE db.m SYNC",
-        "SELECT * FROM merge('db', 't'), generateRandom('x UInt8') LIMIT 1",
+        "SELECT * FROM merge('db', 't')",
+        "SELECT * FROM generateRandom('x UInt8') LIMIT 1",
         "DROP DATABASE db SYNC",
     ] {
         run(url, sql).await?;

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use local_stack::process::record::Record;
@@ -21,16 +21,13 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(10);
 
 /// The stack that all tests of this program share. Take topics and databases of your own: [`unique`].
-pub async fn shared() -> &'static Stack {
+pub async fn shared() -> anyhow::Result<&'static Stack> {
     static SHARED: OnceCell<Stack> = OnceCell::const_new();
     SHARED
-        .get_or_init(|| async {
-            let folder = TempDir::with_prefix("highwater-test-").expect("a temporary folder");
-            let folder = folder.keep();
-            remove_at_exit(&folder).expect("a shell");
-            Stack::start(&StackOptions::on_free_ports(folder))
-                .await
-                .expect("the local stack")
+        .get_or_try_init(|| async {
+            let folder = TempDir::with_prefix("highwater-test-")?.keep();
+            remove_at_exit(&folder)?;
+            Ok(Stack::start(&StackOptions::on_free_ports(folder)).await?)
         })
         .await
 }
@@ -132,6 +129,8 @@ impl Site {
     /// Starts `highwater` with these arguments.
     pub fn start(&self, arguments: &[&str]) -> anyhow::Result<Up> {
         let log = self.path().join(unique("log"));
+        let addresses = self.data().join("addresses.json");
+        let stale = written(&addresses);
         let mut command = self.highwater(arguments)?;
         let child = command
             .stdout(Stdio::null())
@@ -141,7 +140,8 @@ impl Site {
         Ok(Up {
             child,
             log,
-            addresses: self.data().join("addresses.json"),
+            addresses,
+            stale,
         })
     }
 }
@@ -151,15 +151,18 @@ pub struct Up {
     child: Child,
     log: PathBuf,
     addresses: PathBuf,
+    /// When the file was written that an earlier, killed one left behind.
+    stale: Option<SystemTime>,
 }
 
 impl Up {
-    /// Waits until `addresses.json` is there; its content.
+    /// Waits until its `addresses.json` is there; the content.
     pub async fn ready(&mut self) -> anyhow::Result<Addresses> {
         let wait = async {
             loop {
-                if let Ok(bytes) = std::fs::read(&self.addresses) {
-                    return Ok(serde_json::from_slice(&bytes)?);
+                let time = written(&self.addresses);
+                if time.is_some() && time != self.stale {
+                    return Ok(serde_json::from_slice(&std::fs::read(&self.addresses)?)?);
                 }
                 if let Some(status) = self.child.try_wait()? {
                     bail!("`highwater up` ended ({status}):\n{}", self.said());
@@ -239,6 +242,10 @@ pub fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
         .status()?;
     ensure!(status.success(), "kill -{name} {pid} failed");
     Ok(())
+}
+
+fn written(file: &Path) -> Option<SystemTime> {
+    file.metadata().ok()?.modified().ok()
 }
 
 fn parent(pid: u32) -> Option<u32> {

@@ -17,7 +17,34 @@ const NAMELESS: [&str; 9] = [
 ];
 // Put together here, so that this file does not find itself.
 const IGNORE: &str = concat!("#[", "ignore");
-const SLEEP: &str = concat!("sleep", "(");
+const SLEEP: &str = concat!("time::", "sleep(");
+const SLEEP_THREAD: &str = concat!("thread::", "sleep(");
+
+const INSTEAD: &str = "poll a condition in a loop, or say why on the line before, as in `// sleeps: …`";
+
+/// Whether the sleep on that line is the pause of a loop that polls, or has its reason on the line before.
+fn may_sleep(text: &str, number: usize) -> bool {
+    let lines: Vec<_> = text.lines().take(number).collect();
+    let depth = |line: &str| line.len() - line.trim_start().len();
+    let mut inside = depth(lines[number - 1]);
+    for line in lines.iter().rev().skip(1).filter(|line| !line.trim().is_empty()) {
+        let code = line.trim_start();
+        if depth(line) >= inside {
+            if code.starts_with("// sleeps: ") && std::ptr::eq(*line, lines[number - 2]) {
+                return true;
+            }
+            continue;
+        }
+        inside = depth(line);
+        if code.starts_with("loop") || code.starts_with("while ") || code.contains("= loop {") {
+            return true;
+        }
+        if code.contains("fn ") {
+            return false;
+        }
+    }
+    false
+}
 
 /// Complaints about one Rust file.
 fn complaints(file: &Document) -> Vec<String> {
@@ -53,10 +80,9 @@ fn complaints(file: &Document) -> Vec<String> {
         if line.contains(IGNORE) {
             complaints.push(format!("{path}:{number}: a test that never runs"));
         }
-        if file.is_test() && line.contains(SLEEP) {
-            complaints.push(format!(
-                "{path}:{number}: a test sleeps: wait for a condition, through the harness in tests/src"
-            ));
+        let sleeps = line.contains(SLEEP) || line.contains(SLEEP_THREAD);
+        if sleeps && file.is_test() && !may_sleep(&file.text, number) {
+            complaints.push(format!("{path}:{number}: a test sleeps: {INSTEAD}"));
         }
     }
     complaints
@@ -118,11 +144,21 @@ fn each_fault_of_a_file_is_found() {
     );
     for path in ["tests/a.rs", "tests/a/b.rs", "layer/src/a/tests.rs", "layer/tests/a.rs"] {
         super::assert_complains(
-            &find(path, &format!("//!\ntokio::time::{SLEEP}wait).await;")),
-            &[&format!(
-                "{path}:2: a test sleeps: wait for a condition, through the harness in tests/src"
-            )],
+            &find(path, &format!("//!\nfn a() {{\n    tokio::{SLEEP}wait).await;\n}}\n")),
+            &[&format!("{path}:3: a test sleeps: {INSTEAD}")],
         );
     }
-    super::assert_complains(&find("tests/src/a.rs", &format!("//!\n{SLEEP}pause)")), &[]);
+    for allowed in [
+        format!("//!\nfn until() {{\n    while !condition() {{\n        tokio::{SLEEP}pause).await;\n    }}\n}}\n"),
+        format!("//!\nfn a() {{\n    // sleeps: the kill comes at any instant\n    std::{SLEEP_THREAD}wait);\n}}\n"),
+    ] {
+        super::assert_complains(&find("tests/a.rs", &allowed), &[]);
+    }
+    let after_the_loop =
+        format!("//!\nfn a() {{\n    loop {{\n        b();\n    }}\n    tokio::{SLEEP}wait).await;\n}}\n");
+    super::assert_complains(
+        &find("tests/a.rs", &after_the_loop),
+        &[&format!("tests/a.rs:6: a test sleeps: {INSTEAD}")],
+    );
+    super::assert_complains(&find("tests/src/a.rs", &format!("//!\ntokio::{SLEEP}pause)")), &[]);
 }
