@@ -10,7 +10,7 @@ use datafusion::common::DFSchema;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::context::SessionContext;
-use datafusion::logical_expr::expr::{Case, ScalarFunction};
+use datafusion::logical_expr::expr::{Case, Cast, ScalarFunction, TryCast};
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, Operator, cast, lit, try_cast};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
@@ -180,18 +180,9 @@ impl<'a> Compiler<'a> {
     fn lower(&self, expr: Expr) -> datafusion::common::Result<Expr> {
         let lowered = expr.transform_up(|part| {
             Ok(match part {
-                Expr::Cast(cast) => {
-                    let to = cast.field.data_type().clone();
-                    let from_text = cast.expr.get_type(&self.schema)?.is_string();
-                    let safe = try_cast(*cast.expr, to.clone());
-                    // The text 'inf' is a double, but no measure's.
-                    Transformed::yes(if from_text && to.is_floating() {
-                        total::storable(safe)
-                    } else {
-                        safe
-                    })
+                Expr::Cast(Cast { expr, field }) | Expr::TryCast(TryCast { expr, field }) => {
+                    Transformed::yes(self.total_cast(*expr, field.data_type())?)
                 }
-                Expr::TryCast(_) => Transformed::no(part),
                 Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
                     match total::arithmetic((*left).clone(), op, (*right).clone()) {
                         Some(total) => Transformed::yes(total),
@@ -213,6 +204,21 @@ impl<'a> Compiler<'a> {
         Ok(lowered.data)
     }
 
+    /// A cast that gives null for what does not fit.
+    fn total_cast(&self, value: Expr, to: &DataType) -> datafusion::common::Result<Expr> {
+        let from = value.get_type(&self.schema)?;
+        if from.is_temporal() {
+            return Ok(total::cast_to(value, to.clone()));
+        }
+        let cast = try_cast(value, to.clone());
+        // The text 'inf' is a double, but no measure's.
+        Ok(if from.is_string() && to.is_floating() {
+            total::storable(cast)
+        } else {
+            cast
+        })
+    }
+
     /// Casts to the value type's Arrow type, and to null what no table can hold.
     fn settle(
         &self,
@@ -227,10 +233,12 @@ impl<'a> Compiler<'a> {
             DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::UInt8 | DataType::UInt16 | DataType::UInt32
         ) || planned.is_string();
         let same = expr.get_type(&self.schema)? == arrow;
-        let expr = match () {
-            () if same => expr,
-            () if widened => cast(expr, arrow),
-            () => try_cast(expr, arrow),
+        let expr = if same {
+            expr
+        } else if widened {
+            cast(expr, arrow)
+        } else {
+            self.total_cast(expr, &arrow)?
         };
         // A declared timestamp is within 1970 and 2299 by the decoder's rules; a declared date may be of any year.
         Ok(match value_type {

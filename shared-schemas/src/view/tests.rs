@@ -336,6 +336,14 @@ fn names_are_taken_as_written() {
 }
 
 #[test]
+fn days_that_no_calendar_has_are_null_as_text() {
+    let mut event = one_event();
+    event.day = Some(-552_110_125);
+    let compiled = compiler_value("CAST(day AS VARCHAR)").unwrap();
+    assert_eq!(evaluate(&compiled, &batch(&[event, one_event()])).null_count(), 1);
+}
+
+#[test]
 fn zeros_are_one() {
     let compiled = compiler_value("distance").unwrap();
     let mut event = one_event();
