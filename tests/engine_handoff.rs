@@ -159,7 +159,7 @@ fn plain_log() -> Vec<Flight> {
         partition,
         offset,
         at: i64::try_from(offset * 700).unwrap(),
-        carrier: (offset % 3 > 0).then(|| format!("C{}", offset % 5)),
+        carrier: (!offset.is_multiple_of(3)).then(|| format!("C{}", offset % 5)),
         delay: Some(i64::try_from(offset).unwrap()),
         distance: Some(1),
     };

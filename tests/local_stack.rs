@@ -332,7 +332,7 @@ fn cache_without(kafka: Kafka, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-#[derive(PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 enum Kafka {
     Copied,
     Missing,

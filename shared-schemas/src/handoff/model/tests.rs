@@ -388,7 +388,7 @@ const LATE_AT_THE_FLOOR: Budget = Budget {
 
 /// A publication that was long under way arrives at the floor's number, after its parent's runs could be collected,
 /// and an operator goes back to it. Too rare to be met by chance.
-fn late_at_the_floor(protocol: Protocol) -> Option<String> {
+fn late_at_the_floor(protocol: &Protocol) -> Option<String> {
     use Action as A;
     let deliver_late = |world: &World| A::Deliver(world.flights.len() - 1);
     let mut world = protocol.init_states().remove(0);
@@ -427,7 +427,7 @@ fn late_at_the_floor(protocol: Protocol) -> Option<String> {
 
 #[test]
 fn a_late_publication_at_the_floor_is_whole() {
-    assert_eq!(late_at_the_floor(protocol(2, "ab", 0, 2, LATE_AT_THE_FLOOR)), None);
+    assert_eq!(late_at_the_floor(&protocol(2, "ab", 0, 2, LATE_AT_THE_FLOOR)), None);
 }
 
 #[test]
@@ -455,7 +455,7 @@ fn every_rule_is_needed() {
                     },
                 )),
             ),
-            Rule::KeepRunsOfParent => late_at_the_floor(broken(protocol(2, "ab", 0, 2, LATE_AT_THE_FLOOR))),
+            Rule::KeepRunsOfParent => late_at_the_floor(&broken(protocol(2, "ab", 0, 2, LATE_AT_THE_FLOOR))),
             _ => (0..50_000).find_map(|seed| walk(&broken(narrow(rule).unwrap_or_else(|| wild(seed))), seed, 300)),
         };
         match failure {
