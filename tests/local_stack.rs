@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use highwater_tests::stack::{PATIENCE, Site, Up, shared, signal, unique, until};
@@ -16,6 +17,7 @@ use rdkafka::Message;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
 async fn produce(brokers: &str, topic: &str, value: &str) -> anyhow::Result<()> {
@@ -33,8 +35,17 @@ async fn first_value(brokers: &str, topic: &str) -> anyhow::Result<String> {
     from.add_partition_offset(topic, 0, Offset::Beginning)?;
     consumer.assign(&from)?;
     let poll = move || {
-        let record = consumer.poll(PATIENCE).context("no record")??;
-        Ok(String::from_utf8_lossy(record.payload().unwrap_or_default()).into_owned())
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match consumer.poll(PATIENCE).context("no record")? {
+                Ok(record) => return Ok(String::from_utf8_lossy(record.payload().unwrap_or_default()).into_owned()),
+                // librdkafka tells of a broker that does not answer yet, and tries again by itself.
+                Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) => {
+                    ensure!(Instant::now() < deadline, "no record: {error}");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     };
     tokio::task::spawn_blocking(poll).await?
 }
