@@ -27,6 +27,9 @@ async fn produce(brokers: &str, topic: &str, value: &str) -> anyhow::Result<()> 
     Ok(())
 }
 
+const NO_BROKER: RDKafkaErrorCode = RDKafkaErrorCode::BrokerTransportFailure;
+const NO_BROKERS: RDKafkaErrorCode = RDKafkaErrorCode::AllBrokersDown;
+
 /// The first record of partition 0.
 async fn first_value(brokers: &str, topic: &str) -> anyhow::Result<String> {
     let consumer: BaseConsumer =
@@ -40,7 +43,7 @@ async fn first_value(brokers: &str, topic: &str) -> anyhow::Result<String> {
             match consumer.poll(PATIENCE).context("no record")? {
                 Ok(record) => return Ok(String::from_utf8_lossy(record.payload().unwrap_or_default()).into_owned()),
                 // librdkafka tells of a broker that does not answer yet, and tries again by itself.
-                Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) => {
+                Err(error) if matches!(error.rdkafka_error_code(), Some(NO_BROKERS | NO_BROKER)) => {
                     ensure!(Instant::now() < deadline, "no record: {error}");
                 }
                 Err(error) => return Err(error.into()),
