@@ -6,9 +6,13 @@ mod limits;
 mod python;
 mod rust_client;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use anyhow::Context;
 use reqwest::{Response, StatusCode};
+
+/// No query here takes longer.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// A response that was read to its end.
 #[derive(Debug)]
@@ -30,12 +34,24 @@ impl Answer {
 
 async fn read(response: Response) -> anyhow::Result<Answer> {
     let (status, headers) = (response.status(), response.headers().clone());
-    Ok(Answer { status, headers, body: response.bytes().await?.to_vec() })
+    Ok(Answer {
+        status,
+        headers,
+        body: response.bytes().await?.to_vec(),
+    })
 }
 
 /// Posts a body to an address below the server's.
 async fn post(url: &str, body: impl Into<reqwest::Body>) -> anyhow::Result<Answer> {
-    read(reqwest::Client::new().post(url).body(body).send().await?).await
+    read(
+        reqwest::Client::new()
+            .post(url)
+            .timeout(LONGEST)
+            .body(body)
+            .send()
+            .await?,
+    )
+    .await
 }
 
 /// Runs a statement that must succeed, and returns its text.
@@ -47,15 +63,8 @@ async fn run(url: &str, sql: &str) -> anyhow::Result<String> {
 
 /// Waits until a query answers this.
 async fn until(url: &str, sql: &str, expected: &str) -> anyhow::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        let answer = run(url, sql).await?;
-        if answer == expected {
-            return Ok(());
-        }
-        anyhow::ensure!(Instant::now() < deadline, "{sql}: still {answer}, not {expected}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let answered = highwater_tests::clickhouse::until(|| run(url, sql), |answer| answer == expected).await;
+    answered.map(drop).with_context(|| format!("{sql}: not {expected}"))
 }
 
 /// A query that runs until it is ended, and gives no rows by then.

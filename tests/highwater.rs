@@ -3,7 +3,12 @@
 #[cfg(test)]
 mod check;
 #[cfg(test)]
+mod embedded_clickhouse;
+#[cfg(test)]
+mod engine_handoff;
+#[cfg(test)]
+mod engine_states;
+#[cfg(test)]
 mod local_stack;
 #[cfg(test)]
 mod tidy;
-mod embedded_clickhouse;

@@ -340,12 +340,10 @@ fn masking(field: &Field, mask: &Mask, keys: &dyn MaskKeys) -> Result<Masking, D
     let name = || field.name.clone();
     let fits = match mask {
         Mask::Drop => field.nullable,
-        Mask::Hash { .. } | Mask::Redact => field.field_type == FieldType::String,
-        Mask::Truncate(to) => match (to, field.field_type) {
-            (Truncate::Characters(_) | Truncate::Network, FieldType::String) => true,
-            (Truncate::Hour | Truncate::Day, FieldType::Timestamp { .. }) => true,
-            _ => false,
-        },
+        Mask::Hash { .. } | Mask::Redact | Mask::Truncate(Truncate::Characters(_) | Truncate::Network) => {
+            field.field_type == FieldType::String
+        }
+        Mask::Truncate(Truncate::Hour | Truncate::Day) => matches!(field.field_type, FieldType::Timestamp { .. }),
     };
     if !fits {
         return Err(DecodeSetupError::Mask { field: name() });

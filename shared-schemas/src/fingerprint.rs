@@ -18,7 +18,7 @@ use crate::dataset::{Dataset, EventTime, FieldSource, FieldType, Format, Mask, T
 use crate::view::{MeasureForm, ValueType, View};
 
 /// Which rules the decoder follows. Raised when it begins to accept, refuse or read any record differently.
-pub const DECODER_VERSION: u32 = 1;
+pub const DECODER_VERSION: u32 = crate::decode::VERSION;
 
 /// Which rules expressions, windows and states follow. Raised when any of them gives another result than before.
 pub const PLAN_VERSION: u32 = 1;

@@ -2,8 +2,8 @@
 
 pub mod config;
 pub mod dataset;
-pub mod definitions;
 pub mod decode;
+pub mod definitions;
 pub mod fingerprint;
 pub mod handoff;
 pub mod measure;

@@ -13,11 +13,11 @@ mod tests;
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::concat_batches;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
+use datafusion::common::Result;
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{DFSchemaRef, Result};
 use datafusion::datasource::{MemTable, provider_as_source};
 use datafusion::execution::context::SessionContext;
 use datafusion::functions_aggregate::expr_fn::sum;
@@ -77,6 +77,7 @@ pub struct CellPlan {
     view: View,
     key: CellKey,
     plan: Runner,
+    failed_filters: Option<Runner>,
 }
 
 impl CellPlan {
@@ -89,11 +90,26 @@ impl CellPlan {
         if key == CellKey::Start {
             fields.push(Arc::new(Field::new(START_COLUMN, DataType::UInt64, false)));
         }
-        let plan = Runner::new(Arc::new(Schema::new(fields)), |events| over(view, key, events))?;
+        let output = cell_schema(view, key);
+        let input = Arc::new(Schema::new(fields));
+        let failed_filters = match view.filter.as_ref().and_then(|filter| filter.failures.clone()) {
+            None => None,
+            Some(failures) => {
+                let output = Arc::new(Schema::new(vec![Field::new(FAILED_COLUMN, DataType::Int64, true)]));
+                let total = sum(failures).alias(FAILED_COLUMN);
+                Some(Runner::new(Arc::clone(&input), output, |events| {
+                    LogicalPlanBuilder::from(events)
+                        .aggregate(Vec::<Expr>::new(), vec![total])?
+                        .build()
+                })?)
+            }
+        };
+        let plan = Runner::new(input, output, |events| over(view, key, events))?;
         Ok(Self {
             view: view.clone(),
             key,
             plan,
+            failed_filters,
         })
     }
 
@@ -106,8 +122,8 @@ impl CellPlan {
     }
 
     /// The columns of the cells.
-    pub fn schema(&self) -> &DFSchemaRef {
-        self.plan.plan.schema()
+    pub fn schema(&self) -> &SchemaRef {
+        &self.plan.output
     }
 
     /// Runs it over events in memory.
@@ -116,6 +132,20 @@ impl CellPlan {
     /// DataFusion's: memory, or batches of another schema. Never an event's values.
     pub async fn run(&self, events: Vec<RecordBatch>) -> Result<RecordBatch> {
         self.plan.run(events).await
+    }
+
+    /// How often the view's filter failed on these events. Such an event is in no cell, so no cell can count it; the
+    /// layer that read it does.
+    ///
+    /// # Errors
+    /// As [`CellPlan::run`].
+    pub async fn failed_filters(&self, events: Vec<RecordBatch>) -> Result<u64> {
+        let Some(plan) = &self.failed_filters else {
+            return Ok(0);
+        };
+        let total = plan.run(events).await?;
+        let total = total.column(0).as_primitive::<Int64Type>();
+        Ok(total.iter().flatten().map(i64::unsigned_abs).sum())
     }
 }
 
@@ -131,17 +161,10 @@ impl MergePlan {
     /// # Errors
     /// DataFusion's.
     pub fn new(view: &View, key: CellKey) -> Result<Self> {
-        let keys: Vec<_> = key_fields(view, key);
-        let mut fields = keys.clone();
-        fields.push(Field::new(FAILED_COLUMN, DataType::UInt64, false));
+        let schema = cell_schema(view, key);
         let states: Vec<_> = view.states().map(|(name, state, _)| (name, state)).collect();
-        fields.extend(
-            states
-                .iter()
-                .map(|(name, state)| Field::new(name, state.arrow(), state.nullable)),
-        );
-        let plan = Runner::new(Arc::new(Schema::new(fields)), |cells| {
-            let group: Vec<_> = keys.iter().map(|key| ident(key.name())).collect();
+        let plan = Runner::new(Arc::clone(&schema), schema, |cells| {
+            let group: Vec<_> = key_fields(view, key).iter().map(|key| ident(key.name())).collect();
             let mut merged = vec![sum(ident(FAILED_COLUMN)).alias(FAILED_COLUMN)];
             merged.extend(states.iter().map(|(name, state)| state.merge(ident(name)).alias(name)));
             let output = group.iter().cloned().chain(settled(&states)).collect::<Vec<_>>();
@@ -177,6 +200,21 @@ pub(crate) fn key_fields(view: &View, key: CellKey) -> Vec<Field> {
         ],
     };
     std::iter::once(window).chain(dimensions).chain(start).collect()
+}
+
+/// The columns of cells: the key, the count of failures, the states.
+fn cell_schema(view: &View, key: CellKey) -> SchemaRef {
+    let failed = Field::new(FAILED_COLUMN, DataType::UInt64, false);
+    let states = view
+        .states()
+        .map(|(name, state, _)| Field::new(name, state.arrow(), state.nullable));
+    Arc::new(Schema::new(
+        key_fields(view, key)
+            .into_iter()
+            .chain([failed])
+            .chain(states)
+            .collect::<Vec<_>>(),
+    ))
 }
 
 fn over(view: &View, key: CellKey, events: LogicalPlan) -> Result<LogicalPlan> {
@@ -246,11 +284,14 @@ impl std::fmt::Debug for Runner {
 }
 
 impl Runner {
-    fn new(input: SchemaRef, build: impl FnOnce(LogicalPlan) -> Result<LogicalPlan>) -> Result<Self> {
+    fn new(
+        input: SchemaRef,
+        output: SchemaRef,
+        build: impl FnOnce(LogicalPlan) -> Result<LogicalPlan>,
+    ) -> Result<Self> {
         let session = view::session();
         let scan = LogicalPlanBuilder::scan("input", table(&input, vec![])?, None)?.build()?;
         let plan = session.state().optimize(&build(scan)?)?;
-        let output = Arc::new(plan.schema().as_arrow().clone());
         Ok(Self {
             session,
             input,
@@ -272,8 +313,14 @@ impl Runner {
         })?;
         let state = self.session.state();
         let physical = state.query_planner().create_physical_plan(&plan.data, &state).await?;
+        let physical_schema = physical.schema();
         let batches = datafusion::physical_plan::collect(physical, self.session.task_ctx()).await?;
-        Ok(concat_batches(&self.output, &batches)?)
+        let batch = concat_batches(&physical_schema, &batches)?;
+        // DataFusion may think that a column could be null; that it is not is checked here.
+        Ok(RecordBatch::try_new(
+            Arc::clone(&self.output),
+            batch.columns().to_vec(),
+        )?)
     }
 }
 

@@ -4,170 +4,23 @@
 //! getter notes what is wrong in the [`Findings`] and goes on without a value. Of a file whose syntax is broken only
 //! what stands there is judged: what seems to be missing may be in the part that could not be read.
 
+mod findings;
+mod literal;
+
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::mistake::{Mistake, Mistakes, Place, nearest, without_value};
+pub(crate) use findings::{Findings, TomlFile};
+
+use crate::mistake::nearest;
 use crate::units;
+use literal::byte_in_literal;
 
 /// A range of bytes in a file.
 pub(crate) type Span = Range<usize>;
-
-/// A TOML file's name and text.
-#[derive(Debug, Clone)]
-pub(crate) struct TomlFile {
-    /// The name shown with mistakes.
-    pub(crate) name: String,
-    /// Its text.
-    pub(crate) text: String,
-    /// Whether values in it may be secrets, which no mistake may show.
-    pub(crate) secretive: bool,
-}
-
-/// What is wrong in one file, as far as it was read.
-#[derive(Debug)]
-pub(crate) struct Findings<'f> {
-    file: &'f TomlFile,
-    /// Lines with a mistake of syntax; nothing else is said of them.
-    broken_lines: Vec<usize>,
-    /// Values about which nothing more is to be said.
-    settled: Vec<Span>,
-    mistakes: Mistakes,
-}
-
-impl TomlFile {
-    /// Parses the file as far as it can be; what can't is noted in the findings.
-    pub(crate) fn parse(&self) -> (DeTable<'_>, Findings<'_>) {
-        let (table, errors) = DeTable::parse_recoverable(&self.text);
-        let mut findings = Findings {
-            file: self,
-            broken_lines: Vec::new(),
-            settled: Vec::new(),
-            mistakes: Mistakes::default(),
-        };
-        let mut broken_lines = Vec::new();
-        for error in errors {
-            let span = error.span().unwrap_or(0..0);
-            let line = findings.place(&span).line;
-            // One slip of the pen makes the parser stumble several times.
-            if !broken_lines.contains(&line) {
-                let what = format!("this is not TOML: {}", error.message());
-                findings.add(&span, what, syntax_hint(error.message()));
-                broken_lines.push(line);
-            }
-        }
-        findings.broken_lines = broken_lines;
-        (table.into_inner(), findings)
-    }
-}
-
-/// What to write instead of the commonest mistakes of syntax; the parser's own words are for those who know it.
-fn syntax_hint(message: &str) -> &'static str {
-    let unquoted = [
-        "invalid boolean",
-        "invalid integer",
-        "invalid float",
-        "invalid datetime",
-        "string values must",
-    ];
-    if message.contains("duplicate key") {
-        "each key once"
-    } else if unquoted.iter().any(|begin| message.starts_with(begin)) {
-        // What was written may be a secret: it is not repeated.
-        "a string stands in quotes"
-    } else {
-        ""
-    }
-}
-
-impl Findings<'_> {
-    /// Notes a mistake; `instead` may be empty where nothing better is known.
-    pub(crate) fn add(&mut self, span: &Span, what: impl Into<String>, instead: impl Into<String>) {
-        let place = self.place(span);
-        if self.broken_lines.contains(&place.line) || self.settled.contains(span) {
-            return;
-        }
-        let instead = Some(instead.into()).filter(|text| !text.is_empty());
-        self.mistakes.add(Mistake {
-            file: self.file.name.clone(),
-            place: Some(place),
-            what: what.into(),
-            instead,
-        });
-    }
-
-    /// As [`Findings::add`], about a line whose value must not be shown.
-    pub(crate) fn add_secret(&mut self, span: &Span, what: impl Into<String>, instead: impl Into<String>) {
-        let before = self.count();
-        self.add(span, what, instead);
-        if self.count() > before {
-            self.mistakes.hide_last_value();
-        }
-    }
-
-    /// Notes that something is missing, or refers to nothing, unless it may stand in a part that could not be read.
-    pub(crate) fn add_missing(&mut self, span: &Span, what: impl Into<String>, instead: impl Into<String>) {
-        if self.is_whole() {
-            self.add(span, what, instead);
-        }
-    }
-
-    /// Says no more about that value.
-    pub(crate) fn settle(&mut self, span: Span) {
-        self.settled.push(span);
-    }
-
-    /// Whether the file's syntax is sound.
-    pub(crate) fn is_whole(&self) -> bool {
-        self.broken_lines.is_empty()
-    }
-
-    /// Where a range stands in the file.
-    pub(crate) fn place(&self, span: &Span) -> Place {
-        let mut place = Place::of(&self.file.text, span);
-        if self.file.secretive {
-            place.source = without_secret(place.source);
-        }
-        place
-    }
-
-    /// The file's name.
-    pub(crate) fn file_name(&self) -> &str {
-        &self.file.name
-    }
-
-    /// The file's text.
-    pub(crate) fn text(&self) -> &str {
-        &self.file.text
-    }
-
-    /// How many mistakes there are so far.
-    pub(crate) fn count(&self) -> usize {
-        self.mistakes.iter().count()
-    }
-
-    /// The mistakes.
-    pub(crate) fn into_mistakes(self) -> Mistakes {
-        self.mistakes
-    }
-}
-
-/// A line to show, cut where the value may be a secret: a mistake must not carry one into a log.
-fn without_secret(line: String) -> String {
-    let lower = line.to_lowercase();
-    let user_in_url = lower.find("://").is_some_and(|at| lower[at..].contains('@'));
-    if user_in_url || SECRETIVE.iter().any(|word| lower.contains(word)) {
-        without_value(&line)
-    } else {
-        line
-    }
-}
-
-/// Words that a key of a secret contains.
-const SECRETIVE: [&str; 7] = ["pass", "pasw", "pwd", "secret", "token", "credential", ".pem"];
 
 /// A table being read.
 #[derive(Debug, Clone)]
@@ -445,55 +298,6 @@ impl<'t> Entry<'t> {
     }
 }
 
-/// Where in a TOML string literal, quotes included, the byte `at` of its value stands.
-fn byte_in_literal(raw: &str, at: usize) -> usize {
-    let quote = ["\"\"\"", "'''", "\"", "'"]
-        .into_iter()
-        .find(|quote| raw.starts_with(quote))
-        .unwrap_or_default();
-    let mut here = quote.len();
-    if quote.len() == 3 {
-        here += if raw[here..].starts_with("\r\n") {
-            2
-        } else {
-            usize::from(raw[here..].starts_with('\n'))
-        };
-    }
-    let escapes = quote.starts_with('"');
-    let end = raw.len().saturating_sub(quote.len()).max(here.min(raw.len()));
-    let mut value_bytes = 0;
-    while here < end {
-        let rest = &raw[here..end];
-        let (written, meant) = match rest.strip_prefix('\\').filter(|_| escapes) {
-            Some(escaped) => escape(escaped),
-            None => rest.chars().next().map_or((1, 1), |c| (c.len_utf8(), c.len_utf8())),
-        };
-        if value_bytes >= at && meant > 0 {
-            break;
-        }
-        here += written;
-        value_bytes += meant;
-    }
-    raw.floor_char_boundary(here.min(end))
-}
-
-/// How many bytes an escape takes, its backslash included, and how many its meaning has.
-fn escape(after_backslash: &str) -> (usize, usize) {
-    let digits = match after_backslash.chars().next() {
-        Some('x') => 2,
-        Some('u') => 4,
-        Some('U') => 8,
-        Some(c) if c.is_whitespace() => {
-            return (1 + after_backslash.len() - after_backslash.trim_start().len(), 0);
-        }
-        _ => return (2, 1),
-    };
-    let code = after_backslash
-        .get(1..1 + digits)
-        .and_then(|hex| u32::from_str_radix(hex, 16).ok());
-    (2 + digits, code.and_then(char::from_u32).map_or(1, char::len_utf8))
-}
-
 /// A value's type in words.
 fn type_name(value: &DeValue<'_>) -> &'static str {
     match value {
@@ -514,28 +318,4 @@ pub(crate) fn quoted<'n, N: AsRef<str> + 'n>(names: impl IntoIterator<Item = &'n
         .map(|name| format!("`{}`", name.as_ref()))
         .collect::<Vec<_>>()
         .join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_byte_of_a_value_is_found_in_its_literal() {
-        assert_eq!(byte_in_literal(r#""a + b""#, 4), 5);
-        assert_eq!(byte_in_literal(r#""a \"b\" c""#, 6), 9);
-        assert_eq!(byte_in_literal(r#""\u00e9 x""#, 3), 8);
-        assert_eq!(byte_in_literal("'''\na\nb'''", 2), 6);
-        assert_eq!(byte_in_literal("\"\"\"a \\\n   b\"\"\"", 2), 10);
-        assert_eq!(byte_in_literal("''", 5), 1);
-    }
-
-    #[test]
-    fn a_line_that_may_hold_a_secret_is_cut() {
-        assert_eq!(without_secret("user = 1".into()), "user = 1");
-        assert_eq!(
-            without_secret("\"sasl.password\" = \"x\"".into()),
-            "\"sasl.password\" = …"
-        );
-    }
 }

@@ -13,6 +13,8 @@ pub mod quote;
 pub mod rows;
 pub mod statement;
 pub mod tables;
+#[cfg(test)]
+mod tests;
 
 pub use rows::{SpeedVersions, arrow_stream, batch_rows, speed_rows};
 pub use statement::{Merging, Statement, StatementError};

@@ -70,6 +70,7 @@ pub struct Measure {
 
 /// How a measure comes about.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "a view has a handful, made once")]
 pub enum MeasureForm {
     /// An aggregate over the view's events.
     Aggregate(Aggregate),

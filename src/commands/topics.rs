@@ -69,7 +69,12 @@ impl Topics {
 
 /// The user's librdkafka properties.
 pub(super) fn properties(config: &Config) -> Vec<(String, String)> {
-    config.kafka.properties.iter().map(|(key, value)| (key.clone(), value.reveal().to_owned())).collect()
+    config
+        .kafka
+        .properties
+        .iter()
+        .map(|(key, value)| (key.clone(), value.reveal().to_owned()))
+        .collect()
 }
 
 /// Makes the topics of all datasets, or checks them.
@@ -86,8 +91,16 @@ pub(super) async fn ensure(brokers: &str, config: &Config, definitions: &Definit
             Partitions::Exactly(partitions) => Some(partitions),
             Partitions::Initially(partitions) => created.then_some(partitions),
         };
-        tracing::info!("topic {} {}", topic.name, if created { "was created" } else { "is there" });
-        Row { topic: topic.name, partitions, created }
+        tracing::info!(
+            "topic {} {}",
+            topic.name,
+            if created { "was created" } else { "is there" }
+        );
+        Row {
+            topic: topic.name,
+            partitions,
+            created,
+        }
     });
     Ok(rows.collect())
 }

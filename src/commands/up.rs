@@ -113,7 +113,8 @@ async fn make_tables(
     let tables = store::control_tables()
         .into_iter()
         .chain(definitions.views.iter().flat_map(store::view_tables));
-    let statements = std::iter::once(store::tables::create_database(database)).chain(tables.map(|table| table.create(database)));
+    let statements =
+        std::iter::once(store::tables::create_database(database)).chain(tables.map(|table| table.create(database)));
     for statement in statements {
         execute(&addresses.clickhouse, access, &statement).await?;
     }

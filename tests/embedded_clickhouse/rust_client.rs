@@ -37,7 +37,10 @@ async fn rows_come_back_as_they_went() -> anyhow::Result<()> {
             insert.write(&reading).await?;
         }
         insert.end().await?;
-        let rows = client.query("SELECT ?fields FROM t ORDER BY id").fetch_all::<Reading>().await?;
+        let rows = client
+            .query("SELECT ?fields FROM t ORDER BY id")
+            .fetch_all::<Reading>()
+            .await?;
         assert!(rows.into_iter().eq(readings(20_000)), "{compression:?}");
     }
     Ok(())
@@ -49,14 +52,26 @@ async fn parameters_and_settings_reach_the_query_and_no_other() -> anyhow::Resul
     let client = server.client();
     let hostile = "a'b\\c`\n{x:String}; DROP";
     let sql = "SELECT concat({x:String}, {n:UInt8}::String)";
-    let both = client.query(sql).param("x", hostile).param("n", 7_u8).fetch_one::<String>().await?;
+    let both = client
+        .query(sql)
+        .param("x", hostile)
+        .param("n", 7_u8)
+        .fetch_one::<String>()
+        .await?;
     assert_eq!(both, format!("{hostile}7"));
     let setting = "SELECT toString(getSetting('max_threads'))";
-    let with = client.query(setting).with_setting("max_threads", "3").fetch_one::<String>().await?;
+    let with = client
+        .query(setting)
+        .with_setting("max_threads", "3")
+        .fetch_one::<String>()
+        .await?;
     let without = client.query(setting).fetch_one::<String>().await?;
     assert_eq!(with, "3");
     assert_ne!(without, "3");
-    let named = client.query("SELECT getSetting('log_comment')").with_setting("log_comment", "it's").fetch_one::<String>();
+    let named = client
+        .query("SELECT getSetting('log_comment')")
+        .with_setting("log_comment", "it's")
+        .fetch_one::<String>();
     assert_eq!(named.await?, "it's");
     Ok(())
 }
@@ -65,12 +80,17 @@ async fn parameters_and_settings_reach_the_query_and_no_other() -> anyhow::Resul
 async fn errors_arrive_as_clickhouse_sends_them() -> anyhow::Result<()> {
     let server = ClickHouse::start()?;
     let client = server.client();
-    let error = client.query("SELECT * FROM system.nosuch").fetch_all::<u8>().await.expect_err("no such table");
+    let error = client
+        .query("SELECT * FROM system.nosuch")
+        .fetch_all::<u8>()
+        .await
+        .expect_err("no such table");
     assert!(error.to_string().contains("Code: 60. DB::Exception:"), "{error}");
     // after rows have been sent: the cursor must not end as if all were well
     for compression in [Compression::Lz4, Compression::None] {
         let client = server.client().with_compression(compression);
-        let sql = "SELECT throwIf(number = 3000000, 'too far') AS x, number FROM numbers(4000000) SETTINGS max_threads = 1";
+        let sql =
+            "SELECT throwIf(number = 3000000, 'too far') AS x, number FROM numbers(4000000) SETTINGS max_threads = 1";
         let mut cursor = client.query(sql).fetch::<(u8, u64)>()?;
         let mut rows = 0_u64;
         let error = loop {
@@ -98,7 +118,13 @@ async fn an_insert_that_is_dropped_inserts_nothing() -> anyhow::Result<()> {
     drop(insert);
     // what comes after it is there, what it had sent is not
     let mut insert = client.insert::<Reading>("t").await?;
-    insert.write(&Reading { id: 1, name: String::new(), value: None }).await?;
+    insert
+        .write(&Reading {
+            id: 1,
+            name: String::new(),
+            value: None,
+        })
+        .await?;
     insert.end().await?;
     assert_eq!(client.query("SELECT count() FROM db.t").fetch_one::<u64>().await?, 1);
     Ok(())

@@ -40,9 +40,46 @@ pub fn program() -> anyhow::Result<PathBuf> {
 /// libchdb, fetched if it is not there yet.
 pub fn library() -> anyhow::Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/embedded-clickhouse/fetch-libchdb");
-    let output = Command::new(&script).stderr(Stdio::inherit()).output().context("cannot run fetch-libchdb")?;
+    let output = Command::new(&script)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run fetch-libchdb")?;
     ensure!(output.status.success(), "fetch-libchdb failed");
     Ok(String::from_utf8(output.stdout)?.trim().into())
+}
+
+/// Asks again and again, until `done` says that the answer will do. Half a minute at most.
+pub async fn until<F>(mut ask: impl FnMut() -> F, done: impl Fn(&str) -> bool) -> anyhow::Result<String>
+where
+    F: Future<Output = anyhow::Result<String>>,
+{
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let answer = ask().await?;
+        if done(&answer) {
+            return Ok(answer);
+        }
+        ensure!(Instant::now() < deadline, "still {answer}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Asks until the answer has stayed the same for half a second.
+pub async fn settled<F>(mut ask: impl FnMut() -> F) -> anyhow::Result<String>
+where
+    F: Future<Output = anyhow::Result<String>>,
+{
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let (mut last, mut since) = (ask().await?, Instant::now());
+    while since.elapsed() < Duration::from_millis(500) {
+        ensure!(Instant::now() < deadline, "never the same for long");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let now = ask().await?;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    Ok(last)
 }
 
 impl ClickHouse {

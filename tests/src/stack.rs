@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use local_stack::process::record::Record;
@@ -21,14 +21,13 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(10);
 
 /// The stack that all tests of this program share. Take topics and databases of your own: [`unique`].
-pub async fn shared() -> &'static Stack {
+pub async fn shared() -> anyhow::Result<&'static Stack> {
     static SHARED: OnceCell<Stack> = OnceCell::const_new();
     SHARED
-        .get_or_init(|| async {
-            let folder = TempDir::with_prefix("highwater-test-").expect("a temporary folder");
-            let folder = folder.keep();
-            remove_at_exit(&folder).expect("a shell");
-            Stack::start(&StackOptions::on_free_ports(folder)).await.expect("the local stack")
+        .get_or_try_init(|| async {
+            let folder = TempDir::with_prefix("highwater-test-")?.keep();
+            remove_at_exit(&folder)?;
+            Ok(Stack::start(&StackOptions::on_free_ports(folder)).await?)
         })
         .await
 }
@@ -36,7 +35,11 @@ pub async fn shared() -> &'static Stack {
 /// A name that no other test uses.
 pub fn unique(prefix: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    format!("{prefix}_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "{prefix}_{}_{}",
+        std::process::id(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// Waits until the condition holds.
@@ -46,13 +49,18 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) -> anyhow::R
             tokio::time::sleep(POLL).await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.with_context(|| format!("never: {what}"))
+    tokio::time::timeout(PATIENCE, wait)
+        .await
+        .with_context(|| format!("never: {what}"))
 }
 
 /// A program of this workspace, built beside the test program.
 pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     let tests = std::env::current_exe()?;
-    let folder = tests.parent().and_then(Path::parent).context("the test program has no folder")?;
+    let folder = tests
+        .parent()
+        .and_then(Path::parent)
+        .context("the test program has no folder")?;
     let program = folder.join(name);
     ensure!(
         program.is_file(),
@@ -75,7 +83,9 @@ impl Site {
 
     /// The servers at these addresses.
     pub fn with_addresses(brokers: &str, clickhouse: &str) -> anyhow::Result<Self> {
-        let site = Self { folder: TempDir::with_prefix("highwater-test-")? };
+        let site = Self {
+            folder: TempDir::with_prefix("highwater-test-")?,
+        };
         let config = format!("[kafka]\nbrokers = \"{brokers}\"\n\n[clickhouse]\nurl = \"{clickhouse}\"\n");
         std::fs::write(site.path().join("highwater.toml"), config)?;
         let definitions = site.path().join("definitions");
@@ -119,9 +129,20 @@ impl Site {
     /// Starts `highwater` with these arguments.
     pub fn start(&self, arguments: &[&str]) -> anyhow::Result<Up> {
         let log = self.path().join(unique("log"));
+        let addresses = self.data().join("addresses.json");
+        let stale = written(&addresses);
         let mut command = self.highwater(arguments)?;
-        let child = command.stdout(Stdio::null()).stderr(std::fs::File::create(&log)?).process_group(0).spawn()?;
-        Ok(Up { child, log, addresses: self.data().join("addresses.json") })
+        let child = command
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&log)?)
+            .process_group(0)
+            .spawn()?;
+        Ok(Up {
+            child,
+            log,
+            addresses,
+            stale,
+        })
     }
 }
 
@@ -130,15 +151,18 @@ pub struct Up {
     child: Child,
     log: PathBuf,
     addresses: PathBuf,
+    /// When the file was written that an earlier, killed one left behind.
+    stale: Option<SystemTime>,
 }
 
 impl Up {
-    /// Waits until `addresses.json` is there; its content.
+    /// Waits until its `addresses.json` is there; the content.
     pub async fn ready(&mut self) -> anyhow::Result<Addresses> {
         let wait = async {
             loop {
-                if let Ok(bytes) = std::fs::read(&self.addresses) {
-                    return Ok(serde_json::from_slice(&bytes)?);
+                let time = written(&self.addresses);
+                if time.is_some() && time != self.stale {
+                    return Ok(serde_json::from_slice(&std::fs::read(&self.addresses)?)?);
                 }
                 if let Some(status) = self.child.try_wait()? {
                     bail!("`highwater up` ended ({status}):\n{}", self.said());
@@ -146,7 +170,9 @@ impl Up {
                 tokio::time::sleep(POLL).await;
             }
         };
-        tokio::time::timeout(PATIENCE, wait).await.context("`highwater up` is not ready")?
+        tokio::time::timeout(PATIENCE, wait)
+            .await
+            .context("`highwater up` is not ready")?
     }
 
     /// Its process id.
@@ -165,7 +191,9 @@ impl Up {
 
     /// Its children that run now.
     pub fn children(&self) -> Vec<Record> {
-        let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+        let Ok(processes) = std::fs::read_dir("/proc") else {
+            return Vec::new();
+        };
         processes
             .flatten()
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -208,9 +236,16 @@ impl Drop for Up {
 
 /// Sends a signal, by name.
 pub fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
-    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status()?;
+    let status = Command::new("kill")
+        .arg(format!("-{name}"))
+        .arg(pid.to_string())
+        .status()?;
     ensure!(status.success(), "kill -{name} {pid} failed");
     Ok(())
+}
+
+fn written(file: &Path) -> Option<SystemTime> {
+    file.metadata().ok()?.modified().ok()
 }
 
 fn parent(pid: u32) -> Option<u32> {
@@ -219,7 +254,6 @@ fn parent(pid: u32) -> Option<u32> {
 }
 
 /// Has a shell wait for this program's end, which closes the pipe, and then remove the folder.
-#[expect(clippy::zombie_processes, reason = "it outlives this program by design, and then removes a folder and ends")]
 fn remove_at_exit(folder: &Path) -> std::io::Result<()> {
     let mut shell = Command::new("sh")
         .args(["-c", "cat; until rm -rf \"$1\"; do sleep 0.1; done", "sh"])

@@ -1,7 +1,7 @@
 //! `embedded-clickhouse`: the ClickHouse engine (libchdb) behind ClickHouse's HTTP interface, in one process.
 //!
 //! In reading order: what a request asks (`request`, `intake`, `statement` with `lexer` and `guard`), who may (`auth`), how it
-//! is run (`engine`, `session`, `config`, `library`) and answered (`respond`, `compression`, `exception`), and the process
+//! is run (`engine`, `session`, `config`, `library`) and answered (`respond`, `native`, `compression`, `exception`), and the process
 //! around it (`server`, `process`). README.md says what differs from a ClickHouse server.
 
 mod auth;
@@ -13,6 +13,7 @@ mod guard;
 mod intake;
 mod lexer;
 mod library;
+mod native;
 mod process;
 mod request;
 mod respond;
@@ -197,7 +198,8 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     })?;
     let spool = data.join("spool");
     make_folder(&spool)?;
-    make_folder(&data.join("store"))?;
+    // Where this folder is missing the engine starts none of its background tasks, and `DROP … SYNC` never ends.
+    make_folder(&data.join("store/metadata"))?;
 
     let path = arguments.library()?;
     let (bounds, limits) = (arguments.bounds(), arguments.limits());

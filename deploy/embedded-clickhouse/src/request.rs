@@ -51,6 +51,8 @@ pub(crate) struct Ask {
     pub(crate) coding_in: Option<Coding>,
     /// Nothing is sent before the query ends.
     pub(crate) wait_end: bool,
+    /// The version of ClickHouse's protocol that the client reads rows in; 0: the oldest.
+    pub(crate) protocol: u64,
     /// The boundary of a body that is a form.
     pub(crate) form: Option<String>,
 }
@@ -122,6 +124,10 @@ pub(crate) fn read(parts: &Parts) -> Result<Ask, Exception> {
             "compress" => ask.blocks_out = flag(&name, &value)?,
             "decompress" => ask.blocks_in = flag(&name, &value)?,
             "wait_end_of_query" | "http_wait_end_of_query" => ask.wait_end = flag(&name, &value)?,
+            "client_protocol_version" => {
+                let wrong = |_| bad(format!("client_protocol_version is a number, not '{value}'"));
+                ask.protocol = value.parse().map_err(wrong)?;
+            }
             "enable_http_compression" => {
                 if !flag(&name, &value)? {
                     ask.coding_out = None;
@@ -139,7 +145,6 @@ pub(crate) fn read(parts: &Parts) -> Result<Ask, Exception> {
             "quota_key"
             | "stacktrace"
             | "buffer_size"
-            | "client_protocol_version"
             | "send_progress_in_http_headers"
             | "http_headers_progress_interval_ms"
             | "http_zlib_compression_level"

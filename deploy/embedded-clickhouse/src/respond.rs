@@ -28,6 +28,7 @@ use crate::compression::Packer;
 use crate::engine::Started;
 use crate::exception::{Exception, code};
 use crate::library::{Answer, Counters};
+use crate::native::Native;
 use crate::request::Ask;
 
 /// Rows that are held back before the response begins.
@@ -150,7 +151,7 @@ pub(crate) struct Reply {
     id: String,
     format: String,
     tag: String,
-    packer: Packer,
+    out: Outgoing,
     builder: Builder,
     began: Instant,
     flushed: Arc<Notify>,
@@ -167,6 +168,7 @@ impl Reply {
     ) -> Result<Reply, Exception> {
         let format = format.or(ask.format.as_deref()).unwrap_or("TabSeparated").to_owned();
         let packer = Packer::new(ask.coding_out, ask.blocks_out).map_err(|e| Exception::logical(&e.to_string()))?;
+        let native = format.eq_ignore_ascii_case("native").then(|| Native::new(ask.protocol));
         let tag = uuid::Uuid::new_v4().simple().to_string()[..16].to_owned();
         let mut builder = Response::builder().header(CONTENT_TYPE, content_type(&format));
         for (name, value) in [
@@ -186,7 +188,7 @@ impl Reply {
             id: id.to_owned(),
             format,
             tag,
-            packer,
+            out: Outgoing { native, packer },
             builder,
             began: Instant::now(),
             flushed,
@@ -203,10 +205,8 @@ impl Reply {
 
     /// A result that is there.
     fn whole(mut self, answer: &Answer, rows: Bytes) -> Result<Response<Body>, Exception> {
-        let packing = |e: io::Error| Exception::logical(&e.to_string());
-        let mut packed = BytesMut::from(self.packer.pack(rows).map_err(packing)?);
-        let packer = std::mem::replace(&mut self.packer, Packer::Plain);
-        packed.extend_from_slice(&packer.finish().map_err(packing)?);
+        let mut packed = BytesMut::from(self.out.pack(rows)?);
+        packed.extend_from_slice(&self.out.finish()?);
         self.builder = header(
             self.builder,
             "X-ClickHouse-Summary",
@@ -259,10 +259,9 @@ impl Reply {
 
     fn stream<F: Future<Output = ()> + Send + 'static>(mut self, run: impl FnOnce(Pump) -> F) -> Response<Body> {
         let (pieces, body) = mpsc::channel(PIECES_IN_FLIGHT);
-        let packer = std::mem::replace(&mut self.packer, Packer::Plain);
         self.builder = self.builder.status(StatusCode::OK);
         let pump = Pump {
-            packer,
+            out: self.out.take(),
             tag: self.tag.clone(),
             version: self.about.version.clone(),
             pieces,
@@ -273,7 +272,7 @@ impl Reply {
             let flushed = flushed.clone();
             async move {
                 match piece {
-                    Piece::Rows(rows) => rows.map(Frame::data),
+                    Piece::Rows(rows) => Ok(Frame::data(rows)),
                     Piece::Cut => {
                         // The HTTP library drops what it holds when a body fails, so it is given time to write it.
                         let _ = timeout(PATIENCE_TO_CUT, flushed.notified()).await;
@@ -293,9 +292,45 @@ fn unreadable(e: &io::Error) -> Exception {
     )
 }
 
+/// What rows go through on their way out.
+struct Outgoing {
+    native: Option<Native>,
+    packer: Packer,
+}
+
+impl Outgoing {
+    fn take(&mut self) -> Outgoing {
+        let packer = std::mem::replace(&mut self.packer, Packer::Plain);
+        Outgoing {
+            native: self.native.take(),
+            packer,
+        }
+    }
+
+    fn pack(&mut self, rows: Bytes) -> Result<Bytes, Exception> {
+        let refused = |e: io::Error| Exception::new(code::NOT_IMPLEMENTED, e.to_string());
+        let rows = match &mut self.native {
+            Some(native) => native.take(&rows).map_err(refused)?.into(),
+            None => rows,
+        };
+        self.packer.pack(rows).map_err(|e| unpacked(&e))
+    }
+
+    fn finish(&mut self) -> Result<Bytes, Exception> {
+        if self.native.as_ref().is_some_and(|native| !native.is_done()) {
+            return Err(Exception::logical("the engine's last block is not whole"));
+        }
+        self.take().packer.finish().map_err(|e| unpacked(&e))
+    }
+}
+
+fn unpacked(e: &io::Error) -> Exception {
+    Exception::logical(&format!("cannot compress the response: {e}"))
+}
+
 /// Brings rows to a client, as fast as it takes them.
 struct Pump {
-    packer: Packer,
+    out: Outgoing,
     tag: String,
     version: String,
     pieces: mpsc::Sender<Piece>,
@@ -303,17 +338,22 @@ struct Pump {
 
 /// A part of a response.
 enum Piece {
-    Rows(io::Result<Bytes>),
+    Rows(Bytes),
     /// The connection is to be cut, once the client has what came before.
     Cut,
 }
 
 impl Pump {
-    /// False: the client is gone.
+    /// False: there is nobody to send more to.
     async fn send(&mut self, rows: Bytes) -> bool {
-        let piece = self.packer.pack(rows);
-        let failed = piece.is_err();
-        self.pieces.send(Piece::Rows(piece)).await.is_ok() && !failed
+        match self.out.pack(rows) {
+            Ok(piece) if piece.is_empty() => true,
+            Ok(piece) => self.pieces.send(Piece::Rows(piece)).await.is_ok(),
+            Err(exception) => {
+                self.tell(&exception).await;
+                false
+            }
+        }
     }
 
     async fn rows(mut self, mut started: Started, head: Bytes, mut rows: pipe::Receiver) {
@@ -375,20 +415,30 @@ impl Pump {
     }
 
     async fn finish(mut self) {
-        let last = self.packer.finish();
-        // Whether the client still takes it changes nothing.
-        let _ = self.pieces.send(Piece::Rows(last)).await;
+        match self.out.finish() {
+            // Whether the client still takes it changes nothing.
+            Ok(last) => drop(self.pieces.send(Piece::Rows(last)).await),
+            Err(exception) => self.tell(&exception).await,
+        }
+    }
+
+    async fn fail(mut self, exception: &Exception) {
+        self.tell(exception).await;
     }
 
     /// Tells an error after rows were sent, and cuts the connection.
-    async fn fail(mut self, exception: &Exception) {
+    async fn tell(&mut self, exception: &Exception) {
         let (tag, message) = (&self.tag, exception.message(&self.version));
         let length = message.len() + 1;
         let block = format!("\r\n__exception__\r\n{tag}\r\n{message}\n{length} {tag}\r\n__exception__\r\n");
-        if self.send(block.into()).await {
-            let last = self.packer.finish();
-            let _ = self.pieces.send(Piece::Rows(last)).await;
-            let _ = self.pieces.send(Piece::Cut).await;
+        // Past what rewrites rows: this is none.
+        let mut packer = self.out.take().packer;
+        let piece = packer.pack(block.into()).unwrap_or_default();
+        let last = packer.finish().unwrap_or_default();
+        for piece in [Piece::Rows(piece), Piece::Rows(last), Piece::Cut] {
+            if self.pieces.send(piece).await.is_err() {
+                return;
+            }
         }
     }
 }

@@ -244,6 +244,14 @@ fn whole(text: &[u8], mut tokens: Vec<Token>) -> Result<Statement, Exception> {
             "Syntax error (Multi-statements are not allowed)",
         ));
     }
+    // To the engine's client these words mean that its user leaves.
+    if tokens.len() == 1
+        && ["exit", "quit", "logout", "q"]
+            .iter()
+            .any(|word| is(text, tokens.first(), word))
+    {
+        return Err(syntax("this is no statement"));
+    }
     guard::check(text, &tokens)?;
     let end = last.end;
     let class = classify(text, &tokens);

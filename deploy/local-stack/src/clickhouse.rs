@@ -176,10 +176,16 @@ pub async fn answers(url: &str) -> Result<(), String> {
 
 /// Runs one statement that returns nothing.
 pub async fn execute(url: &str, access: &Access, statement: &str) -> Result<(), StackError> {
-    let failed = |why: String| StackError::ClickHouse { statement: statement.to_owned(), why };
+    let failed = |why: String| StackError::ClickHouse {
+        statement: statement.to_owned(),
+        why,
+    };
     let ask = async {
         let client = reqwest::Client::builder().no_proxy().timeout(STATEMENT).build()?;
-        let mut request = client.post(url).header("X-ClickHouse-User", &access.user).body(statement.to_owned());
+        let mut request = client
+            .post(url)
+            .header("X-ClickHouse-User", &access.user)
+            .body(statement.to_owned());
         if !access.password.is_empty() {
             request = request.header("X-ClickHouse-Key", &access.password);
         }

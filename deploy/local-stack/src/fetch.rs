@@ -14,6 +14,9 @@ use crate::process::{Launch, Process};
 /// After this long the user is told what is being waited for; what is there already takes less.
 const SILENT: Duration = Duration::from_secs(1);
 
+/// What a script says when it begins to download.
+const FETCHING: &str = ": fetching ";
+
 struct Script {
     name: &'static str,
     /// What it fetches, in words.
@@ -71,7 +74,10 @@ async fn run(script: &Script) -> Result<PathBuf, StackError> {
     let status = match tokio::time::timeout(SILENT, process.wait()).await {
         Ok(status) => status,
         Err(_) => {
-            tracing::info!("fetching {}: this happens once", script.what);
+            // On a busy machine looking at what is there may take as long.
+            if crate::process::tail(&log).contains(FETCHING) {
+                tracing::info!("fetching {}: this happens once", script.what);
+            }
             process.wait().await
         }
     };

@@ -9,6 +9,9 @@ use super::refusal::{Reason, Refusal};
 use super::scan::{self, Kind};
 use super::{LARGEST_TEXT, Record, number, time};
 
+/// The most bytes by which a mask makes a text longer.
+const HASHED: usize = 64;
+
 /// A declared field, ready for reading.
 pub(super) struct Input {
     name: String,
@@ -45,7 +48,7 @@ pub(super) struct Context<'a> {
 pub(super) struct Scratch {
     pub(super) plain: String,
     pub(super) masked: String,
-    /// At least the bytes of text that were put into columns.
+    /// At least the bytes of text that were put into columns, masked or not.
     pub(super) text: usize,
 }
 
@@ -132,7 +135,7 @@ impl Input {
             }
         };
         if let Value::Text(long) = value {
-            *text += long.len();
+            *text += long.len() + HASHED;
         }
         self.push(&value, context.masked, column, masked)
             .map_err(|reason| self.refusal(reason, &value, context))

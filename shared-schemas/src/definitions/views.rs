@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::dataset::{Dataset, Field, FieldType};
 use crate::mistake::nearest;
-use crate::section::{Entry, Findings, Section, Span};
+use crate::section::{Entry, Findings, Section, Span, quoted};
 use crate::view::{DimensionSource, MeasureSource, View, ViewMistake, ViewPlace, ViewSource};
 
 use super::datasets::DatasetReading;
@@ -70,7 +71,7 @@ pub(super) fn read(
         Err(mistakes) => {
             for mistake in mistakes {
                 if grain_is_sound || mistake.place != ViewPlace::Grain {
-                    note(mistake, &spots, findings);
+                    note(mistake, &spots, dataset, findings);
                 }
             }
             None
@@ -79,7 +80,7 @@ pub(super) fn read(
 }
 
 /// Puts a compiler's mistake where the author sees it.
-fn note(mistake: ViewMistake, spots: &Spots<'_>, findings: &mut Findings<'_>) {
+fn note(mistake: ViewMistake, spots: &Spots<'_>, dataset: &Dataset, findings: &mut Findings<'_>) {
     let entry = match &mistake.place {
         ViewPlace::Grain => spots.grain.as_ref(),
         ViewPlace::Filter => spots.filter.as_ref(),
@@ -94,7 +95,35 @@ fn note(mistake: ViewMistake, spots: &Spots<'_>, findings: &mut Findings<'_>) {
         (Some(entry), Some(at)) if entry.as_str().is_some() => entry.span_within(at, findings),
         (Some(entry), _) => part_named_in(entry, &mistake.what).unwrap_or_else(|| entry.span.clone()),
     };
-    findings.add(&span, mistake.what, mistake.instead.unwrap_or_default());
+    let instead = mistake
+        .instead
+        .unwrap_or_else(|| example(&mistake.place, spots, dataset));
+    findings.add(&span, mistake.what, instead);
+}
+
+/// What can stand at a place, for mistakes whose mend the compiler can't guess.
+fn example(place: &ViewPlace, spots: &Spots<'_>, dataset: &Dataset) -> String {
+    let is_number = |field: &&Field| {
+        matches!(
+            field.field_type,
+            FieldType::Int64 | FieldType::Float64 | FieldType::Decimal { .. }
+        )
+    };
+    let number = dataset
+        .fields
+        .iter()
+        .find(is_number)
+        .map_or("NUMBER", |field| field.name.as_str());
+    match place {
+        ViewPlace::Grain => "\"1h\"".to_owned(),
+        ViewPlace::Filter | ViewPlace::Condition(_) => format!("a condition on one event, such as \"{number} > 1\""),
+        ViewPlace::Dimension(_) => format!("a field, or an expression on one event, such as \"{number} > 1\""),
+        ViewPlace::Measure(_) => format!("a call on one event's values, such as \"sum({number})\""),
+        ViewPlace::Ratio(own) => {
+            let others: Vec<&String> = spots.measures.keys().filter(|name| *name != own).collect();
+            format!("one of {}", quoted(others))
+        }
+    }
 }
 
 /// Where in a ratio the measure stands that a message names.

@@ -1,1 +1,140 @@
-//! Tests.
+//! The persisted form, pinned for ever, and what must and must not change it.
+
+use std::time::Duration;
+
+use super::{Fingerprint, rules_text, view_text};
+use crate::dataset::{Dataset, EventTime, Mask, Truncate};
+use crate::view::fixture::{compile, dataset, every_measure, source};
+use crate::view::{MeasureSource, View, ViewSource};
+
+fn golden_view() -> ViewSource {
+    let mut source = source(
+        Some("origin<>'a \"b\"\n'"),
+        &[("carrier", "carrier"), ("long", "distance>2000")],
+        &[("flights", "count()"), ("delay", "avg( delay )")],
+    );
+    source.measures.push((
+        "late".to_owned(),
+        MeasureSource::Aggregate {
+            call: "COUNT(*)".to_owned(),
+            condition: Some("delay > 15".to_owned()),
+        },
+    ));
+    source.measures.push((
+        "share".to_owned(),
+        MeasureSource::Ratio {
+            numerator: "late".to_owned(),
+            denominator: "flights".to_owned(),
+        },
+    ));
+    source
+}
+
+fn masked() -> Dataset {
+    let mut dataset = dataset();
+    dataset.fields[3].mask = Some(Mask::Hash { key: "KEY".to_owned() });
+    dataset.fields[2].mask = Some(Mask::Truncate(Truncate::Characters(2)));
+    dataset
+}
+
+/// If this fails, every table that exists would be orphaned: raise a version instead, and keep the old text.
+#[test]
+fn texts_are_pinned() {
+    let rules = "\
+highwater rules 1
+decoder 1
+topic \"flights\"
+format json
+event_time \"at\"
+event_id \"id\"
+dedupe 600000000000 ns
+future 600000000000 ns
+max_event_size 1048576
+chunk 8
+field \"at\" timestamp from \"at\"
+field \"id\" int64 from \"id\"
+field \"origin\" string from \"origin\"
+mask \"origin\" truncate 2
+field \"carrier\" string? from \"carrier\"
+mask \"carrier\" hash \"KEY\"
+field \"delay\" int64? from \"delay\"
+field \"distance\" float64? from \"distance\"
+field \"fare\" decimal(10,2)? from \"fare\"
+field \"cancelled\" bool? from \"cancelled\"
+field \"day\" date? from \"day\"
+";
+    assert_eq!(rules_text(&masked()), rules);
+    let view = compile(&golden_view());
+    let text = format!(
+        "\
+highwater view 1
+plan 1
+rules {}
+grain 3600 s
+filter \"origin <> 'a \\\"b\\\"\\u000a'\"
+dimension \"carrier\" string? \"carrier\"
+dimension \"long\" bool? \"distance > 2000\"
+measure \"flights\" count
+measure \"delay\" avg
+of int64 \"delay\"
+measure \"late\" count
+where \"delay > 15\"
+ratio \"share\" 2 0
+",
+        Fingerprint::of_rules(&dataset())
+    );
+    assert_eq!(view_text(&view, &dataset()), text);
+    assert_eq!(
+        Fingerprint::of_rules(&masked()).to_string(),
+        "92c7b95828e1ffce1b1ab4cbcd63d3bd"
+    );
+    assert_eq!(view.fingerprint.to_string(), "f0adfb50cca41b5a1fa4476d1f4a17d6");
+}
+
+fn fingerprint(change: impl FnOnce(&mut ViewSource, &mut Dataset)) -> Fingerprint {
+    let (mut source, mut dataset) = (every_measure(), dataset());
+    change(&mut source, &mut dataset);
+    View::compile(&source, &dataset).unwrap().fingerprint
+}
+
+#[test]
+fn what_changes_no_answer_changes_no_fingerprint() {
+    let same = fingerprint(|_, _| {});
+    let unchanged: [fn(&mut ViewSource, &mut Dataset); 6] = [
+        |view, _| view.name = "another".to_owned(),
+        |_, dataset| dataset.name = "another".to_owned(),
+        |_, dataset| dataset.partitions = 9,
+        |_, dataset| dataset.lateness = Duration::from_secs(1),
+        |_, dataset| dataset.dedupe_memory = 1,
+        |view, _| view.filter = Some(" id<>7 -- all but 7".to_owned()),
+    ];
+    for (number, change) in unchanged.into_iter().enumerate() {
+        assert_eq!(fingerprint(change), same, "change {number}");
+    }
+}
+
+#[test]
+fn what_changes_an_answer_changes_the_fingerprint() {
+    let changes: [fn(&mut ViewSource, &mut Dataset); 16] = [
+        |_, _| {},
+        |view, _| view.grain = Duration::from_secs(60),
+        |view, _| view.filter = None,
+        |view, _| view.filter = Some("id <> 8".to_owned()),
+        |view, _| view.dimensions.swap(0, 1),
+        |view, _| view.dimensions[0].name = "airline".to_owned(),
+        |view, _| view.measures.swap(0, 1),
+        |view, _| view.measures[1].0 = "n".to_owned(),
+        |_, dataset| dataset.topic = "other".to_owned(),
+        |_, dataset| dataset.chunk = 16,
+        |_, dataset| dataset.event_id.clear(),
+        |_, dataset| dataset.event_time = EventTime::KafkaTime,
+        |_, dataset| dataset.dedupe_window = Duration::from_secs(1),
+        |_, dataset| dataset.future = Duration::from_secs(1),
+        |_, dataset| dataset.max_event_size = 7,
+        |_, dataset| dataset.fields[3].mask = Some(Mask::Redact),
+    ];
+    let mut seen = std::collections::BTreeSet::new();
+    for (number, change) in changes.into_iter().enumerate() {
+        assert!(seen.insert(fingerprint(change)), "change {number}");
+    }
+}

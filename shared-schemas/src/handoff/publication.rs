@@ -164,12 +164,8 @@ pub enum Standing {
 
 impl Standing {
     /// How `mine` stands among `publications`.
-    pub fn of<'a>(
-        mine: &Publication,
-        publications: impl IntoIterator<Item = &'a Publication> + Clone,
-        floor: &Floor,
-    ) -> Self {
-        let Some(newest) = newest(publications.clone(), floor) else {
+    pub fn of(mine: &Publication, publications: &[Publication], floor: &Floor) -> Self {
+        let Some(newest) = newest(publications, floor) else {
             return Self::Beaten;
         };
         let mut at = newest;
@@ -183,7 +179,7 @@ impl Standing {
             }
             let parent = at
                 .parent
-                .and_then(|key| publications.clone().into_iter().find(|other| other.key() == key));
+                .and_then(|key| publications.iter().find(|other| other.key() == key));
             match parent {
                 Some(parent) if parent.number < at.number => at = parent,
                 _ => return Self::Beaten,

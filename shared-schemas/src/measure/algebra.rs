@@ -196,7 +196,7 @@ fn sum_states(argument: Option<ValueType>) -> Vec<State> {
         let magnitude = State {
             suffix: "magnitude",
             make: Make::Magnitude,
-            ..sum.clone()
+            ..sum
         };
         vec![sum, magnitude, COUNT]
     } else {

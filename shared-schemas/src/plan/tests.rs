@@ -1,1 +1,177 @@
-//! Tests.
+//! The plan's law: all events at once, or parts of them merged, in any order, give the same cells.
+
+use std::collections::BTreeMap;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::compute::{SortColumn, lexsort_to_indices, take_record_batch};
+use arrow::datatypes::{TimestampMicrosecondType, UInt64Type};
+use proptest::prelude::*;
+
+use super::{CellKey, CellPlan, FAILED_COLUMN, MergePlan, START_COLUMN, WINDOW_COLUMN, key_fields};
+use crate::view::View;
+use crate::view::fixture::{Event, batch, batch_with_starts, compile, dataset, events, every_measure, source};
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().build().unwrap()
+}
+
+/// In the order of the key.
+fn sorted(view: &View, key: CellKey, cells: &RecordBatch) -> RecordBatch {
+    let columns: Vec<_> = key_fields(view, key)
+        .iter()
+        .map(|field| SortColumn {
+            values: cells.column_by_name(field.name()).unwrap().clone(),
+            options: None,
+        })
+        .collect();
+    take_record_batch(cells, &lexsort_to_indices(&columns, None).unwrap()).unwrap()
+}
+
+/// The columns that are exact in any order; sums of doubles have their own law in `measure`.
+fn exact(cells: &RecordBatch) -> RecordBatch {
+    let kept: Vec<_> = cells
+        .schema()
+        .fields()
+        .iter()
+        .enumerate()
+        .filter(|(_, field)| !field.name().contains("distance__"))
+        .map(|(index, _)| index)
+        .collect();
+    cells.project(&kept).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn parts_merge_to_the_whole(events in events(0..60), parts in prop::collection::vec(0_usize..4, 60)) {
+        let view = compile(&every_measure());
+        for (key, to_batch) in [(CellKey::Cell, batch as fn(&[Event]) -> RecordBatch), (CellKey::Start, batch_with_starts)] {
+            let plan = CellPlan::new(&view, &dataset(), key).unwrap();
+            let merge = MergePlan::new(&view, key).unwrap();
+            let split: Vec<Vec<Event>> = (0..4)
+                .map(|part| events.iter().zip(&parts).filter(|(_, of)| **of == part).map(|(event, _)| event.clone()).collect())
+                .collect();
+            let (whole, merged, batches) = runtime().block_on(async {
+                let whole = plan.run(vec![to_batch(&events)]).await.unwrap();
+                let mut cells = Vec::new();
+                for part in &split {
+                    cells.push(plan.run(vec![to_batch(part)]).await.unwrap());
+                }
+                // The same events in several batches of one run.
+                let batches = plan.run(split.iter().map(|part| to_batch(part)).collect()).await.unwrap();
+                (whole, merge.run(cells).await.unwrap(), batches)
+            });
+            let whole = exact(&sorted(&view, key, &whole));
+            prop_assert_eq!(&whole, &exact(&sorted(&view, key, &merged)));
+            prop_assert_eq!(&whole, &exact(&sorted(&view, key, &batches)));
+        }
+    }
+
+    /// Windows, filter, keys and counts against a plain model.
+    #[test]
+    fn cells_are_what_they_say(events in events(0..60)) {
+        let view = compile(&every_measure());
+        let plan = CellPlan::new(&view, &dataset(), CellKey::Start).unwrap();
+        let cells = runtime().block_on(plan.run(vec![batch_with_starts(&events)])).unwrap();
+        let mut expected: BTreeMap<(i64, u64), u64> = BTreeMap::new();
+        for event in events.iter().filter(|event| event.id != 7) {
+            let start = event.offset.cast_unsigned() / 8 * 8;
+            *expected.entry((event.at / 3_600_000_000 * 3_600_000_000, start)).or_default() += 1;
+        }
+        let windows = cells.column_by_name(WINDOW_COLUMN).unwrap().as_primitive::<TimestampMicrosecondType>();
+        let starts = cells.column_by_name(START_COLUMN).unwrap().as_primitive::<UInt64Type>();
+        let counts = cells.column_by_name("events__count").unwrap().as_primitive::<UInt64Type>();
+        let mut found: BTreeMap<(i64, u64), u64> = BTreeMap::new();
+        for row in 0..cells.num_rows() {
+            *found.entry((windows.value(row), starts.value(row))).or_default() += counts.value(row);
+        }
+        prop_assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn cells_have_the_columns_of_the_tables() {
+    let view = compile(&every_measure());
+    let plan = CellPlan::new(&view, &dataset(), CellKey::Cell).unwrap();
+    let cells = runtime().block_on(plan.run(vec![])).unwrap();
+    let names: Vec<_> = cells
+        .schema()
+        .fields()
+        .iter()
+        .map(|field| field.name().clone())
+        .collect();
+    assert_eq!(names[..5], [WINDOW_COLUMN, "carrier", "late", "on", FAILED_COLUMN]);
+    assert_eq!(names.len(), 5 + view.states().count());
+    for (name, state, _) in view.states() {
+        let schema = cells.schema();
+        let field = schema.field_with_name(&name).unwrap();
+        assert_eq!(
+            (field.data_type(), field.is_nullable()),
+            (&state.arrow(), state.nullable),
+            "{name}"
+        );
+    }
+}
+
+/// An event of few values.
+fn plain_event(at: i64) -> Event {
+    Event {
+        at,
+        id: 0,
+        origin: String::new(),
+        carrier: None,
+        delay: None,
+        distance: None,
+        fare: None,
+        cancelled: None,
+        day: None,
+        partition: 0,
+        offset: 0,
+    }
+}
+
+#[test]
+fn windows_begin_at_or_before_their_events() {
+    let view = compile(&every_measure());
+    let plan = CellPlan::new(&view, &dataset(), CellKey::Cell).unwrap();
+    // Before 1970 only a Kafka timestamp could be, and the decoder refuses it; the arithmetic holds all the same.
+    for (at, window) in [
+        (0, 0),
+        (3_599_999_999, 0),
+        (3_600_000_000, 3_600_000_000),
+        (-1, -3_600_000_000),
+    ] {
+        let cells = runtime().block_on(plan.run(vec![batch(&[plain_event(at)])])).unwrap();
+        let windows = cells
+            .column_by_name(WINDOW_COLUMN)
+            .unwrap()
+            .as_primitive::<TimestampMicrosecondType>();
+        assert_eq!(windows.value(0), window, "{at}");
+    }
+}
+
+/// A filter that fails keeps its event out of every cell; how often is counted aside.
+#[test]
+fn failed_filters_are_counted_aside() {
+    let event = |id| Event { id, ..plain_event(0) };
+    let events = vec![batch(&[event(0), event(1), event(2)]), batch(&[event(0)])];
+    for (filter, failed, cells) in [
+        ("10 / id > 4", 2, 1),
+        ("id > 1", 0, 1),
+        ("id <> 0 AND 10 / id > 100", 0, 0),
+    ] {
+        let view = compile(&source(Some(filter), &[], &[("n", "count()")]));
+        let plan = CellPlan::new(&view, &dataset(), CellKey::Cell).unwrap();
+        assert_eq!(
+            runtime().block_on(plan.failed_filters(events.clone())).unwrap(),
+            failed,
+            "{filter}"
+        );
+        assert_eq!(
+            runtime().block_on(plan.run(events.clone())).unwrap().num_rows(),
+            cells,
+            "{filter}"
+        );
+    }
+}

@@ -100,7 +100,7 @@ impl Merging<'_> {
         let states = States::of(self.view, &measures);
         let mut parameters = Parameters::default();
         let bucket = self.bucket_sql()?;
-        let (from, to) = (parameters.add("Int64", self.from), parameters.add("Int64", self.to));
+        let (from, to) = (parameters.add("Int64", &self.from), parameters.add("Int64", &self.to));
         let range = format!(
             "{window} >= toDateTime64({from}, 0, 'UTC') AND {window} < toDateTime64({to}, 0, 'UTC')",
             window = identifier(WINDOW_COLUMN)
@@ -238,8 +238,8 @@ impl Merging<'_> {
         let conditions: Vec<_> = runs
             .into_iter()
             .map(|(run, days)| {
-                let run = parameters.add("UInt128", run.0);
-                let days = parameters.add("Array(Int32)", list(days));
+                let run = parameters.add("UInt128", &run.0);
+                let days = parameters.add("Array(Int32)", &list(days));
                 format!("({run_column} = {run} AND {day_column} IN arrayMap(day -> toDate32(day), {days}))")
             })
             .collect();
@@ -259,9 +259,9 @@ impl Merging<'_> {
         }
         let mut sql = "multiIf(".to_owned();
         for (topic, (partitions, marks)) in topics {
-            let topic = parameters.add("UInt128", topic.0);
-            let partitions = parameters.add("Array(UInt32)", list(partitions));
-            let marks = parameters.add("Array(UInt64)", list(marks));
+            let topic = parameters.add("UInt128", &topic.0);
+            let partitions = parameters.add("Array(UInt32)", &list(partitions));
+            let marks = parameters.add("Array(UInt64)", &list(marks));
             let (topic_column, partition_column) = (identifier(TOPIC_COLUMN), identifier(PARTITION_COLUMN));
             // Writing to a string does not fail.
             let _ = write!(
@@ -275,11 +275,11 @@ impl Merging<'_> {
     /// SQL that is 0, or an error where a floor row lies above the publication. It says what
     /// [`crate::handoff::Floor::admits`] says, about the floors of this moment.
     fn floor(&self, parameters: &mut Parameters) -> String {
-        let fingerprint = parameters.add("String", self.view.fingerprint);
+        let fingerprint = parameters.add("String", &self.view.fingerprint);
         let (number, content) = self
             .publication
             .map_or((0, 0), |publication| (publication.number.0, publication.content.0));
-        let number = parameters.add("UInt64", number.min(content));
+        let number = parameters.add("UInt64", &number.min(content));
         let marks = self
             .publication
             .into_iter()
@@ -288,7 +288,7 @@ impl Merging<'_> {
                 let Offset(mark) = mark.0;
                 format!("({},{number},{mark})", topic.0)
             });
-        let marks = parameters.add(MARKS_TYPE, list(marks));
+        let marks = parameters.add(MARKS_TYPE, &list(marks));
         format!(
             "SELECT throwIf(count() > 0, '{BELOW_FLOOR}') FROM {} WHERE fingerprint = {fingerprint} AND \
              (number > {number} OR arrayExists(floor -> floor.3 > arrayMax(arrayMap(mark -> \
@@ -304,7 +304,7 @@ struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
     /// Adds a value and gives the SQL that stands for it.
-    fn add(&mut self, clickhouse_type: &str, value: impl ToString) -> String {
+    fn add(&mut self, clickhouse_type: &str, value: &impl ToString) -> String {
         let name = format!("p{}", self.0.len());
         let sql = format!("{{{name}:{clickhouse_type}}}");
         self.0.push((name, value.to_string()));

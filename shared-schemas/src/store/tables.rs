@@ -176,7 +176,8 @@ pub fn control_tables() -> Vec<Table> {
         control(
             PUBLICATIONS,
             "fingerprint String, number UInt64, run UInt128, parent Array(Tuple(UInt64, UInt128)), content UInt64, \
-             marks Array(Tuple(UInt128, UInt32, UInt64)), days Array(Tuple(Date32, UInt128)), rules String, \
+             marks Array(Tuple(UInt128, UInt32, UInt64)), gaps Array(Tuple(UInt128, UInt32, UInt64, UInt64)), \
+             days Array(Tuple(Date32, UInt128)), rules String, \
              published DateTime64(3, 'UTC') DEFAULT now64(3)",
             "",
             &["fingerprint", "number", "run"],

@@ -7,7 +7,6 @@ use datafusion::common::DFSchema;
 use datafusion::sql::sqlparser::ast::Expr as Ast;
 
 use super::expression::{Compiler, Expression};
-use super::functions::nearest;
 use super::source::{MeasureSource, ViewMistake, ViewPlace, ViewSource};
 use super::syntax::{self, Mistake, Text};
 use super::value::ValueType;
@@ -15,6 +14,7 @@ use super::{Aggregate, Dimension, Measure, MeasureForm, View};
 use crate::dataset::Dataset;
 use crate::fingerprint::Fingerprint;
 use crate::measure::{self, Takes};
+use crate::mistake::nearest;
 use crate::plan::event_schema;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);

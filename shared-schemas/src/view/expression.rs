@@ -4,14 +4,17 @@
 //! [`super::total`], and cast to one of the [`ValueType`]s. Along goes a second expression that counts, per event, how
 //! often a total function gave null although its arguments were not: what would have failed is *counted*, not hidden.
 
+use std::sync::Arc;
+
 use datafusion::common::DFSchema;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::context::SessionContext;
-use datafusion::logical_expr::expr::{Case, ScalarFunction};
+use datafusion::logical_expr::expr::{Case, Cast, ScalarFunction, TryCast};
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, Operator, cast, lit, try_cast};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::sqlparser::ast::{Expr as Ast, ExprWithAlias};
 
@@ -68,10 +71,6 @@ impl<'a> Compiler<'a> {
             schema,
             session: session(),
         }
-    }
-
-    pub(super) fn dataset(&self) -> &'a Dataset {
-        self.dataset
     }
 
     /// Compiles an expression given as text.
@@ -132,10 +131,7 @@ impl<'a> Compiler<'a> {
             .create_logical_expr_from_sql_expr(with_alias, &self.schema)?
             .unalias_nested()
             .data;
-        let context = SimplifyContext::builder()
-            .with_schema(std::sync::Arc::new(self.schema.clone()))
-            .build();
-        ExprSimplifier::new(context).coerce(expr, &self.schema)
+        self.simplifier().coerce(expr, &self.schema)
     }
 
     /// The mistake for an expression that cannot be planned, placed at the smallest part that cannot.
@@ -156,34 +152,37 @@ impl<'a> Compiler<'a> {
 
     /// Evaluates every part over no rows: what fails there fails always (`CAST('x' AS INT)`, `date_trunc('wek', …)`).
     fn probe(&self, expr: &Expr) -> datafusion::common::Result<()> {
-        let none = RecordBatch::new_empty(std::sync::Arc::new(self.schema.as_arrow().clone()));
+        let none = RecordBatch::new_empty(Arc::new(self.schema.as_arrow().clone()));
         expr.apply(|part| {
             if !matches!(part, Expr::Literal(..) | Expr::Column(_)) {
-                self.session
-                    .create_physical_expr(part.clone(), &self.schema)?
-                    .evaluate(&none)?;
+                self.physical(part.clone())?.evaluate(&none)?;
             }
             Ok(TreeNodeRecursion::Continue)
         })?;
         Ok(())
     }
 
+    /// An expression ready to evaluate. It is simplified before, as in a plan: `coalesce` exists only until then.
+    pub(super) fn physical(&self, expr: Expr) -> datafusion::common::Result<Arc<dyn PhysicalExpr>> {
+        let simple = self.simplifier().simplify(expr)?;
+        self.session.create_physical_expr(simple, &self.schema)
+    }
+
+    fn simplifier(&self) -> ExprSimplifier {
+        ExprSimplifier::new(
+            SimplifyContext::builder()
+                .with_schema(Arc::new(self.schema.clone()))
+                .build(),
+        )
+    }
+
     /// Replaces what can fail by what cannot.
     fn lower(&self, expr: Expr) -> datafusion::common::Result<Expr> {
         let lowered = expr.transform_up(|part| {
             Ok(match part {
-                Expr::Cast(cast) => {
-                    let to = cast.field.data_type().clone();
-                    let from_text = cast.expr.get_type(&self.schema)?.is_string();
-                    let safe = try_cast(*cast.expr, to.clone());
-                    // The text 'inf' is a double, but no measure's.
-                    Transformed::yes(if from_text && to.is_floating() {
-                        total::storable(safe)
-                    } else {
-                        safe
-                    })
+                Expr::Cast(Cast { expr, field }) | Expr::TryCast(TryCast { expr, field }) => {
+                    Transformed::yes(self.total_cast(*expr, field.data_type())?)
                 }
-                Expr::TryCast(_) => Transformed::no(part),
                 Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
                     match total::arithmetic((*left).clone(), op, (*right).clone()) {
                         Some(total) => Transformed::yes(total),
@@ -205,6 +204,21 @@ impl<'a> Compiler<'a> {
         Ok(lowered.data)
     }
 
+    /// A cast that gives null for what does not fit.
+    fn total_cast(&self, value: Expr, to: &DataType) -> datafusion::common::Result<Expr> {
+        let from = value.get_type(&self.schema)?;
+        if from.is_temporal() {
+            return Ok(total::cast_to(value, to.clone()));
+        }
+        let cast = try_cast(value, to.clone());
+        // The text 'inf' is a double, but no measure's.
+        Ok(if from.is_string() && to.is_floating() {
+            total::storable(cast)
+        } else {
+            cast
+        })
+    }
+
     /// Casts to the value type's Arrow type, and to null what no table can hold.
     fn settle(
         &self,
@@ -219,10 +233,12 @@ impl<'a> Compiler<'a> {
             DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::UInt8 | DataType::UInt16 | DataType::UInt32
         ) || planned.is_string();
         let same = expr.get_type(&self.schema)? == arrow;
-        let expr = match () {
-            () if same => expr,
-            () if widened => cast(expr, arrow),
-            () => try_cast(expr, arrow),
+        let expr = if same {
+            expr
+        } else if widened {
+            cast(expr, arrow)
+        } else {
+            self.total_cast(expr, &arrow)?
         };
         // A declared timestamp is within 1970 and 2299 by the decoder's rules; a declared date may be of any year.
         Ok(match value_type {

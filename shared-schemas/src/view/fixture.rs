@@ -43,7 +43,14 @@ pub(crate) fn dataset() -> Dataset {
             field("carrier", FieldType::String, true),
             field("delay", FieldType::Int64, true),
             field("distance", FieldType::Float64, true),
-            field("fare", FieldType::Decimal { precision: 10, scale: 2 }, true),
+            field(
+                "fare",
+                FieldType::Decimal {
+                    precision: 10,
+                    scale: 2,
+                },
+                true,
+            ),
             field("cancelled", FieldType::Bool, true),
             field("day", FieldType::Date, true),
         ],
@@ -68,7 +75,8 @@ pub(crate) struct Event {
 
 /// Few windows and dimension values, so that cells are shared; numbers up to the ends of their types.
 pub(crate) fn events(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Event>> {
-    let delay = prop_oneof![4 => -100_i64..100, 1 => Just(0_i64), 1 => any::<i64>(), 1 => Just(i64::MIN), 1 => Just(i64::MAX)];
+    let delay =
+        prop_oneof![4 => -100_i64..100, 1 => Just(0_i64), 1 => any::<i64>(), 1 => Just(i64::MIN), 1 => Just(i64::MAX)];
     let distance = prop_oneof![
         4 => (-1000_i32..1000).prop_map(f64::from),
         1 => any::<f64>().prop_filter("finite", |value| value.is_finite()),
@@ -91,19 +99,21 @@ pub(crate) fn events(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec
     prop::collection::vec(event, count).prop_map(|events| {
         (0..)
             .zip(events)
-            .map(|(offset, (at, id, origin, carrier, delay, distance, fare, cancelled, day, partition))| Event {
-                at,
-                id,
-                origin: origin.to_owned(),
-                carrier: carrier.map(str::to_owned),
-                delay,
-                distance,
-                fare,
-                cancelled,
-                day,
-                partition,
-                offset,
-            })
+            .map(
+                |(offset, (at, id, origin, carrier, delay, distance, fare, cancelled, day, partition))| Event {
+                    at,
+                    id,
+                    origin: origin.to_owned(),
+                    carrier: carrier.map(str::to_owned),
+                    delay,
+                    distance,
+                    fare,
+                    cancelled,
+                    day,
+                    partition,
+                    offset,
+                },
+            )
             .collect()
     })
 }
@@ -116,8 +126,18 @@ pub(crate) fn batch(events: &[Event]) -> RecordBatch {
     let columns: Vec<ArrayRef> = vec![
         time(ats.clone()),
         Arc::new(events.iter().map(|event| Some(event.id)).collect::<Int64Array>()),
-        Arc::new(events.iter().map(|event| Some(event.origin.as_str())).collect::<StringArray>()),
-        Arc::new(events.iter().map(|event| event.carrier.as_deref()).collect::<StringArray>()),
+        Arc::new(
+            events
+                .iter()
+                .map(|event| Some(event.origin.as_str()))
+                .collect::<StringArray>(),
+        ),
+        Arc::new(
+            events
+                .iter()
+                .map(|event| event.carrier.as_deref())
+                .collect::<StringArray>(),
+        ),
         Arc::new(events.iter().map(|event| event.delay).collect::<Int64Array>()),
         Arc::new(events.iter().map(|event| event.distance).collect::<Float64Array>()),
         Arc::new(fares.with_precision_and_scale(10, 2).unwrap()),
@@ -135,7 +155,9 @@ pub(crate) fn batch(events: &[Event]) -> RecordBatch {
 pub(crate) fn batch_with_starts(events: &[Event]) -> RecordBatch {
     let plain = batch(events);
     let chunk = dataset().chunk.cast_signed();
-    let starts = events.iter().map(|event| (event.offset / chunk * chunk).cast_unsigned());
+    let starts = events
+        .iter()
+        .map(|event| (event.offset / chunk * chunk).cast_unsigned());
     let mut fields = plain.schema().fields().to_vec();
     fields.push(Arc::new(ArrowField::new(START_COLUMN, DataType::UInt64, false)));
     let mut columns = plain.columns().to_vec();
@@ -152,11 +174,22 @@ pub(crate) fn source(filter: Option<&str>, dimensions: &[(&str, &str)], measures
         filter: filter.map(str::to_owned),
         dimensions: dimensions
             .iter()
-            .map(|(name, expr)| DimensionSource { name: (*name).to_owned(), expr: (*expr).to_owned() })
+            .map(|(name, expr)| DimensionSource {
+                name: (*name).to_owned(),
+                expr: (*expr).to_owned(),
+            })
             .collect(),
         measures: measures
             .iter()
-            .map(|(name, call)| ((*name).to_owned(), MeasureSource::Aggregate { call: (*call).to_owned(), condition: None }))
+            .map(|(name, call)| {
+                (
+                    (*name).to_owned(),
+                    MeasureSource::Aggregate {
+                        call: (*call).to_owned(),
+                        condition: None,
+                    },
+                )
+            })
             .collect(),
     }
 }
@@ -191,11 +224,17 @@ pub(crate) fn every_measure() -> ViewSource {
     );
     source.measures.push((
         "cancelled".to_owned(),
-        MeasureSource::Aggregate { call: "count()".to_owned(), condition: Some("cancelled".to_owned()) },
+        MeasureSource::Aggregate {
+            call: "count()".to_owned(),
+            condition: Some("cancelled".to_owned()),
+        },
     ));
     source.measures.push((
         "share_cancelled".to_owned(),
-        MeasureSource::Ratio { numerator: "cancelled".to_owned(), denominator: "events".to_owned() },
+        MeasureSource::Ratio {
+            numerator: "cancelled".to_owned(),
+            denominator: "events".to_owned(),
+        },
     ));
     source
 }

@@ -103,16 +103,6 @@ pub(super) fn is_unsteady(name: &str) -> bool {
     UNSTEADY.contains(&name)
 }
 
-/// The name nearest to a misspelt one, if one is near.
-pub(super) fn nearest<'a>(name: &str, among: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    among
-        .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.chars().count().max(name.chars().count()) / 4)
-        .min()
-        .map(|(_, candidate)| candidate)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,12 +111,5 @@ mod tests {
     fn the_list_is_sorted_and_steady() {
         assert!(FUNCTIONS.is_sorted_by(|a, b| a.name < b.name));
         assert!(FUNCTIONS.iter().all(|function| !is_unsteady(function.name)));
-    }
-
-    #[test]
-    fn nearest_finds_slips_and_nothing_far() {
-        assert_eq!(nearest("lowr", FUNCTIONS.iter().map(|f| f.name)), Some("lower"));
-        assert_eq!(nearest("carier", ["origin", "carrier"]), Some("carrier"));
-        assert_eq!(nearest("zebra", ["origin", "carrier"]), None);
     }
 }

@@ -13,9 +13,10 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Location, Token};
 
-use super::functions::{self, nearest};
+use super::functions;
 use crate::dataset::Dataset;
 use crate::measure;
+use crate::mistake::nearest;
 
 /// Something wrong with an expression; which one is for the caller to add.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,8 +93,14 @@ impl Text<'_> {
         } else {
             sentence(what)
         };
+        let at = if what.ends_with("found: EOF") {
+            Some(self.0.trim_end().len())
+        } else {
+            at.or(Some(0))
+        };
+        let what = what.replace("found: EOF", "found the end");
         Mistake {
-            at: at.or(Some(0)),
+            at,
             what,
             instead: None,
         }

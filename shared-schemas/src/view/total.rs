@@ -34,6 +34,8 @@ enum Act {
     Arithmetic(Operator),
     /// The unary minus.
     Negate,
+    /// A cast. Arrow's safe cast gives null for most that does not fit, but not for days that no calendar has.
+    Cast(DataType),
     /// A DataFusion function.
     Call(Arc<ScalarUDF>),
     /// Null for what a table cannot hold: a double that is not finite, a time before 1900 or after 2299. Also makes
@@ -81,6 +83,11 @@ pub(super) fn negate(value: Expr) -> Expr {
     total("total_negate", Act::Negate).call(vec![value])
 }
 
+/// `CAST(value AS to)`, null where it fails.
+pub(super) fn cast_to(value: Expr, to: DataType) -> Expr {
+    total("total_cast", Act::Cast(to)).call(vec![value])
+}
+
 /// A call of a DataFusion function, null where it fails.
 pub(super) fn call(function: &Arc<ScalarUDF>, arguments: Vec<Expr>) -> Expr {
     total(format!("total_{}", function.name()), Act::Call(Arc::clone(function))).call(arguments)
@@ -121,6 +128,7 @@ impl ScalarUDFImpl for Total {
     fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
         match (&self.act, arguments) {
             (Act::Arithmetic(op), [left, right]) => BinaryTypeCoercer::new(left, op, right).get_result_type(),
+            (Act::Cast(to), _) => Ok(to.clone()),
             (Act::Call(function), _) => function.return_type(arguments),
             (Act::Negate | Act::Storable | Act::Window | Act::Magnitude, [first, ..]) => Ok(first.clone()),
             _ => internal_err!("{} was called with {} arguments", self.name, arguments.len()),
@@ -195,6 +203,7 @@ impl Batch<'_> {
     fn evaluate(&self, values: &[ColumnarValue], rows: usize) -> Result<ArrayRef> {
         let result = match (&self.total.act, values) {
             (Act::Arithmetic(op), [left, right]) => arithmetic_kernel(*op, left, right, rows)?,
+            (Act::Cast(to), [value]) => cast(&value.to_array(rows)?, to)?,
             (Act::Negate, [value]) => numeric::neg(&value.to_array(rows)?)?,
             (Act::Call(function), _) => function
                 .invoke_with_args(ScalarFunctionArgs {

@@ -199,6 +199,7 @@ fn what_reaches_beyond_the_tables_is_refused() {
         ("SELECT 1; DROP TABLE t", code::SYNTAX_ERROR),
         ("SELECT 'a", code::SYNTAX_ERROR),
         ("SELECT \u{2018}'\u{2019} INTO OUTFILE 'x' -- '", code::SYNTAX_ERROR),
+        ("exit;", code::SYNTAX_ERROR),
         (" ;", code::SYNTAX_ERROR),
         ("", code::SYNTAX_ERROR),
     ] {

@@ -14,7 +14,10 @@ use super::Access;
 pub(super) fn write(home: &Path, address: Loopback, access: &Access) -> Result<(), StackError> {
     // The user's name is an element of the file.
     if !access.user.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        || !access.user.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
+        || !access
+            .user
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
     {
         return Err(StackError::Program(format!(
             "clickhouse.user = \"{}\" cannot be a user of a server that is started here: take letters, digits and _ - . only",

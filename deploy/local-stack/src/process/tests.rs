@@ -19,9 +19,10 @@ fn shell(script: &str, folder: &Path) -> Launch {
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {
+    let mut looks = tokio::time::interval(Duration::from_millis(5));
     let wait = async {
         while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            looks.tick().await;
         }
     };
     tokio::time::timeout(Duration::from_secs(20), wait)

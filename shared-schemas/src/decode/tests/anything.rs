@@ -80,7 +80,7 @@ fn everything() -> Dataset {
 }
 
 /// Reads the bytes as a record and checks what must hold whatever they are.
-pub fn check(data: &[u8]) {
+pub(crate) fn check(data: &[u8]) {
     let keys = HashMap::from([("KEY".to_owned(), b"secret".to_vec())]);
     let dataset = everything();
     let key = data.get(..3).filter(|key| key[0] == b'1');

@@ -47,6 +47,13 @@ fn the_schema_is_the_fields_then_the_record() {
         decoder.push(&record(text)).unwrap();
         let batch = &decoder.finish()[0];
         assert_eq!(batch.schema(), decoder.schema());
+        if !extra {
+            assert_eq!(
+                *batch.schema(),
+                crate::plan::event_schema(&events),
+                "the very columns that plans read"
+            );
+        }
         let schema = batch.schema();
         let fields: Vec<_> = schema
             .fields()

@@ -58,7 +58,7 @@ fn what_each_rule_makes_of_a_value() {
     let hour = Mask::Truncate(Truncate::Hour);
     let day = Mask::Truncate(Truncate::Day);
     let at = r#""2024-06-01T14:31:07.5+02:00""#;
-    assert_eq!(one(hour.clone(), RFC3339, at), Ok("2024-06-01T12:00:00Z".to_owned()));
+    assert_eq!(one(hour, RFC3339, at), Ok("2024-06-01T12:00:00Z".to_owned()));
     assert_eq!(one(day.clone(), RFC3339, at), Ok("2024-06-01T00:00:00Z".to_owned()));
     let fields = vec![Field {
         mask: Some(day),

@@ -195,7 +195,8 @@ fn from_key_and_headers() {
     let millis = FieldType::Timestamp {
         unit: Some(TimeUnit::Millisecond),
     };
-    let rows: &[(FieldType, Option<&[u8]>, Result<&str, Reason>)] = &[
+    type Row = (FieldType, Option<&'static [u8]>, Result<&'static str, Reason>);
+    let rows: &[Row] = &[
         (FieldType::String, None, Ok("null")),
         (FieldType::String, Some(b""), Ok("")),
         (FieldType::String, Some(b"null"), Ok("null")),

@@ -247,7 +247,7 @@ fn every_day_agrees_with_chrono() {
     let first = chrono::NaiveDate::from_ymd_opt(1899, 12, 1).unwrap();
     for date in first
         .iter_days()
-        .take_while(|date| date.to_string() < "2300-02-01".to_owned())
+        .take_while(|date| date.to_string().as_str() < "2300-02-01")
     {
         let days = i32::try_from((date - epoch).num_days()).unwrap();
         let expected = Some(days).filter(|_| ("1900-01-01".."2300-01-01").contains(&date.to_string().as_str()));

@@ -56,8 +56,10 @@ impl Run {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Collector {
     Idle,
-    /// The floor has risen; deleting may begin.
+    /// The floor has risen; deleting may begin, progress first.
     Raised,
+    /// Half of it is deleted.
+    Half,
 }
 
 impl Protocol {
@@ -75,6 +77,13 @@ impl Protocol {
                         .into_iter()
                         .filter(|cut| self.choice(world, *cut).is_some());
                     actions.extend(pins.map(|cut| Action::Pin(at, cut)));
+                    if let Some(newest) = world.newest(self) {
+                        let days = newest.days.keys().copied();
+                        actions.extend(
+                            days.map(|day| Action::Repair(at, Some(day)))
+                                .chain([Action::Repair(at, None)]),
+                        );
+                    }
                 }
                 Run::Idle => {}
                 Run::Computed {
@@ -83,6 +92,9 @@ impl Protocol {
                     match self.verdict(world, publication, *settled) {
                         Verdict::Publish | Verdict::StartOver => actions.push(Action::Publish(at)),
                         Verdict::Wait | Verdict::FallBack => actions.push(Action::FallBack(at)),
+                    }
+                    if world.left.faults > 0 {
+                        actions.push(Action::DoubleBatch(at));
                     }
                     let settles = *settled || world.settled(publication.run);
                     if world.left.faults > 0 && !settles {
@@ -114,8 +126,8 @@ impl Protocol {
                 }
             }
             Collector::Idle => {}
-            Collector::Raised if self.may_collect(world) => actions.push(Action::Collect),
-            Collector::Raised => {}
+            Collector::Raised if !self.may_collect(world) => {}
+            Collector::Raised | Collector::Half => actions.push(Action::Collect),
         }
     }
 
@@ -130,6 +142,23 @@ impl Protocol {
             Action::Pin(run, cut) => {
                 world.left.pins = world.left.pins.saturating_sub(1);
                 self.pin(world, run, cut);
+            }
+            Action::Repair(run, day) => {
+                world.left.pins -= 1;
+                self.repair(world, run, day);
+            }
+            Action::DoubleBatch(run) => {
+                world.left.faults -= 1;
+                let Run::Computed { publication, .. } = &world.runs[run] else {
+                    return;
+                };
+                let rows = world.store.batch.iter().filter(|((of, _), _)| *of == publication.run);
+                let rows = rows.map(|((_, day), content)| (*day, *content)).collect();
+                let insert = Insert::Batch {
+                    run: publication.run,
+                    rows,
+                };
+                world.flights.push(Flight::of(Sender::Nobody, insert));
             }
             Action::Publish(run) => self.publish(world, run),
             Action::FallBack(run) => self.fall_back(world, run),
@@ -260,7 +289,24 @@ impl Protocol {
         } else {
             dirty_days(&old, &marks, ranges)
         };
-        for day in &dirty {
+        self.write(world, id, parent, mark, &dirty);
+        let gaps = BTreeMap::from([(PARTITION, world.archive.gaps.clone())]);
+        let mut publication = Publication::of_run(parent, id, marks, &gaps, &dirty);
+        if self.breaks(Rule::CleanDaysOfParent) {
+            publication.days.retain(|day, _| dirty.contains(day));
+        }
+        world.runs[run] = Run::Computed {
+            publication,
+            fallback,
+            settled: false,
+        };
+    }
+
+    /// Writes a run's rows: the events of those days below the mark, without repeats.
+    fn write(&self, world: &mut World, id: RunId, parent: Option<&Publication>, mark: Mark, days: &BTreeSet<EventDay>) {
+        let archive = world.archive.clone();
+        let archived = |offset: Offset| offset < archive.end && !archive.gaps.contains(offset);
+        for day in days {
             let end = if self.breaks(Rule::ComputeBelowMark) {
                 world.archive.end
             } else {
@@ -276,18 +322,42 @@ impl Protocol {
             let content: Content = counted.fold(0, |bits, record| bits | record.bit());
             world.store.batch.insert((id, *day), content);
         }
-        let gaps = BTreeMap::from([(PARTITION, world.archive.gaps.clone())]);
         let number = parent.map(|parent| parent.number).unwrap_or_default();
         world.store.parents.insert(id, number);
-        let mut publication = Publication::of_run(parent, id, marks, &gaps, &dirty);
-        if self.breaks(Rule::CleanDaysOfParent) {
-            publication.days.retain(|day, _| dirty.contains(day));
-        }
-        world.runs[run] = Run::Computed {
-            publication,
-            fallback,
-            settled: false,
+    }
+
+    /// A run over chosen days, or all: at the published marks, which it keeps.
+    fn repair(&self, world: &mut World, run: usize, day: Option<EventDay>) {
+        let Some(parent) = world.newest(self).cloned() else {
+            return;
         };
+        let id = fresh(world);
+        let chosen: BTreeSet<_> = parent
+            .days
+            .keys()
+            .copied()
+            .filter(|of| day.is_none_or(|day| day == *of))
+            .collect();
+        let published = parent.gaps.get(&PARTITION).cloned().unwrap_or_default();
+        let mark = parent.mark(PARTITION);
+        if mark_limit(
+            world.archive.end,
+            mark,
+            &world.archive.gaps,
+            &published,
+            &OffsetSet::default(),
+        )
+        .is_ok()
+        {
+            self.write(world, id, Some(&parent), mark, &chosen);
+            let gaps = BTreeMap::from([(PARTITION, world.archive.gaps.clone())]);
+            let publication = Publication::of_run(Some(&parent), id, parent.marks.clone(), &gaps, &chosen);
+            world.runs[run] = Run::Computed {
+                publication,
+                fallback: None,
+                settled: true,
+            };
+        }
     }
 
     /// What an implementation by archive version would do: days of the commits since the parent's run.
@@ -320,15 +390,6 @@ impl Protocol {
         );
         let cuts = (!self.chunk.is_first(mark.0) && !self.breaks(Rule::WaitForCut)).then_some(state);
         let newest = world.newest(self);
-        let newest = if self.breaks(Rule::PublishOnNewest) {
-            world
-                .store
-                .publications
-                .iter()
-                .find(|other| Some(other.key()) == publication.parent)
-        } else {
-            newest
-        };
         may_publish(publication, newest, &world.store.floor, cuts, false)
     }
 
@@ -423,8 +484,13 @@ impl Protocol {
     }
 
     fn collect(&self, world: &mut World) {
-        world.collector = Collector::Idle;
+        let raised = world.collector == Collector::Raised;
+        world.collector = if raised { Collector::Half } else { Collector::Idle };
         let store = &mut world.store;
+        if raised {
+            store.progress.forget_below(store.floor.mark(PARTITION));
+            return;
+        }
         let runs = store.parents.iter().map(|(run, parent)| (*run, *parent));
         let starts: BTreeSet<_> = store.rows.keys().map(|(start, _)| (PARTITION, *start)).collect();
         let mut gone = store.floor.collectable(&store.publications, runs, starts);
@@ -440,7 +506,6 @@ impl Protocol {
             };
             gone.runs = store.parents.iter().filter_map(below).collect();
         }
-        store.progress.forget_below(store.floor.mark(PARTITION));
         store
             .rows
             .retain(|(start, _), _| !gone.starts.contains(&(PARTITION, *start)));

@@ -206,30 +206,51 @@ impl Protocol {
         (world.promised, world.promised_by) = (whole, key);
     }
 
+    /// Faults end and everything on its way arrives. With a worker that lives on the answer is whole now, and after
+    /// a batch run; and the run's mark is in the archive's last chunk, with a worker or without.
     pub(super) fn becomes_whole(&self, world: &World) -> bool {
-        let settled = self.settled(world);
-        settled.violated.is_none() && self.is_whole(&settled) || world.violated.is_some()
+        if world.violated.is_some() {
+            return true;
+        }
+        let rested = self.rested(world, true);
+        let (with, without) = (
+            self.settled(rested.clone(), true),
+            self.settled(self.rested(world, false), false),
+        );
+        let right = [&rested, &with, &without]
+            .into_iter()
+            .all(|world| world.violated.is_none());
+        let whole = self.workers == 0 || (self.is_whole(&rested) && self.is_whole(&with));
+        right && whole && self.is_caught_up(&with) && self.is_caught_up(&without)
     }
 
-    /// Faults end, one worker lives on, everything on its way arrives, a batch run ends: now the answer must be whole,
-    /// and the mark in the archive's last chunk.
-    pub(super) fn settled(&self, world: &World) -> World {
+    /// The world after faults ended, with a worker that lives on, or without, before any run goes on.
+    pub(super) fn rested(&self, world: &World, speed: bool) -> World {
         let mut world = world.clone();
         world.left = Budget::default();
         world.reader = Reader::Idle;
-        for worker in 1..world.workers.len() {
+        let living = usize::from(speed).min(world.workers.len());
+        for worker in living..world.workers.len() {
             world.workers[worker] = super::speed::Worker::default();
             world.abandon(Sender::Worker(worker));
         }
-        self.settle(&mut world);
+        self.settle(&mut world, speed);
+        self.observe(&mut world);
+        world
+    }
+
+    /// A rested world after its runs came to an end, and one more.
+    fn settled(&self, mut world: World, speed: bool) -> World {
         for run in 0..world.runs.len() {
-            self.finish(&mut world, run);
+            self.finish(&mut world, run, speed);
         }
-        for cut in [true, false] {
-            self.act(&mut world, &Action::Pin(0, cut));
-            self.finish(&mut world, 0);
+        for cut in [true, true, false] {
+            if world.runs[0] == Run::Idle {
+                self.act(&mut world, &Action::Pin(0, cut));
+                self.finish(&mut world, 0, speed);
+            }
         }
-        self.settle(&mut world);
+        self.settle(&mut world, speed);
         self.observe(&mut world);
         world
     }
@@ -240,39 +261,38 @@ impl Protocol {
         let lost = world.gaps_of_speed();
         let whole = self.whole(newest, &coverage);
         let gone = |offset: Offset| lost.contains(offset) || world.archive.gaps.contains(offset);
-        let all_there = self
-            .log
-            .iter()
-            .all(|record| whole & record.bit() != 0 || gone(record.offset));
+        coverage.covered >= self.log_end()
+            && self
+                .log
+                .iter()
+                .all(|record| whole & record.bit() != 0 || gone(record.offset))
+    }
+
+    /// Whether the mark is as far as the archive allows. One that lacks what was published needs an operator.
+    fn is_caught_up(&self, world: &World) -> bool {
+        let newest = world.newest(self);
         let mark = newest.map(|newest| newest.mark(PARTITION)).unwrap_or_default();
         let published = newest
             .and_then(|newest| newest.gaps.get(&PARTITION))
             .cloned()
             .unwrap_or_default();
-        let limit = mark_limit(world.archive.end, mark, &world.archive.gaps, &published, &coverage.gaps);
-        // An archive that lacks what was published needs an operator.
-        let caught_up = match limit {
+        let excused = self.coverage(world, newest).gaps;
+        match mark_limit(world.archive.end, mark, &world.archive.gaps, &published, &excused) {
             Ok(limit) => mark.start() >= self.chunk.first(limit),
             Err(behind) => matches!(behind, ArchiveBehind::Lacks { .. }),
-        };
-        coverage.covered >= self.log_end() && all_there && caught_up
+        }
     }
 
     /// Everything goes on without faults until nothing moves, but no run begins.
-    fn settle(&self, world: &mut World) {
+    fn settle(&self, world: &mut World, speed: bool) {
         world.collector = Collector::Idle;
         for _ in 0..400 {
             let before = world.clone();
             while !world.flights.is_empty() {
                 self.act(world, &Action::Deliver(0));
             }
-            self.act(world, &Action::Look(0));
-            let mut actions = Vec::new();
-            self.speed_actions(world, &mut actions);
-            let mine = |action: &Action| matches!(action, Action::Flush(0, _) | Action::Read(0, _));
-            let flush = actions.iter().find(|action| matches!(action, Action::Flush(0, _)));
-            if let Some(action) = flush.or_else(|| actions.iter().find(|action| mine(action))) {
-                self.act(world, action);
+            if speed && !world.workers.is_empty() {
+                self.work(world);
             }
             if world.archive.end < self.log_end() {
                 self.act(world, &Action::Archive);
@@ -283,10 +303,22 @@ impl Protocol {
         }
     }
 
+    /// The worker that lives on looks, then flushes or reads.
+    fn work(&self, world: &mut World) {
+        self.act(world, &Action::Look(0));
+        let mut actions = Vec::new();
+        self.speed_actions(world, &mut actions);
+        let flush = actions.iter().find(|action| matches!(action, Action::Flush(0, _)));
+        let read = || actions.iter().find(|action| matches!(action, Action::Read(0, _)));
+        if let Some(action) = flush.or_else(read) {
+            self.act(world, action);
+        }
+    }
+
     /// A run goes on to its end, or gives up.
-    fn finish(&self, world: &mut World, run: usize) {
+    fn finish(&self, world: &mut World, run: usize, speed: bool) {
         for _ in 0..8 {
-            self.settle(world);
+            self.settle(world, speed);
             let action = match &world.runs[run] {
                 Run::Idle | Run::Publishing { .. } => return,
                 Run::Unsure { .. } => Action::Publish(run),

@@ -1,4 +1,8 @@
 //! The rules of the design. Each can be broken, and the model then fails: that is what they are for.
+//!
+//! Not here, because the model stays right without them: that a run publishes only on the newest (of two with one
+//! number the higher run id answers anyway), that progress is deleted before its rows (nobody that the floor admits
+//! reads either), and that a version never exceeds its chunk's end. The first saves work, the others keep rows equal.
 
 /// A rule of the hand-off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,6 +65,37 @@ pub(super) enum Rule {
     WaitAfterFloor,
     /// Runs that the floor's parent holds are kept.
     KeepRunsOfParent,
-    /// A run starts over if its parent is no longer the newest when it would publish.
-    PublishOnNewest,
 }
+
+/// All of them.
+pub(super) const RULES: [Rule; 29] = [
+    Rule::WholeCells,
+    Rule::HighestVersionWins,
+    Rule::ReadFromTheStart,
+    Rule::RowsBeforeProgress,
+    Rule::GapBeforeRows,
+    Rule::CompleteByDelivery,
+    Rule::ShowCutsFirst,
+    Rule::LetCutsSettle,
+    Rule::LookForCuts,
+    Rule::FillWhatIsOpen,
+    Rule::WarmFilter,
+    Rule::SelectStarts,
+    Rule::ProgressBeforeRows,
+    Rule::GapsAfterRows,
+    Rule::StatementChecksFloor,
+    Rule::IgnoreBelowFloor,
+    Rule::WaitForCut,
+    Rule::FallBack,
+    Rule::KeepCutOnceSent,
+    Rule::MarkNotBelowParent,
+    Rule::ArchiveHoldsPublished,
+    Rule::MarkStopsAtArchiveGap,
+    Rule::ComputeBelowMark,
+    Rule::DirtyByOffset,
+    Rule::FreshRunId,
+    Rule::CleanDaysOfParent,
+    Rule::BatchDropsRepeats,
+    Rule::WaitAfterFloor,
+    Rule::KeepRunsOfParent,
+];

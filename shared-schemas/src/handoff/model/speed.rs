@@ -58,7 +58,7 @@ impl Worker {
         self.waits = false;
         let start = match insert {
             Insert::Cells { start, .. } | Insert::Progress { start, .. } | Insert::Gap { start, .. } => *start,
-            Insert::Publication { .. } => return,
+            Insert::Publication { .. } | Insert::Batch { .. } => return,
         };
         let mut kept = self.lines.iter_mut().flat_map(|line| &mut line.kept);
         if let Some(kept) = kept.find(|kept| kept.start == start) {
@@ -69,7 +69,7 @@ impl Worker {
                     self.shown.entry(start).and_modify(|shown| *shown = Some(*next));
                 }
                 Insert::Gap { range, .. } => kept.recorded.insert(*range),
-                Insert::Publication { .. } => {}
+                Insert::Publication { .. } | Insert::Batch { .. } => {}
             }
         }
         for line in &mut self.lines {

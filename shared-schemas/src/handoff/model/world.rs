@@ -117,6 +117,11 @@ pub(super) enum Insert {
     Publication {
         row: Box<PublicationRow>,
     },
+    /// A run's rows, once more.
+    Batch {
+        run: RunId,
+        rows: Vec<(EventDay, Content)>,
+    },
 }
 
 /// A publication as a row that can be ordered, so that flights have one order.
@@ -201,6 +206,10 @@ pub(super) enum Action {
     Pin(usize, bool),
     /// A run that may publish sends its publication.
     Publish(usize),
+    /// A run begins that computes a day, or all, again.
+    Repair(usize, Option<EventDay>),
+    /// An insert of a run's rows was sent twice; the second is still on its way.
+    DoubleBatch(usize),
     /// A run waited for its cut in vain.
     FallBack(usize),
     /// A worker did not look, or its insert did not arrive, within the time that cuts settle in.
@@ -304,6 +313,11 @@ impl Protocol {
                         held.all &= content;
                     }
                 }
+            }
+            Insert::Batch { run, rows } => {
+                store
+                    .batch
+                    .extend(rows.iter().map(|(day, content)| ((*run, *day), *content)));
             }
             Insert::Progress { start, next } => store.progress.record(*start, *next),
             Insert::Gap { start, range } => store.progress.record_gap(*start, *range),

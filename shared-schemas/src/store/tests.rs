@@ -1,0 +1,193 @@
+//! The SQL as it is sent, pinned; and that it asks for nothing that a view does not have.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::tables::{batch_table, control_tables, speed_table};
+use super::{Merging, StatementError};
+use crate::handoff::{EventDay, Mark, Offset, Partition, Publication, RunId, TopicId};
+use crate::view::View;
+use crate::view::fixture::{compile, source};
+
+fn view() -> View {
+    let mut view = compile(&source(
+        None,
+        &[("carrier", "carrier"), ("origin", "origin")],
+        &[
+            ("flights", "count()"),
+            ("delay", "avg(delay)"),
+            ("distance", "sum(distance)"),
+            ("first", "min(at)"),
+        ],
+    ));
+    // The names of tables depend on it; that it is stable is pinned elsewhere.
+    view.fingerprint = crate::fingerprint::Fingerprint(0xAB);
+    view
+}
+
+#[test]
+fn a_views_tables_are_pinned() {
+    let speed = "\
+CREATE TABLE IF NOT EXISTS `db`.`speed_000000000000000000000000000000ab`
+(
+    `_window` DateTime64(0, 'UTC'),
+    `carrier` Nullable(String),
+    `origin` String,
+    `_topic` UInt128,
+    `_partition` UInt32,
+    `_start` UInt64,
+    `_next` UInt64,
+    `_failed` UInt64,
+    `flights__count` UInt64,
+    `delay__sum` Nullable(Decimal(38, 0)),
+    `delay__count` UInt64,
+    `distance__sum` Float64,
+    `distance__magnitude` Float64,
+    `distance__count` UInt64,
+    `first__min` Nullable(DateTime64(6, 'UTC'))
+)
+ENGINE = ReplacingMergeTree(`_next`)
+PARTITION BY toYYYYMM(`_window`)
+ORDER BY (`_window`, `carrier`, `origin`, `_topic`, `_partition`, `_start`)
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, allow_nullable_key = 1";
+    assert_eq!(speed_table(&view()).create("db"), speed);
+    let batch = batch_table(&view());
+    assert_eq!(batch.engine, "ReplacingMergeTree");
+    assert_eq!(batch.order_by, ["_day", "_run", "_window", "carrier", "origin"]);
+}
+
+#[test]
+fn every_key_is_made_of_columns() {
+    for table in control_tables()
+        .iter()
+        .chain(&[speed_table(&view()), batch_table(&view())])
+    {
+        let columns: BTreeSet<_> = table.columns.iter().map(|(name, _)| name).collect();
+        assert_eq!(columns.len(), table.columns.len(), "{}", table.name);
+        assert!(
+            table.order_by.iter().all(|column| columns.contains(column)),
+            "{}",
+            table.name
+        );
+    }
+    let marks = control_tables()
+        .iter()
+        .find(|table| table.name == "floors")
+        .unwrap()
+        .columns[2]
+        .clone();
+    assert_eq!(marks, ("marks".to_owned(), super::tables::MARKS_TYPE.to_owned()));
+}
+
+fn publication() -> Publication {
+    let partition = |topic, number| Partition {
+        topic: TopicId(topic),
+        number,
+    };
+    let marks = [(partition(1, 0), 8), (partition(1, 1), 11), (partition(2, 0), 0)];
+    Publication::of_run(
+        None,
+        RunId(77),
+        marks
+            .into_iter()
+            .map(|(partition, mark)| (partition, Mark(Offset(mark))))
+            .collect::<BTreeMap<_, _>>(),
+        &BTreeMap::new(),
+        &BTreeSet::from([EventDay(10), EventDay(11), EventDay(20)]),
+    )
+}
+
+fn question<'a>(view: &'a View, publication: Option<&'a Publication>) -> Merging<'a> {
+    Merging {
+        database: "db",
+        view,
+        publication,
+        from: 10 * 86_400,
+        to: 12 * 86_400,
+        bucket: Some(Duration::from_secs(7200)),
+        dimensions: &["carrier"],
+        measures: &["flights", "delay"],
+    }
+}
+
+#[test]
+fn a_statement_is_pinned() {
+    let (view, publication) = (view(), publication());
+    let statement = question(&view, Some(&publication)).statement().unwrap();
+    let parameters: Vec<_> = statement
+        .parameters
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    let expected = [
+        "p0=864000",
+        "p1=1036800",
+        "p2=77",
+        "p3=[10,11]",
+        "p4=1",
+        "p5=[0,1]",
+        "p6=[8,11]",
+        "p7=2",
+        "p8=[0]",
+        "p9=[0]",
+        "p10=000000000000000000000000000000ab",
+        "p11=1",
+        "p12=[(1,0,8),(1,1,11),(2,0,0)]",
+    ];
+    assert_eq!(parameters, expected);
+    let mark = "multiIf(`_topic` = {p4:UInt128}, transform(`_partition`, {p5:Array(UInt32)}, {p6:Array(UInt64)}, \
+                toUInt64(0)), `_topic` = {p7:UInt128}, transform(`_partition`, {p8:Array(UInt32)}, \
+                {p9:Array(UInt64)}, toUInt64(0)), toUInt64(0))";
+    let range = "`_window` >= toDateTime64({p0:Int64}, 0, 'UTC') AND `_window` < toDateTime64({p1:Int64}, 0, 'UTC')";
+    let columns = "`_window`, `_failed`, `carrier`, `flights__count`, `delay__sum`, `delay__count`";
+    let parts = [
+        format!(
+            "SELECT {columns}, 0 AS _layer FROM `db`.`batch_000000000000000000000000000000ab` FINAL WHERE {range} AND \
+             ((`_run` = {{p2:UInt128}} AND `_day` IN arrayMap(day -> toDate32(day), {{p3:Array(Int32)}})))"
+        ),
+        format!(
+            "SELECT {columns}, 1 AS _layer FROM `db`.`speed_000000000000000000000000000000ab` FINAL WHERE {range} AND \
+             (`_start` = {mark} OR (`_start` >= {mark} AND `_start` % 8 = 0))"
+        ),
+        "SELECT time, `carrier`, _s0 AS `flights`, if(_s2 = 0, NULL, toFloat64(_s1) / _s2) AS `delay`, ".to_owned(),
+        ") GROUP BY time, `carrier`\n) ORDER BY time, `carrier`".replace(") GROUP", "WHERE _below_floor = 0 GROUP"),
+    ];
+    for part in parts {
+        assert!(statement.sql.contains(&part), "{}\nlacks\n{part}", statement.sql);
+    }
+}
+
+#[test]
+fn without_a_publication_all_is_speeds() {
+    let view = view();
+    let sql = question(&view, None).statement().unwrap().sql;
+    assert!(!sql.contains("batch_"));
+    assert!(sql.contains("(`_start` = 0 OR (`_start` >= 0 AND `_start` % 8 = 0))"));
+}
+
+#[test]
+fn a_question_must_fit_the_view() {
+    let view = view();
+    let plain = question(&view, None);
+    let error = |question: Merging<'_>| question.statement().unwrap_err().to_string();
+    assert_eq!(
+        error(Merging {
+            dimensions: &["tail"],
+            ..plain
+        }),
+        "view `hourly` has no dimension `tail`"
+    );
+    assert_eq!(
+        error(Merging {
+            measures: &["tails"],
+            ..plain
+        }),
+        "view `hourly` has no measure `tails`"
+    );
+    let odd = Merging {
+        bucket: Some(Duration::from_secs(5400)),
+        ..plain
+    }
+    .statement();
+    assert!(matches!(odd, Err(StatementError::Bucket { .. })));
+}
