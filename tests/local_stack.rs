@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use highwater_tests::stack::{PATIENCE, Site, Up, shared, signal, unique, until};
@@ -17,6 +18,7 @@ use rdkafka::Message;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
 async fn produce(brokers: &str, topic: &str, value: &str) -> anyhow::Result<()> {
@@ -25,6 +27,9 @@ async fn produce(brokers: &str, topic: &str, value: &str) -> anyhow::Result<()> 
     producer.send(record, PATIENCE).await.map_err(|(error, _)| error)?;
     Ok(())
 }
+
+const NO_BROKER: RDKafkaErrorCode = RDKafkaErrorCode::BrokerTransportFailure;
+const NO_BROKERS: RDKafkaErrorCode = RDKafkaErrorCode::AllBrokersDown;
 
 /// The first record of partition 0.
 async fn first_value(brokers: &str, topic: &str) -> anyhow::Result<String> {
@@ -36,8 +41,17 @@ async fn first_value(brokers: &str, topic: &str) -> anyhow::Result<String> {
     from.add_partition_offset(topic, 0, Offset::Beginning)?;
     consumer.assign(&from)?;
     let poll = move || {
-        let record = consumer.poll(PATIENCE).context("no record")??;
-        Ok(String::from_utf8_lossy(record.payload().unwrap_or_default()).into_owned())
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match consumer.poll(PATIENCE).context("no record")? {
+                Ok(record) => return Ok(String::from_utf8_lossy(record.payload().unwrap_or_default()).into_owned()),
+                // librdkafka tells of a broker that does not answer yet, and tries again by itself.
+                Err(error) if matches!(error.rdkafka_error_code(), Some(NO_BROKERS | NO_BROKER)) => {
+                    ensure!(Instant::now() < deadline, "no record: {error}");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     };
     tokio::task::spawn_blocking(poll).await?
 }

@@ -212,10 +212,11 @@ async fn nothing_but_tables_can_be_reached() -> anyhow::Result<()> {
         "SYSTEM START MERGES db.t",
         "RENAME TABLE db.v TO db.w",
         "TRUNCATE TABLE db.t",
-        "DROP TABLE db.m SYNC",
+        // Without SYNC: libchdb 26.5 was seen to wait for ever for a materialized view's inner table.
+        "DROP TABLE db.m",
         "SELECT * FROM merge('db', 't')",
         "SELECT * FROM generateRandom('x UInt8') LIMIT 1",
-        "DROP DATABASE db SYNC",
+        "DROP DATABASE db",
     ] {
         run(url, sql).await?;
     }
