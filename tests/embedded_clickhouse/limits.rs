@@ -212,11 +212,10 @@ async fn nothing_but_tables_can_be_reached() -> anyhow::Result<()> {
         "SYSTEM START MERGES db.t",
         "RENAME TABLE db.v TO db.w",
         "TRUNCATE TABLE db.t",
-        // Without SYNC: libchdb 26.5 was seen to wait for ever for a materialized view's inner table.
-        "DROP TABLE db.m",
+        "DROP TABLE db.m SYNC",
         "SELECT * FROM merge('db', 't')",
         "SELECT * FROM generateRandom('x UInt8') LIMIT 1",
-        "DROP DATABASE db",
+        "DROP DATABASE db SYNC",
     ] {
         run(url, sql).await?;
     }
