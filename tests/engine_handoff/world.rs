@@ -300,7 +300,7 @@ impl World {
                     cell,
                     events,
                     match (batch, speed) {
-                        (true, true) => "both",
+                        (true, true) => "merged",
                         (true, false) => "batch",
                         _ => "speed",
                     },

@@ -90,7 +90,7 @@ pub enum StatementError {
 
 impl Merging<'_> {
     /// The statement that answers: `time` (unless it is one bucket), the dimensions, the measures, `<measure>__bound`
-    /// where a result is rounded, `layer` (`batch`, `speed` or `both`) and `_failed`.
+    /// where a result is rounded, `layer` (`batch`, `speed` or `merged`) and `_failed`.
     ///
     /// # Errors
     /// A name that the view does not have, or a bucket that its windows don't fill.
@@ -146,7 +146,7 @@ impl Merging<'_> {
             .cloned()
             .chain(measures.iter().flat_map(|measure| states.results(self.view, measure)))
             .chain([
-                "multiIf(_last_layer = 0, 'batch', _first_layer = 1, 'speed', 'both') AS layer".to_owned(),
+                "multiIf(_last_layer = 0, 'batch', _first_layer = 1, 'speed', 'merged') AS layer".to_owned(),
                 format!("_failures AS {}", identifier(FAILED_COLUMN)),
             ])
             .collect();
