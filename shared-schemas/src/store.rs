@@ -17,5 +17,5 @@ pub mod tables;
 mod tests;
 
 pub use rows::{SpeedVersions, arrow_stream, batch_rows, speed_rows};
-pub use statement::{Merging, Statement, StatementError};
+pub use statement::{Merging, STATEMENT_LIMIT, Statement, StatementError};
 pub use tables::{Table, batch_table, control_tables, speed_table, view_tables};

@@ -4,9 +4,14 @@
 //! a rollback or a statement from before, is refused instead of served from rows that are half gone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::offset::{Mark, Partition, Start};
 use super::publication::{Publication, PublicationNumber, RunId};
+
+/// How long collection waits between writing a floor and deleting what lies below: longer than any statement that
+/// checked the floor before may run, [`crate::store::STATEMENT_LIMIT`].
+pub const COLLECT_WAITS: Duration = Duration::from_secs(600);
 
 /// The lowest marks, and the oldest publication, that may still be served or restored.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -40,6 +45,7 @@ impl Floor {
 
     /// Whether a publication may be served, resumed from, built on or restored.
     pub fn admits(&self, publication: &Publication) -> bool {
+        // A content's number is never above its publication's, so the first says nothing that the second does not.
         publication.number >= self.number
             && publication.content >= self.number
             && self

@@ -68,15 +68,14 @@ impl SpeedProgress {
     }
 
     /// Where the next start follows on, if this one is complete: the end of its chunk. A gap that spans the rest of
-    /// the chunk completes it as well, and leads to the chunk in which the gap ends: of a log that begins late the
-    /// lost chunks need one row, not one each.
+    /// the chunk completes it as well. Each chunk of a log that begins late has its own gap row, so that a chunk's
+    /// first offset promises as much to whom it is the mark as to whom it is passed on the way.
     pub fn complete(&self, start: Start, chunk: ChunkSize) -> Option<Start> {
         let end = chunk.end(start.0);
-        let beyond = self.gaps(start).map_or(start.0, |gaps| gaps.reach(start.0));
-        if beyond >= end {
-            return Some(chunk.first(beyond));
-        }
-        self.next(start).is_some_and(|next| next >= end).then_some(Start(end))
+        let lost = self.gaps(start).is_some_and(|gaps| gaps.reach(start.0) >= end);
+        let complete = lost || self.next(start).is_some_and(|next| next >= end);
+        // The last chunk that offsets can name has no end: nothing follows it.
+        (complete && end > start.0).then_some(Start(end))
     }
 
     /// The gaps of all starts that count from the mark on.
@@ -138,7 +137,7 @@ mod tests {
                     Start(Offset(start)),
                     OffsetRange {
                         from: Offset(start),
-                        to: Offset(start + length),
+                        to: Offset(start + length).min(chunk().end(Offset(start))),
                     },
                 );
             }
@@ -164,7 +163,10 @@ mod tests {
         fn more_rows_never_cover_less(progress in progress(), start in 0_u64..20, ahead in 0_u64..=CHUNK, mark in 0_u64..20) {
             let mark = Mark(Offset(mark));
             let mut more = progress.clone();
-            more.record(Start(Offset(start)), Offset(start + ahead).min(chunk().end(Offset(start))));
+            let next = Offset(start + ahead).min(chunk().end(Offset(start)));
+            more.record(Start(Offset(start)), next);
+            prop_assert!(more.coverage(mark, chunk()).covered >= progress.coverage(mark, chunk()).covered);
+            more.record_gap(Start(Offset(start)), OffsetRange { from: Offset(start), to: next });
             prop_assert!(more.coverage(mark, chunk()).covered >= progress.coverage(mark, chunk()).covered);
         }
 
@@ -190,20 +192,26 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_begins_late_is_one_gap() {
+    fn a_log_that_begins_late_has_a_gap_in_each_chunk() {
         let mut progress = SpeedProgress::default();
-        let gap = OffsetRange {
-            from: Offset(0),
-            to: Offset(4 * CHUNK + 1),
-        };
-        progress.record_gap(Start(Offset(0)), gap);
+        for chunk in 0..4 {
+            let (from, to) = (Offset(chunk * CHUNK), Offset(chunk * CHUNK + CHUNK));
+            progress.record_gap(Start(from), OffsetRange { from, to });
+        }
         let coverage = progress.coverage(Mark::default(), chunk());
         assert_eq!(coverage.open, Start(Offset(4 * CHUNK)));
-        assert_eq!(
-            coverage.covered,
-            Offset(4 * CHUNK),
-            "the chunk in which the log begins has rows of its own"
-        );
-        assert_eq!(coverage.gaps.ranges(), [gap]);
+        assert_eq!(coverage.covered, Offset(4 * CHUNK));
+        let lost = OffsetRange { from: Offset(0), to: Offset(4 * CHUNK) };
+        assert_eq!(coverage.gaps.ranges(), [lost]);
+    }
+
+    #[test]
+    fn the_highest_offsets_end_the_walk() {
+        let mut progress = SpeedProgress::default();
+        progress.record_gap(Start(Offset(0)), OffsetRange { from: Offset(0), to: Offset(u64::MAX) });
+        progress.record(Start(Offset(u64::MAX - 3)), Offset(u64::MAX));
+        progress.record(Start(Offset(u64::MAX)), Offset(u64::MAX));
+        assert_eq!(progress.coverage(Mark(Offset(u64::MAX - 3)), chunk()).open, Start(Offset(u64::MAX)));
+        assert_eq!(progress.coverage(Mark(Offset(u64::MAX)), chunk()).covered, Offset(u64::MAX));
     }
 }

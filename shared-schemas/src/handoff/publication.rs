@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::days::EventDay;
 use super::floor::Floor;
 use super::marks::CutState;
-use super::offset::{Mark, Offset, OffsetSet, Partition};
+use super::offset::{ChunkSize, Mark, Offset, OffsetSet, Partition};
 
 /// A publication's place in the line, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -47,7 +47,7 @@ pub struct Publication {
 }
 
 impl Publication {
-    /// The publication of a run that recomputed `dirty` days up to `marks` from an archive with `gaps`: those days are
+    /// The publication of a run that recomputed `dirty` days up to `marks` (the parent's where it has none) from an archive with `gaps`: those days are
     /// its own, clean ones its parent's.
     pub fn of_run(
         parent: Option<&Self>,
@@ -59,6 +59,10 @@ impl Publication {
         let number = following(parent);
         let mut days = parent.map(|parent| parent.days.clone()).unwrap_or_default();
         days.extend(dirty.iter().map(|day| (*day, run)));
+        // A partition that the run did not look at, such as one of a topic that was made again, keeps its mark.
+        let mut all = parent.map(|parent| parent.marks.clone()).unwrap_or_default();
+        all.extend(marks);
+        let marks = all;
         let below = |(partition, mark): (&Partition, &Mark)| {
             let of_parent = parent.and_then(|parent| parent.gaps.get(partition));
             let mut below = gaps
@@ -130,25 +134,31 @@ pub enum Verdict {
     StartOver,
 }
 
-/// Whether a publication may go out. `cuts` are the states of the cuts among its marks, `waited` says that the run
-/// has waited for them as long as it may.
+/// Whether a run's publication may go out. `cuts` are the states of the cuts among its marks: a new mark inside a
+/// chunk of which nothing is known is waited for. `waited` says that the run has waited as long as it may.
 pub fn may_publish(
     publication: &Publication,
     newest: Option<&Publication>,
     floor: &Floor,
-    cuts: impl IntoIterator<Item = CutState>,
+    chunk: ChunkSize,
+    cuts: &BTreeMap<Partition, CutState>,
     waited: bool,
 ) -> Verdict {
     if newest.map(Publication::key) != publication.parent || !floor.admits(publication) {
         return Verdict::StartOver;
     }
-    cuts.into_iter()
-        .fold(Verdict::Publish, |verdict, cut| match (verdict, cut) {
-            (Verdict::FallBack, _) | (_, CutState::Lost) => Verdict::FallBack,
-            (_, CutState::Waiting) if waited => Verdict::FallBack,
-            (_, CutState::Waiting) => Verdict::Wait,
-            (verdict, CutState::Ready) => verdict,
-        })
+    let published = |partition| newest.map(|newest| newest.mark(partition)).unwrap_or_default();
+    if newest.is_some_and(|newest| newest.marks.iter().any(|(partition, mark)| publication.mark(*partition) < *mark)) {
+        return Verdict::StartOver;
+    }
+    let inside = |(partition, mark): &(&Partition, &Mark)| !chunk.is_first(mark.0) && **mark != published(**partition);
+    let states = publication.marks.iter().filter(inside).map(|(partition, _)| cuts.get(partition));
+    states.fold(Verdict::Publish, |verdict, cut| match (verdict, cut) {
+        (Verdict::FallBack, _) | (_, Some(CutState::Lost)) => Verdict::FallBack,
+        (verdict, Some(CutState::Ready)) => verdict,
+        (_, Some(CutState::Waiting) | None) if waited => Verdict::FallBack,
+        (_, Some(CutState::Waiting) | None) => Verdict::Wait,
+    })
 }
 
 /// How a run's publication stands when the run reads back.
@@ -192,7 +202,7 @@ impl Standing {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::offset::TopicId;
+    use super::super::offset::{OffsetRange, TopicId};
     use super::*;
 
     const PARTITION: Partition = Partition {
@@ -251,30 +261,47 @@ mod tests {
 
     #[test]
     fn a_publication_goes_out_on_the_newest_with_ready_cuts() {
+        let second_partition = Partition { number: 1, ..PARTITION };
+        let chunk = ChunkSize::new(4).unwrap();
         let first = run(None, 1, 4, &[0]);
-        let second = run(Some(&first), 2, 8, &[0]);
-        let verdict = |newest, cuts: &[CutState], waited| {
-            may_publish(&second, newest, &Floor::default(), cuts.iter().copied(), waited)
+        let marks = BTreeMap::from([(PARTITION, Mark(Offset(7))), (second_partition, Mark(Offset(5)))]);
+        let second = Publication::of_run(Some(&first), RunId(2), marks, &BTreeMap::new(), &BTreeSet::new());
+        let floor = Floor::default();
+        let verdict = |newest, cuts: [Option<CutState>; 2], waited| {
+            let cuts = [PARTITION, second_partition].into_iter().zip(cuts);
+            let cuts = cuts.filter_map(|(partition, cut)| Some((partition, cut?))).collect();
+            may_publish(&second, newest, &floor, chunk, &cuts, waited)
         };
-        let (ready, waiting, lost) = (CutState::Ready, CutState::Waiting, CutState::Lost);
-        assert_eq!(verdict(Some(&first), &[ready, ready], false), Verdict::Publish);
-        assert_eq!(verdict(Some(&first), &[ready, waiting], false), Verdict::Wait);
-        assert_eq!(verdict(Some(&first), &[waiting, ready], true), Verdict::FallBack);
-        assert_eq!(verdict(Some(&first), &[lost, waiting], false), Verdict::FallBack);
-        assert_eq!(
-            verdict(Some(&second), &[ready], false),
-            Verdict::StartOver,
-            "another one was faster"
-        );
-        assert_eq!(verdict(None, &[], false), Verdict::StartOver);
-        let risen = Floor {
-            number: PublicationNumber(3),
-            ..Floor::default()
+        let (ready, waiting, lost) = (Some(CutState::Ready), Some(CutState::Waiting), Some(CutState::Lost));
+        assert_eq!(verdict(Some(&first), [ready, ready], false), Verdict::Publish);
+        assert_eq!(verdict(Some(&first), [ready, waiting], false), Verdict::Wait);
+        assert_eq!(verdict(Some(&first), [ready, None], false), Verdict::Wait, "a cut of which nothing is known");
+        assert_eq!(verdict(Some(&first), [waiting, ready], true), Verdict::FallBack);
+        assert_eq!(verdict(Some(&first), [lost, waiting], false), Verdict::FallBack);
+        assert_eq!(verdict(Some(&second), [ready, ready], false), Verdict::StartOver, "another one was faster");
+        assert_eq!(verdict(None, [ready, ready], false), Verdict::StartOver);
+        let publish = |publication: &Publication, newest, floor: &Floor| {
+            may_publish(publication, newest, floor, chunk, &BTreeMap::new(), false)
         };
-        assert_eq!(
-            may_publish(&second, Some(&first), &risen, [], false),
-            Verdict::StartOver
-        );
+        let third = run(Some(&second), 3, 8, &[]);
+        assert_eq!(publish(&third, Some(&second), &floor), Verdict::Publish, "the parent's cut needs no state again");
+        let lower = run(Some(&second), 3, 4, &[]);
+        assert_eq!(publish(&lower, Some(&second), &floor), Verdict::StartOver, "a mark below the parent's");
+        let risen = Floor { number: PublicationNumber(4), ..Floor::default() };
+        assert_eq!(publish(&third, Some(&second), &risen), Verdict::StartOver);
+    }
+
+    #[test]
+    fn a_partition_that_a_run_does_not_look_at_keeps_its_mark_and_gaps() {
+        let made_again = Partition { topic: TopicId(2), number: 0 };
+        let gap = OffsetRange { from: Offset(1), to: Offset(2) };
+        let gaps = BTreeMap::from([(PARTITION, OffsetSet::from_iter([gap]))]);
+        let marks = |partition, mark| BTreeMap::from([(partition, Mark(Offset(mark)))]);
+        let first = Publication::of_run(None, RunId(1), marks(PARTITION, 8), &gaps, &BTreeSet::new());
+        let second =
+            Publication::of_run(Some(&first), RunId(2), marks(made_again, 4), &BTreeMap::new(), &BTreeSet::new());
+        assert_eq!((second.mark(PARTITION), second.mark(made_again)), (Mark(Offset(8)), Mark(Offset(4))));
+        assert_eq!(second.gaps, gaps);
     }
 
     proptest! {

@@ -38,7 +38,8 @@ pub fn delivered(start: Start, offset: Offset, chunk: ChunkSize) -> Delivered {
 }
 
 /// The offsets that the log no longer has for somebody who reads on from `cursor`. They must be recorded as a gap of
-/// every start they are missing from, durably, before any row that lacks them.
+/// every start they are missing from, durably, before any row that lacks them. A worker asks for the part in its
+/// cursor's chunk, since each chunk has a gap row of its own.
 pub fn missing(cursor: Offset, log_start: Offset) -> Option<OffsetRange> {
     (log_start > cursor).then_some(OffsetRange {
         from: cursor,
@@ -81,7 +82,9 @@ pub fn next_start(
         .filter(|cut| progress.complete(*cut, chunk).is_none())
         .find(lacking)
         .filter(|cut| cut.0 < log_end);
-    let own = open_starts(mark, progress, chunk, log_end).find(lacking);
+    // From the lowest cursor on all comes by itself: a worker that reads the log's head need not walk to its end.
+    let behind = cursors.iter().copied().fold(log_end, Offset::min);
+    let own = open_starts(mark, progress, chunk, behind).find(lacking);
     match (cut, own) {
         (Some(cut), Some(own)) => Some(cut.min(own)),
         (cut, own) => cut.or(own),

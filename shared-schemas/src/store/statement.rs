@@ -23,6 +23,10 @@ use crate::view::{Aggregate, Dimension, Measure, MeasureForm, View};
 /// What the error says when the floor has risen above the publication.
 pub const BELOW_FLOOR: &str = "this publication lies below the floor";
 
+/// How long a statement may run, as its settings say: far less than collection waits between a floor and the first
+/// delete ([`crate::handoff::floor::COLLECT_WAITS`]), so that none outlives the rows that it was allowed to read.
+pub const STATEMENT_LIMIT: Duration = Duration::from_secs(60);
+
 const SECONDS_PER_DAY: i64 = 86_400;
 
 /// SQL for ClickHouse with the values that go along.
@@ -173,6 +177,8 @@ impl Merging<'_> {
                 // The partition is a function of the sorting key, so versions of a cell are never in two.
                 ("do_not_merge_across_partitions_select_final", "1"),
                 ("optimize_move_to_prewhere_if_final", "0"),
+                ("max_execution_time", "60"),
+                ("timeout_overflow_mode", "throw"),
             ],
         })
     }

@@ -8,7 +8,7 @@ use super::world::{Action, Content, Flight, Insert, PARTITION, Protocol, Publica
 use crate::handoff::marks::CUT_SETTLES;
 use crate::handoff::worker::missing;
 use crate::handoff::{
-    ArchiveBehind, ArchivedRange, EventDay, Floor, Mark, MarkChoice, Offset, OffsetSet, Publication, PublicationNumber,
+    ArchiveBehind, ArchivedRange, CutState, EventDay, Floor, Mark, MarkChoice, Offset, OffsetSet, Publication, PublicationNumber,
     RunId, Standing, Verdict, choose_mark, cut_state, dirty_days, mark_limit, may_publish,
 };
 
@@ -388,9 +388,13 @@ impl Protocol {
             world.log_start,
             self.chunk,
         );
-        let cuts = (!self.chunk.is_first(mark.0) && !self.breaks(Rule::WaitForCut)).then_some(state);
+        let state = if self.breaks(Rule::WaitForCut) { CutState::Ready } else { state };
         let newest = world.newest(self);
-        may_publish(publication, newest, &world.store.floor, cuts, false)
+        if self.breaks(Rule::MarkNotBelowParent) && newest.map(Publication::key) == publication.parent {
+            return Verdict::Publish;
+        }
+        let cuts = BTreeMap::from([(PARTITION, state)]);
+        may_publish(publication, newest, &world.store.floor, self.chunk, &cuts, false)
     }
 
     fn publish(&self, world: &mut World, run: usize) {
@@ -429,7 +433,7 @@ impl Protocol {
 
     /// Whether what it was made on is still the newest.
     fn is_newest(&self, world: &World, publication: &Publication) -> bool {
-        may_publish(publication, world.newest(self), &world.store.floor, [], false) == Verdict::Publish
+        world.newest(self).map(Publication::key) == publication.parent && world.store.floor.admits(publication)
     }
 
     fn fall_back(&self, world: &mut World, run: usize) {
