@@ -134,7 +134,8 @@ fn each_named<'t, 'f>(
     }
 }
 
-/// Two datasets may read one topic, but it has one number of partitions.
+/// Two datasets may read one topic, but it has one number of partitions. Topics that Kafka takes for one, and a topic
+/// that gets another's dead letters, cannot be.
 fn topics_agree(datasets: &[DatasetReading], findings: &mut [Findings<'_>]) {
     for (index, one) in datasets.iter().enumerate() {
         let differs = |other: &&DatasetReading| {
@@ -146,6 +147,21 @@ fn topics_agree(datasets: &[DatasetReading], findings: &mut [Findings<'_>]) {
                 one.dataset.topic, one.dataset.partitions, other.dataset.partitions, other.dataset.name
             );
             findings[one.file].add(&one.span, what, format!("`partitions = {}`", other.dataset.partitions));
+        }
+        let (topic, others) = (
+            &one.dataset.topic,
+            datasets[..index].iter().map(|other| &other.dataset.topic),
+        );
+        let dead_letters = |topic: &str| format!("{topic}.dead-letters");
+        let clash = others.into_iter().find_map(|other| {
+            let alike = topic != other && topic.replace('.', "_") == other.replace('.', "_");
+            let fed = dead_letters(topic) == *other || dead_letters(other) == *topic;
+            let alike =
+                alike.then(|| format!("Kafka takes the topic `{topic}` and `{other}` for the same: `.` is `_` there"));
+            alike.or(fed.then(|| format!("of the topics `{topic}` and `{other}` one gets the other's dead letters")))
+        });
+        if let Some(what) = clash {
+            findings[one.file].add(&one.span, what, "another topic".to_owned());
         }
     }
 }
@@ -179,6 +195,11 @@ fn read_files(path: &Path) -> (Vec<TomlFile>, Mistakes) {
     };
     let mut files = Vec::new();
     for path in paths {
+        // Reading a pipe or a device could wait for ever, or never end.
+        if std::fs::metadata(&path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+            wrong(&path, "is no regular file".to_owned(), elsewhere);
+            continue;
+        }
         match std::fs::read(&path).map(String::from_utf8) {
             Ok(Ok(text)) => files.push(TomlFile {
                 name: path.display().to_string(),

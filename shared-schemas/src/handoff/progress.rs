@@ -201,17 +201,32 @@ mod tests {
         let coverage = progress.coverage(Mark::default(), chunk());
         assert_eq!(coverage.open, Start(Offset(4 * CHUNK)));
         assert_eq!(coverage.covered, Offset(4 * CHUNK));
-        let lost = OffsetRange { from: Offset(0), to: Offset(4 * CHUNK) };
+        let lost = OffsetRange {
+            from: Offset(0),
+            to: Offset(4 * CHUNK),
+        };
         assert_eq!(coverage.gaps.ranges(), [lost]);
     }
 
     #[test]
     fn the_highest_offsets_end_the_walk() {
         let mut progress = SpeedProgress::default();
-        progress.record_gap(Start(Offset(0)), OffsetRange { from: Offset(0), to: Offset(u64::MAX) });
+        progress.record_gap(
+            Start(Offset(0)),
+            OffsetRange {
+                from: Offset(0),
+                to: Offset(u64::MAX),
+            },
+        );
         progress.record(Start(Offset(u64::MAX - 3)), Offset(u64::MAX));
         progress.record(Start(Offset(u64::MAX)), Offset(u64::MAX));
-        assert_eq!(progress.coverage(Mark(Offset(u64::MAX - 3)), chunk()).open, Start(Offset(u64::MAX)));
-        assert_eq!(progress.coverage(Mark(Offset(u64::MAX)), chunk()).covered, Offset(u64::MAX));
+        assert_eq!(
+            progress.coverage(Mark(Offset(u64::MAX - 3)), chunk()).open,
+            Start(Offset(u64::MAX))
+        );
+        assert_eq!(
+            progress.coverage(Mark(Offset(u64::MAX)), chunk()).covered,
+            Offset(u64::MAX)
+        );
     }
 }

@@ -148,11 +148,20 @@ pub fn may_publish(
         return Verdict::StartOver;
     }
     let published = |partition| newest.map(|newest| newest.mark(partition)).unwrap_or_default();
-    if newest.is_some_and(|newest| newest.marks.iter().any(|(partition, mark)| publication.mark(*partition) < *mark)) {
+    if newest.is_some_and(|newest| {
+        newest
+            .marks
+            .iter()
+            .any(|(partition, mark)| publication.mark(*partition) < *mark)
+    }) {
         return Verdict::StartOver;
     }
     let inside = |(partition, mark): &(&Partition, &Mark)| !chunk.is_first(mark.0) && **mark != published(**partition);
-    let states = publication.marks.iter().filter(inside).map(|(partition, _)| cuts.get(partition));
+    let states = publication
+        .marks
+        .iter()
+        .filter(inside)
+        .map(|(partition, _)| cuts.get(partition));
     states.fold(Verdict::Publish, |verdict, cut| match (verdict, cut) {
         (Verdict::FallBack, _) | (_, Some(CutState::Lost)) => Verdict::FallBack,
         (verdict, Some(CutState::Ready)) => verdict,
@@ -275,32 +284,65 @@ mod tests {
         let (ready, waiting, lost) = (Some(CutState::Ready), Some(CutState::Waiting), Some(CutState::Lost));
         assert_eq!(verdict(Some(&first), [ready, ready], false), Verdict::Publish);
         assert_eq!(verdict(Some(&first), [ready, waiting], false), Verdict::Wait);
-        assert_eq!(verdict(Some(&first), [ready, None], false), Verdict::Wait, "a cut of which nothing is known");
+        assert_eq!(
+            verdict(Some(&first), [ready, None], false),
+            Verdict::Wait,
+            "a cut of which nothing is known"
+        );
         assert_eq!(verdict(Some(&first), [waiting, ready], true), Verdict::FallBack);
         assert_eq!(verdict(Some(&first), [lost, waiting], false), Verdict::FallBack);
-        assert_eq!(verdict(Some(&second), [ready, ready], false), Verdict::StartOver, "another one was faster");
+        assert_eq!(
+            verdict(Some(&second), [ready, ready], false),
+            Verdict::StartOver,
+            "another one was faster"
+        );
         assert_eq!(verdict(None, [ready, ready], false), Verdict::StartOver);
         let publish = |publication: &Publication, newest, floor: &Floor| {
             may_publish(publication, newest, floor, chunk, &BTreeMap::new(), false)
         };
         let third = run(Some(&second), 3, 8, &[]);
-        assert_eq!(publish(&third, Some(&second), &floor), Verdict::Publish, "the parent's cut needs no state again");
+        assert_eq!(
+            publish(&third, Some(&second), &floor),
+            Verdict::Publish,
+            "the parent's cut needs no state again"
+        );
         let lower = run(Some(&second), 3, 4, &[]);
-        assert_eq!(publish(&lower, Some(&second), &floor), Verdict::StartOver, "a mark below the parent's");
-        let risen = Floor { number: PublicationNumber(4), ..Floor::default() };
+        assert_eq!(
+            publish(&lower, Some(&second), &floor),
+            Verdict::StartOver,
+            "a mark below the parent's"
+        );
+        let risen = Floor {
+            number: PublicationNumber(4),
+            ..Floor::default()
+        };
         assert_eq!(publish(&third, Some(&second), &risen), Verdict::StartOver);
     }
 
     #[test]
     fn a_partition_that_a_run_does_not_look_at_keeps_its_mark_and_gaps() {
-        let made_again = Partition { topic: TopicId(2), number: 0 };
-        let gap = OffsetRange { from: Offset(1), to: Offset(2) };
+        let made_again = Partition {
+            topic: TopicId(2),
+            number: 0,
+        };
+        let gap = OffsetRange {
+            from: Offset(1),
+            to: Offset(2),
+        };
         let gaps = BTreeMap::from([(PARTITION, OffsetSet::from_iter([gap]))]);
         let marks = |partition, mark| BTreeMap::from([(partition, Mark(Offset(mark)))]);
         let first = Publication::of_run(None, RunId(1), marks(PARTITION, 8), &gaps, &BTreeSet::new());
-        let second =
-            Publication::of_run(Some(&first), RunId(2), marks(made_again, 4), &BTreeMap::new(), &BTreeSet::new());
-        assert_eq!((second.mark(PARTITION), second.mark(made_again)), (Mark(Offset(8)), Mark(Offset(4))));
+        let second = Publication::of_run(
+            Some(&first),
+            RunId(2),
+            marks(made_again, 4),
+            &BTreeMap::new(),
+            &BTreeSet::new(),
+        );
+        assert_eq!(
+            (second.mark(PARTITION), second.mark(made_again)),
+            (Mark(Offset(8)), Mark(Offset(4)))
+        );
         assert_eq!(second.gaps, gaps);
     }
 

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::tables::{batch_table, control_tables, speed_table};
-use super::{Merging, StatementError};
+use super::{Merging, STATEMENT_LIMIT, StatementError};
+use crate::handoff::floor::COLLECT_WAITS;
 use crate::handoff::{EventDay, Mark, Offset, Partition, Publication, RunId, TopicId};
 use crate::view::View;
 use crate::view::fixture::{compile, source};
@@ -108,6 +109,29 @@ fn question<'a>(view: &'a View, publication: Option<&'a Publication>) -> Merging
         dimensions: &["carrier"],
         measures: &["flights", "delay"],
     }
+}
+
+#[test]
+fn no_statement_outlives_what_it_may_read() {
+    let view = view();
+    let question = Merging {
+        database: "db",
+        view: &view,
+        publication: None,
+        from: 0,
+        to: 86_400,
+        bucket: None,
+        dimensions: &[],
+        measures: &["flights"],
+    };
+    let settings = question.statement().unwrap().settings;
+    let seconds = STATEMENT_LIMIT.as_secs().to_string();
+    assert!(
+        settings.contains(&("max_execution_time", seconds.as_str())),
+        "{settings:?}"
+    );
+    assert!(settings.contains(&("timeout_overflow_mode", "throw")));
+    assert!(STATEMENT_LIMIT * 2 < COLLECT_WAITS);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::value::ValueType;
 use super::{Aggregate, Dimension, Measure, MeasureForm, View};
 use crate::dataset::Dataset;
 use crate::fingerprint::Fingerprint;
-use crate::measure::{self, Takes};
+use crate::measure::{self, ResultType, Takes};
 use crate::mistake::nearest;
 use crate::plan::event_schema;
 
@@ -167,7 +167,7 @@ impl Work<'_> {
             .enumerate()
             .map(|(index, (name, source))| (name.as_str(), (index, source)))
             .collect();
-        sources
+        let measures: Vec<_> = sources
             .iter()
             .filter_map(|(name, source)| {
                 let form = match source {
@@ -195,7 +195,47 @@ impl Work<'_> {
                     form,
                 })
             })
-            .collect()
+            .collect();
+        if measures.len() == sources.len() {
+            self.ratios_are_of_numbers(&measures);
+        }
+        measures
+    }
+
+    fn ratios_are_of_numbers(&mut self, measures: &[Measure]) {
+        for measure in measures {
+            let MeasureForm::Ratio { numerator, denominator } = measure.form else {
+                continue;
+            };
+            for part in [numerator, denominator]
+                .into_iter()
+                .filter_map(|part| measures.get(part))
+            {
+                let MeasureForm::Aggregate(aggregate) = &part.form else {
+                    continue;
+                };
+                let result = aggregate.kind.result_type(aggregate.argument_type());
+                let number = match result {
+                    ResultType::Count => true,
+                    ResultType::Value(value) => {
+                        matches!(value, ValueType::Int64 | ValueType::Float64 | ValueType::Decimal { .. })
+                    }
+                };
+                if !number {
+                    let what = format!("`{}` is no number, so it has no ratio", part.name);
+                    let instead = Some("a ratio of counts, sums or averages".to_owned());
+                    let place = ViewPlace::Ratio(measure.name.clone());
+                    self.mistake(
+                        place,
+                        Mistake {
+                            at: None,
+                            what,
+                            instead,
+                        },
+                    );
+                }
+            }
+        }
     }
 
     fn ratio_part(&mut self, part: &str, of: &str, index: &HashMap<&str, (usize, &MeasureSource)>) -> Option<usize> {

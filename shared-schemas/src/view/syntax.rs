@@ -10,8 +10,9 @@ use datafusion::sql::sqlparser::ast::{
     ObjectName, ObjectNamePart, Spanned, UnaryOperator, Value, visit_expressions_mut,
 };
 use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
-use datafusion::sql::sqlparser::tokenizer::{Location, Token};
+use datafusion::sql::sqlparser::tokenizer::{Location, Token, Tokenizer};
 
 use super::functions;
 use crate::dataset::Dataset;
@@ -52,6 +53,16 @@ impl Text<'_> {
     /// Reads the whole text as one expression. Function names come out in lower case.
     pub(super) fn parse(self) -> Result<Expr, Mistake> {
         let dialect = GenericDialect {};
+        let operators = Tokenizer::new(&dialect, self.0)
+            .tokenize()
+            .map_or(0, |tokens| operators(&tokens));
+        if operators > MOST_OPERATORS {
+            return Err(Mistake {
+                at: Some(0),
+                what: format!("the expression has {operators} operators, at most {MOST_OPERATORS} are allowed"),
+                instead: Some("`field IN (…)` for many values, or a field that the sender computes".to_owned()),
+            });
+        }
         let mut expr = Parser::new(&dialect)
             .try_with_sql(self.0)
             .and_then(|mut parser| {
@@ -110,6 +121,46 @@ impl Text<'_> {
         let (line, column) = place.split_once(", Column: ")?;
         self.offset(Location::new(line.parse().ok()?, column.parse().ok()?))
     }
+}
+
+/// The most operators that an expression may have. Checking it takes longer than they are many, and a chain of
+/// thousands is nested deeper than a stack is.
+const MOST_OPERATORS: usize = 200;
+
+fn operators(tokens: &[Token]) -> usize {
+    let mut before = &Token::LParen;
+    let mut count = 0;
+    for token in tokens.iter().filter(|token| !matches!(token, Token::Whitespace(_))) {
+        count += usize::from(match token {
+            Token::Word(word) => matches!(
+                word.keyword,
+                Keyword::AND
+                    | Keyword::OR
+                    | Keyword::NOT
+                    | Keyword::WHEN
+                    | Keyword::IS
+                    | Keyword::LIKE
+                    | Keyword::BETWEEN
+            ),
+            // The sign of a value in a list.
+            Token::Minus | Token::Plus => !matches!(before, Token::LParen | Token::Comma),
+            Token::Eq
+            | Token::Neq
+            | Token::Lt
+            | Token::Gt
+            | Token::LtEq
+            | Token::GtEq
+            | Token::Mul
+            | Token::Div
+            | Token::Mod
+            | Token::StringConcat
+            | Token::DoubleColon
+            | Token::LBracket => true,
+            _ => false,
+        });
+        before = token;
+    }
+    count
 }
 
 /// A library's message in our style: lower case, no full stop, first line only.

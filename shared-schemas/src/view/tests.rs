@@ -255,6 +255,36 @@ fn all_mistakes_of_a_view_come_at_once() {
 }
 
 #[test]
+fn a_chain_of_thousands_is_a_mistake_and_a_long_list_is_not() {
+    let chain = |terms| vec!["id > 1"; terms].join(" AND ");
+    assert_eq!(compiler_value(&chain(60)).map(drop), Ok(()));
+    let mistake = compiler_value(&chain(5_000)).map(drop).unwrap_err();
+    assert!(
+        mistake.contains("the expression has 9999 operators, at most 200 are allowed"),
+        "{mistake}"
+    );
+    let values: Vec<_> = (0..5_000).map(|value| format!("-{value}")).collect();
+    assert_eq!(
+        compiler_value(&format!("id IN ({})", values.join(", "))).map(drop),
+        Ok(())
+    );
+}
+
+#[test]
+fn a_ratio_is_of_numbers() {
+    let mut source = source(None, &[], &[("n", "count()"), ("first", "min(carrier)")]);
+    let ratio = MeasureSource::Ratio {
+        numerator: "first".to_owned(),
+        denominator: "n".to_owned(),
+    };
+    source.measures.push(("share".to_owned(), ratio));
+    let mistakes = View::compile(&source, &dataset()).unwrap_err();
+    assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+    assert_eq!(mistakes[0].place, ViewPlace::Ratio("share".to_owned()));
+    assert_eq!(mistakes[0].what, "`first` is no number, so it has no ratio");
+}
+
+#[test]
 fn columns_do_not_collide() {
     let source = source(None, &[("x__count", "origin")], &[("x", "count()"), ("y", "count()")]);
     let mistakes = View::compile(&source, &dataset()).unwrap_err();

@@ -8,8 +8,8 @@ use super::world::{Action, Content, Flight, Insert, PARTITION, Protocol, Publica
 use crate::handoff::marks::CUT_SETTLES;
 use crate::handoff::worker::missing;
 use crate::handoff::{
-    ArchiveBehind, ArchivedRange, CutState, EventDay, Floor, Mark, MarkChoice, Offset, OffsetSet, Publication, PublicationNumber,
-    RunId, Standing, Verdict, choose_mark, cut_state, dirty_days, mark_limit, may_publish,
+    ArchiveBehind, ArchivedRange, CutState, EventDay, Floor, Mark, MarkChoice, Offset, OffsetSet, Publication,
+    PublicationNumber, RunId, Standing, Verdict, choose_mark, cut_state, dirty_days, mark_limit, may_publish,
 };
 
 /// The archive's newest version.
@@ -388,7 +388,11 @@ impl Protocol {
             world.log_start,
             self.chunk,
         );
-        let state = if self.breaks(Rule::WaitForCut) { CutState::Ready } else { state };
+        let state = if self.breaks(Rule::WaitForCut) {
+            CutState::Ready
+        } else {
+            state
+        };
         let newest = world.newest(self);
         if self.breaks(Rule::MarkNotBelowParent) && newest.map(Publication::key) == publication.parent {
             return Verdict::Publish;

@@ -55,8 +55,14 @@ fn exhaust(name: &str, protocol: &Protocol) -> Option<String> {
         .into_iter()
         .find(|law| discovered.contains_key(law));
     let Some(law) = law else {
-        assert!(discovered.contains_key("all is covered") || !whole, "{name}: never all covered");
-        assert!(discovered.contains_key("a cut is a mark") || !may_cut, "{name}: no cut is ever a mark");
+        assert!(
+            discovered.contains_key("all is covered") || !whole,
+            "{name}: never all covered"
+        );
+        assert!(
+            discovered.contains_key("a cut is a mark") || !may_cut,
+            "{name}: no cut is ever a mark"
+        );
         return None;
     };
     let path = discovered[law].clone();
