@@ -27,9 +27,9 @@ check: ## Format and lints, as CI has them; changes no file
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
-model: ## The hand-off's model with wider bounds and 100,000 random walks: half an hour
+model: ## The hand-off's model with 100,000 random walks, some minutes
 	@deploy/install tools
-	HIGHWATER_MODEL=deep HIGHWATER_WALKS=100000 cargo test --locked --workspace --lib -- --nocapture handoff::model
+	HIGHWATER_WALKS=100000 cargo test --locked --workspace --lib -- --nocapture handoff::model
 
 fmt: ## Formats the code
 	cargo fmt --all

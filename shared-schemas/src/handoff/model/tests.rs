@@ -1,6 +1,6 @@
 //! Exhaustive checks within bounds, long random walks beyond them, and every rule broken in turn.
 //!
-//! `make model` checks deeper bounds and walks longer: `HIGHWATER_MODEL=deep`, `HIGHWATER_WALKS=<how many>`.
+//! `make model` takes more walks: `HIGHWATER_WALKS=<how many>`.
 
 use stateright::{Checker, Model};
 
@@ -74,23 +74,10 @@ fn told(law: &str, steps: &[Action], world: &World) -> String {
     format!("{law} ({:?}):\n{}\n{world:?}", world.violated, steps.join("\n"))
 }
 
-/// The bounds that are checked exhaustively; `deep` ones take minutes.
-fn bounded(deep: bool) -> Vec<(&'static str, Protocol)> {
-    let more = u8::from(deep);
+/// The bounds that are checked exhaustively.
+fn bounded() -> Vec<(&'static str, Protocol)> {
     vec![
-        (
-            "two rivals",
-            protocol(
-                2,
-                "abc",
-                2,
-                1,
-                Budget {
-                    faults: 1 + more,
-                    ..NOTHING
-                },
-            ),
-        ),
+        ("two rivals", protocol(2, "abc", 2, 1, Budget { faults: 1, ..NOTHING })),
         (
             "two rivals, a chunk that ends in a hole, a log that is cut",
             protocol(
@@ -99,7 +86,6 @@ fn bounded(deep: bool) -> Vec<(&'static str, Protocol)> {
                 2,
                 1,
                 Budget {
-                    faults: more,
                     retention: 1,
                     ..NOTHING
                 },
@@ -107,17 +93,7 @@ fn bounded(deep: bool) -> Vec<(&'static str, Protocol)> {
         ),
         (
             "two rivals and repeats",
-            protocol(
-                2,
-                "aab",
-                2,
-                1,
-                Budget {
-                    faults: 1,
-                    pins: more,
-                    ..NOTHING
-                },
-            ),
+            protocol(2, "aab", 2, 1, Budget { faults: 1, ..NOTHING }),
         ),
         (
             "a run with a cut",
@@ -129,39 +105,15 @@ fn bounded(deep: bool) -> Vec<(&'static str, Protocol)> {
                 Budget {
                     faults: 1,
                     pins: 1,
-                    queries: more,
                     ..NOTHING
                 },
             ),
         ),
         (
             "a run among two rivals",
-            protocol(
-                2,
-                "ab",
-                2,
-                1,
-                Budget {
-                    faults: more,
-                    pins: 1,
-                    ..NOTHING
-                },
-            ),
+            protocol(2, "ab", 2, 1, Budget { pins: 1, ..NOTHING }),
         ),
-        (
-            "two runs",
-            protocol(
-                2,
-                "ab",
-                1,
-                2,
-                Budget {
-                    faults: more,
-                    pins: 2,
-                    ..NOTHING
-                },
-            ),
-        ),
+        ("two runs", protocol(2, "ab", 1, 2, Budget { pins: 2, ..NOTHING })),
         (
             "runs, rollback and collection",
             protocol(
@@ -173,7 +125,6 @@ fn bounded(deep: bool) -> Vec<(&'static str, Protocol)> {
                     pins: 3,
                     rollbacks: 1,
                     collections: 1,
-                    faults: more,
                     ..NOTHING
                 },
             ),
@@ -188,8 +139,6 @@ fn bounded(deep: bool) -> Vec<(&'static str, Protocol)> {
                 Budget {
                     pins: 1,
                     queries: 1,
-                    retention: more,
-                    faults: more,
                     ..NOTHING
                 },
             ),
@@ -214,8 +163,7 @@ fn bounded(deep: bool) -> Vec<(&'static str, Protocol)> {
 
 #[test]
 fn the_hand_off_holds_within_bounds() {
-    let deep = std::env::var("HIGHWATER_MODEL").is_ok_and(|depth| depth == "deep");
-    for (name, protocol) in bounded(deep) {
+    for (name, protocol) in bounded() {
         if let Some(failure) = exhaust(name, &protocol) {
             panic!("{name}: {failure}");
         }
