@@ -217,9 +217,7 @@ impl Work<'_> {
                 let result = aggregate.kind.result_type(aggregate.argument_type());
                 let number = match result {
                     ResultType::Count => true,
-                    ResultType::Value(value) => {
-                        matches!(value, ValueType::Int64 | ValueType::Float64 | ValueType::Decimal { .. })
-                    }
+                    ResultType::Value(value) => value.is_number(),
                 };
                 if !number {
                     let what = format!("`{}` is no number, so it has no ratio", part.name);

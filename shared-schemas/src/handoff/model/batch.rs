@@ -8,7 +8,7 @@ use super::world::{Action, Content, Flight, Insert, PARTITION, Protocol, Publica
 use crate::handoff::marks::CUT_SETTLES;
 use crate::handoff::worker::missing;
 use crate::handoff::{
-    ArchiveBehind, ArchivedRange, CutState, EventDay, Floor, Mark, MarkChoice, Offset, OffsetSet, Publication,
+    ArchiveBehind, ArchivedRange, CutState, EventDay, Mark, MarkChoice, Offset, OffsetSet, Publication,
     PublicationNumber, RunId, Standing, Verdict, choose_mark, cut_state, dirty_days, mark_limit, may_publish,
 };
 
@@ -548,9 +548,4 @@ fn fresh(world: &mut World) -> RunId {
     let id = RunId(world.next_run);
     world.next_run += 1;
     id
-}
-
-/// The floor that admits everything.
-pub(super) fn no_floor() -> Floor {
-    Floor::default()
 }

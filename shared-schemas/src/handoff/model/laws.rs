@@ -1,9 +1,11 @@
 //! What must hold in every answer at every moment, and what must be whole once faults end.
 
-use super::batch::{Collector, Run, no_floor};
+use super::batch::{Collector, Run};
 use super::rules::Rule;
 use super::world::{Action, Budget, Content, PARTITION, Protocol, Sender, World};
-use crate::handoff::{ArchiveBehind, Coverage, Offset, Publication, PublicationNumber, Verdict, counts, mark_limit};
+use crate::handoff::{
+    ArchiveBehind, Coverage, Floor, Offset, Publication, PublicationNumber, Verdict, counts, mark_limit,
+};
 
 /// A query whose steps lie apart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -83,7 +85,7 @@ impl Protocol {
             }
             (Action::Check, Reader::Loaded { publication, coverage }) => {
                 let floor = if self.breaks(Rule::StatementChecksFloor) {
-                    &no_floor()
+                    &Floor::default()
                 } else {
                     &world.store.floor
                 };
