@@ -1,4 +1,4 @@
-//! No layer depends on another: `src → layers → shared-schemas`, and nothing the other way.
+//! No layer depends on another: `src → layers → shared-connections → shared-schemas`, and nothing the other way.
 
 use serde_json::Value;
 use std::process::Command;
@@ -8,6 +8,7 @@ use std::process::Command;
 enum Place {
     CommandLine,
     Layer,
+    Connections,
     Shared,
     Deploy,
     Tests,
@@ -18,6 +19,7 @@ impl Place {
         Some(match folder {
             "" => Self::CommandLine,
             "shared-schemas" => Self::Shared,
+            "shared-connections" => Self::Connections,
             "tests" => Self::Tests,
             folder if folder.starts_with("deploy/") => Self::Deploy,
             folder if folder.ends_with("-layer") => Self::Layer,
@@ -27,8 +29,9 @@ impl Place {
 
     fn may_use(self, other: Self) -> bool {
         match self {
-            Self::CommandLine => matches!(other, Self::Layer | Self::Shared | Self::Deploy),
-            Self::Layer => other == Self::Shared,
+            Self::CommandLine => matches!(other, Self::Layer | Self::Connections | Self::Shared | Self::Deploy),
+            Self::Layer => matches!(other, Self::Connections | Self::Shared),
+            Self::Connections => other == Self::Shared,
             Self::Shared | Self::Deploy => false,
             Self::Tests => true,
         }

@@ -36,6 +36,8 @@ pub const RUNS: &str = "runs";
 pub const PUBLICATIONS: &str = "publications";
 /// Floors.
 pub const FLOORS: &str = "floors";
+/// How fresh the speed layer is: for people and for waiting, never for deciding what counts.
+pub const FRESHNESS: &str = "freshness";
 
 /// A mark of a partition, in a list of them: topic, partition, mark.
 pub const MARKS_TYPE: &str = "Array(Tuple(UInt128, UInt32, UInt64))";
@@ -177,7 +179,7 @@ pub fn control_tables() -> Vec<Table> {
             PUBLICATIONS,
             "fingerprint String, number UInt64, run UInt128, parent Array(Tuple(UInt64, UInt128)), content UInt64, \
              marks Array(Tuple(UInt128, UInt32, UInt64)), gaps Array(Tuple(UInt128, UInt32, UInt64, UInt64)), \
-             days Array(Tuple(Date32, UInt128)), rules String, \
+             days Array(Tuple(Date32, UInt128)), rules String, archive_version UInt64, \
              published DateTime64(3, 'UTC') DEFAULT now64(3)",
             "",
             &["fingerprint", "number", "run"],
@@ -189,6 +191,15 @@ pub fn control_tables() -> Vec<Table> {
              raised DateTime64(3, 'UTC') DEFAULT now64(3)",
             "",
             &["fingerprint", "number", "marks"],
+        ),
+        // `watermark` is the highest event time counted, `kafka_time` the last counted record's Kafka timestamp.
+        control(
+            FRESHNESS,
+            "fingerprint String, _topic UInt128, _partition UInt32, next UInt64, log_end UInt64, \
+             watermark Nullable(DateTime64(6, 'UTC')), kafka_time Nullable(DateTime64(3, 'UTC')), state String, \
+             seen DateTime64(3, 'UTC')",
+            "seen",
+            &["fingerprint", "_topic", "_partition"],
         ),
     ]
 }

@@ -1,0 +1,9 @@
+//! How every layer reaches Kafka and ClickHouse: a partition's log, the store's facts and rows.
+//!
+//! Nothing is decided here. `shared_schemas::handoff` decides, from facts that are read here; layers carry it out.
+//!
+//! - [`log`]: reading a partition's log, record by record and without a hole that is not told
+//! - [`store`]: the facts of the hand-off, and inserts that may be tried again
+
+pub mod log;
+pub mod store;

@@ -1,0 +1,199 @@
+//! Statements and inserts, with timeouts.
+
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use bytes::Bytes;
+use clickhouse::{Client, RowOwned, RowRead, RowWrite};
+use shared_schemas::config::ClickHouseConfig;
+use shared_schemas::definitions::Definitions;
+use shared_schemas::store::{STATEMENT_LIMIT, Statement, arrow_stream, control_tables, quote, tables, view_tables};
+
+use super::error::StoreError;
+
+/// For facts and inserts. Beyond it a request counts as failed, and is sent again.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A statement's own limit stops it first.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(STATEMENT_LIMIT.as_secs() + 5);
+/// A probe of whether it answers at all.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// One database of a ClickHouse server. Clones share their connections.
+#[derive(Clone)]
+pub struct Store {
+    pub(super) client: Client,
+    url: String,
+    database: String,
+}
+
+/// What a statement gave.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The rows, in the format asked for.
+    pub body: Bytes,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({}, {})", self.url, self.database)
+    }
+}
+
+impl Store {
+    /// The configured one. Nothing is sent yet.
+    pub fn new(config: &ClickHouseConfig) -> Self {
+        let url = config.url.to_string();
+        let client = Client::default()
+            .with_url(&url)
+            .with_user(&config.user)
+            .with_password(config.password.reveal())
+            .with_setting("async_insert", "0");
+        Self {
+            client,
+            url,
+            database: config.database.clone(),
+        }
+    }
+
+    /// The database's name.
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// Its configured address.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Whether it answers at all, within seconds.
+    ///
+    /// # Errors
+    /// It does not, or not with a plain answer.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        let doing = "answer";
+        let asked = self.client.query("SELECT 1").fetch_one::<u8>();
+        self.within(PROBE, doing, asked).await.map(|_| ())
+    }
+
+    /// Makes the database, the control tables and those of the views, where they are not there yet.
+    ///
+    /// # Errors
+    /// ClickHouse's.
+    pub async fn create_tables(&self, definitions: &Definitions) -> Result<(), StoreError> {
+        self.execute("create its database", &tables::create_database(&self.database))
+            .await?;
+        let of_views = definitions.views.iter().flat_map(view_tables);
+        for table in control_tables().into_iter().chain(of_views) {
+            let doing = format!("create table {}", table.name);
+            self.execute(&doing, &table.create(&self.database)).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs SQL that gives no rows.
+    ///
+    /// # Errors
+    /// ClickHouse's.
+    pub async fn execute(&self, doing: &str, sql: &str) -> Result<(), StoreError> {
+        // `query_raw`: SQL is sent as it is, a question mark in it is no placeholder.
+        self.within(PATIENCE, doing, self.client.query_raw(sql).execute()).await
+    }
+
+    /// Inserts the batches as one statement. Safe to send again.
+    ///
+    /// # Errors
+    /// ClickHouse's; [`StoreError::Rows`] for batches of different schemas.
+    pub async fn insert(&self, table: &str, batches: &[RecordBatch]) -> Result<(), StoreError> {
+        let Some(first) = batches.first() else {
+            return Ok(());
+        };
+        let columns: Vec<_> = first
+            .schema_ref()
+            .fields()
+            .iter()
+            .map(|field| quote::identifier(field.name()))
+            .collect();
+        let body = arrow_stream(batches).map_err(|source| StoreError::Rows {
+            table: table.to_owned(),
+            source,
+        })?;
+        let sql = format!(
+            "INSERT INTO {} ({}) FORMAT ArrowStream",
+            quote::table(&self.database, table),
+            columns.join(", ")
+        );
+        let mut insert = self.client.insert_formatted_with(sql);
+        let sent = async {
+            insert.send(Bytes::from(body)).await?;
+            insert.end().await
+        };
+        self.within(PATIENCE, &format!("insert into {table}"), sent).await
+    }
+
+    /// Runs a statement of `shared_schemas::store`; the rows in that ClickHouse format, as in `JSONCompact` or
+    /// `ArrowStream`.
+    ///
+    /// # Errors
+    /// ClickHouse's.
+    pub async fn answer(&self, statement: &Statement, format: &str) -> Result<Answer, StoreError> {
+        let mut query = self.client.query_raw(&statement.sql);
+        for (name, value) in &statement.settings {
+            query = query.with_setting(*name, *value);
+        }
+        for (name, value) in &statement.parameters {
+            query = query.with_setting(format!("param_{name}"), value);
+        }
+        let doing = "answer a query";
+        let collected = async { query.fetch_bytes(format)?.collect().await };
+        let body = self.within(ANSWER_PATIENCE, doing, collected).await?;
+        Ok(Answer { body })
+    }
+
+    /// Rows of a control table.
+    pub(super) async fn rows<T: RowOwned + RowRead>(
+        &self,
+        doing: &str,
+        sql: &str,
+        parameters: &[(&str, String)],
+    ) -> Result<Vec<T>, StoreError> {
+        let query = parameters
+            .iter()
+            .fold(self.client.query(sql), |query, (name, value)| query.param(name, value));
+        self.within(PATIENCE, doing, query.fetch_all::<T>()).await
+    }
+
+    /// Inserts rows into a control table as one statement. Safe to send again.
+    pub(super) async fn record<T>(&self, table: &str, rows: &[T]) -> Result<(), StoreError>
+    where
+        T: RowOwned + RowWrite,
+    {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let sent = async {
+            let name = quote::table(&self.database, table);
+            let mut insert = self.client.insert_unescaped::<T>(&name).await?;
+            for row in rows {
+                insert.write(row).await?;
+            }
+            insert.end().await
+        };
+        self.within(PATIENCE, &format!("insert into {table}"), sent).await
+    }
+
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        doing: &str,
+        asked: impl Future<Output = clickhouse::error::Result<T>>,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(limit, asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(StoreError::new(&self.url, doing, error)),
+            Err(_) => Err(StoreError::Slow {
+                doing: doing.to_owned(),
+                limit,
+            }),
+        }
+    }
+}

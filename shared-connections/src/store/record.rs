@@ -1,0 +1,279 @@
+//! What layers write about themselves: progress, gaps, cuts, runs, publications, floors, freshness.
+//!
+//! Every row may be sent again: it replaces itself, or gives way to a higher version. A method returns when the rows
+//! are durable (`fsync_after_insert`), so whoever must write in an order awaits one before it begins the next.
+
+use std::collections::BTreeMap;
+
+use clickhouse::Row;
+use serde::{Deserialize, Serialize};
+use shared_schemas::fingerprint::Fingerprint;
+use shared_schemas::handoff::{
+    Floor, Mark, Offset, OffsetRange, Partition, Publication, PublicationNumber, RunId, Start,
+};
+use shared_schemas::store::tables::{CUTS, FLOORS, FRESHNESS, GAPS, PROGRESS, PUBLICATIONS, RUNS};
+use shared_schemas::view::View;
+
+use super::client::Store;
+use super::error::StoreError;
+use super::facts::{Cut, FreshnessOfPartition};
+
+/// What became of the records of a start.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ledger {
+    /// Up to where the start has come.
+    pub next: Offset,
+    /// The hash of the dataset's rules that the records were read by.
+    pub rules: String,
+    /// How many records were delivered.
+    pub read: u64,
+    /// How many offsets held no record that is ever delivered. `read + holes = next - start`, gaps counted as holes.
+    pub holes: u64,
+    /// `accepted`, `repeats`, each reason of refusal, `gap`, and what else the layer counts.
+    pub counts: BTreeMap<String, u64>,
+}
+
+/// One row of progress.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgressRow {
+    /// The view.
+    pub fingerprint: Fingerprint,
+    /// The partition.
+    pub partition: Partition,
+    /// The start.
+    pub start: Start,
+    /// How far it has come, and what became of the records.
+    pub ledger: Ledger,
+}
+
+#[derive(Debug, Row, Serialize, Deserialize)]
+struct Progress {
+    fingerprint: String,
+    _topic: u128,
+    _partition: u32,
+    _start: u64,
+    _next: u64,
+    rules: String,
+    read: u64,
+    holes: u64,
+    ledger: Vec<(String, u64)>,
+}
+
+#[derive(Debug, Row, Serialize, Deserialize)]
+struct Gap {
+    fingerprint: String,
+    _topic: u128,
+    _partition: u32,
+    _start: u64,
+    from: u64,
+    to: u64,
+}
+
+#[derive(Debug, Row, Serialize, Deserialize)]
+struct CutRow {
+    fingerprint: String,
+    _topic: u128,
+    _partition: u32,
+    _start: u64,
+    run: u128,
+    withdrawn: u8,
+}
+
+#[derive(Debug, Row, Serialize, Deserialize)]
+struct RunRow {
+    fingerprint: String,
+    run: u128,
+    parent: u64,
+}
+
+#[derive(Debug, Row, Serialize, Deserialize)]
+struct PublicationRow {
+    fingerprint: String,
+    number: u64,
+    run: u128,
+    parent: Vec<(u64, u128)>,
+    content: u64,
+    marks: Vec<(u128, u32, u64)>,
+    gaps: Vec<(u128, u32, u64, u64)>,
+    days: Vec<(i32, u128)>,
+    rules: String,
+    archive_version: u64,
+}
+
+#[derive(Debug, Row, Serialize, Deserialize)]
+struct FloorRow {
+    fingerprint: String,
+    number: u64,
+    marks: Vec<(u128, u32, u64)>,
+}
+
+#[derive(Debug, Row, Serialize, Deserialize)]
+struct FreshnessRow {
+    fingerprint: String,
+    _topic: u128,
+    _partition: u32,
+    next: u64,
+    log_end: u64,
+    watermark: Option<i64>,
+    kafka_time: Option<i64>,
+    state: String,
+    seen: i64,
+}
+
+fn marks(marks: &BTreeMap<Partition, Mark>) -> Vec<(u128, u32, u64)> {
+    marks
+        .iter()
+        .map(|(partition, mark)| (partition.topic.0, partition.number, mark.0.0))
+        .collect()
+}
+
+impl Store {
+    /// Records progress. The rows that it speaks of must be durable before.
+    ///
+    /// # Errors
+    /// ClickHouse's; sending again is safe.
+    pub async fn record_progress(&self, rows: &[ProgressRow]) -> Result<(), StoreError> {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|row| Progress {
+                fingerprint: row.fingerprint.to_string(),
+                _topic: row.partition.topic.0,
+                _partition: row.partition.number,
+                _start: row.start.0.0,
+                _next: row.ledger.next.0,
+                rules: row.ledger.rules.clone(),
+                read: row.ledger.read,
+                holes: row.ledger.holes,
+                ledger: row
+                    .ledger
+                    .counts
+                    .iter()
+                    .map(|(name, count)| (name.clone(), *count))
+                    .collect(),
+            })
+            .collect();
+        self.record(PROGRESS, &rows).await
+    }
+
+    /// Records that the writer of these starts did not find those offsets in the log. To be awaited before any row that
+    /// lacks them is sent.
+    ///
+    /// # Errors
+    /// ClickHouse's; sending again is safe.
+    pub async fn record_gaps(&self, gaps: &[(Fingerprint, Partition, Start, OffsetRange)]) -> Result<(), StoreError> {
+        let rows: Vec<_> = gaps
+            .iter()
+            .map(|(fingerprint, partition, start, range)| Gap {
+                fingerprint: fingerprint.to_string(),
+                _topic: partition.topic.0,
+                _partition: partition.number,
+                _start: start.0.0,
+                from: range.from.0,
+                to: range.to.0,
+            })
+            .collect();
+        self.record(GAPS, &rows).await
+    }
+
+    /// Asks for cuts, or withdraws them.
+    ///
+    /// # Errors
+    /// ClickHouse's; sending again is safe.
+    pub async fn record_cuts(&self, view: &View, cuts: &[Cut]) -> Result<(), StoreError> {
+        let rows: Vec<_> = cuts
+            .iter()
+            .map(|cut| CutRow {
+                fingerprint: view.fingerprint.to_string(),
+                _topic: cut.partition.topic.0,
+                _partition: cut.partition.number,
+                _start: cut.start.0.0,
+                run: cut.run.0,
+                withdrawn: cut.withdrawn.into(),
+            })
+            .collect();
+        self.record(CUTS, &rows).await
+    }
+
+    /// Says that a run was begun, before its first row.
+    ///
+    /// # Errors
+    /// ClickHouse's; sending again is safe.
+    pub async fn record_run(&self, view: &View, run: RunId, parent: PublicationNumber) -> Result<(), StoreError> {
+        let row = RunRow {
+            fingerprint: view.fingerprint.to_string(),
+            run: run.0,
+            parent: parent.0,
+        };
+        self.record(RUNS, &[row]).await
+    }
+
+    /// Publishes. On an error it may have happened all the same: read back.
+    ///
+    /// # Errors
+    /// ClickHouse's; sending again is safe.
+    pub async fn publish(
+        &self,
+        view: &View,
+        publication: &Publication,
+        rules: Fingerprint,
+        archive_version: u64,
+    ) -> Result<(), StoreError> {
+        let gaps = publication.gaps.iter().flat_map(|(partition, set)| {
+            set.ranges()
+                .iter()
+                .map(|range| (partition.topic.0, partition.number, range.from.0, range.to.0))
+        });
+        let row = PublicationRow {
+            fingerprint: view.fingerprint.to_string(),
+            number: publication.number.0,
+            run: publication.run.0,
+            parent: publication
+                .parent
+                .iter()
+                .map(|(number, run)| (number.0, run.0))
+                .collect(),
+            content: publication.content.0,
+            marks: marks(&publication.marks),
+            gaps: gaps.collect(),
+            days: publication.days.iter().map(|(day, run)| (day.0, run.0)).collect(),
+            rules: rules.to_string(),
+            archive_version,
+        };
+        self.record(PUBLICATIONS, &[row]).await
+    }
+
+    /// Raises a view's floor.
+    ///
+    /// # Errors
+    /// ClickHouse's; sending again is safe.
+    pub async fn raise_floor(&self, view: &View, floor: &Floor) -> Result<(), StoreError> {
+        let row = FloorRow {
+            fingerprint: view.fingerprint.to_string(),
+            number: floor.number.0,
+            marks: marks(&floor.marks),
+        };
+        self.record(FLOORS, &[row]).await
+    }
+
+    /// Says how fresh a view's rows are, for people.
+    ///
+    /// # Errors
+    /// ClickHouse's; sending again is safe.
+    pub async fn record_freshness(&self, rows: &[(Fingerprint, FreshnessOfPartition)]) -> Result<(), StoreError> {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|(fingerprint, row)| FreshnessRow {
+                fingerprint: fingerprint.to_string(),
+                _topic: row.partition.topic.0,
+                _partition: row.partition.number,
+                next: row.next.0,
+                log_end: row.log_end.0,
+                watermark: row.watermark,
+                kafka_time: row.kafka_time,
+                state: row.state.clone(),
+                seen: row.seen,
+            })
+            .collect();
+        self.record(FRESHNESS, &rows).await
+    }
+}
