@@ -2,6 +2,8 @@
 
 mod check;
 mod output;
+mod serve;
+mod signals;
 mod topics;
 mod up;
 
@@ -38,6 +40,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Check(check::Check),
+    Serve(serve::Serve),
     Topics(topics::Topics),
     Up(up::Up),
 }
@@ -48,6 +51,7 @@ impl Arguments {
         let config = self.config.as_deref();
         match self.command {
             Command::Check(check) => check.run(config),
+            Command::Serve(serve) => serve.run(config),
             Command::Topics(topics) => topics.run(config),
             Command::Up(up) => up.run(config),
         }
