@@ -356,3 +356,6 @@ pub(crate) fn rfc3339_micros(micros: i64) -> Option<String> {
     let moment: DateTime<Utc> = DateTime::from_timestamp_micros(micros)?;
     Some(moment.to_rfc3339_opts(SecondsFormat::Micros, true))
 }
+
+#[cfg(test)]
+mod tests;

@@ -170,3 +170,6 @@ fn watermark(facts: &Facts, freshness: &[FreshnessOfPartition], now: i64) -> Opt
     }
     held.unwrap_or(idle)
 }
+
+#[cfg(test)]
+mod tests;

@@ -171,3 +171,6 @@ fn content_at(facts: &Facts, newest: &Published) -> i64 {
 fn seconds(millis: i64) -> f64 {
     millis as f64 / 1_000.0
 }
+
+#[cfg(test)]
+mod tests;

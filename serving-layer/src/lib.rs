@@ -18,6 +18,8 @@
 
 pub mod answer;
 pub mod coverage;
+#[cfg(test)]
+mod fixture;
 mod frame;
 pub mod freshness;
 pub mod problem;

@@ -33,6 +33,10 @@ const FORM: [(&str, &str); 5] = [
 /// millions of groups.
 const MEMORY: (&str, &str) = ("max_memory_usage", "4294967296");
 
+/// A caller that goes away ends its connection to the store, and so its query; ClickHouse does that for statements that
+/// only read.
+const ENDS_WITH_CALLER: [(&str, &str); 2] = [("readonly", "2"), ("cancel_http_readonly_queries_on_client_close", "1")];
+
 /// Why a query has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
@@ -133,6 +137,7 @@ fn statement(store: &Store, view: &View, facts: &Facts, query: &Query) -> Result
         layers: query.layers,
     })?;
     statement.settings.extend(FORM);
+    statement.settings.extend(ENDS_WITH_CALLER);
     statement.settings.push(MEMORY);
     Ok(statement)
 }

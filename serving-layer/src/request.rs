@@ -6,6 +6,8 @@ mod fields;
 mod filter;
 mod grain;
 mod moment;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
