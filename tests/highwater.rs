@@ -11,4 +11,6 @@ mod engine_states;
 #[cfg(test)]
 mod local_stack;
 #[cfg(test)]
+mod serving;
+#[cfg(test)]
 mod tidy;
