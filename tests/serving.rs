@@ -1,5 +1,6 @@
 //! The query API as callers have it: `highwater serve` on the real engine, asked over HTTP.
 
+mod documents;
 mod problems;
 mod proxy;
 mod selections;

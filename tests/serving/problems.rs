@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use highwater_tests::stack::{signal, until};
 use serde_json::{Value, json};
 
-use super::world::{World, highwater, site};
+use super::world::{DEFINITIONS, World, highwater, site};
 
 const QUERY: &str = "/api/v1/views/departures/query";
 
@@ -223,6 +223,7 @@ async fn as_many_queries_as_can_be_answered_at_once_and_the_rest_is_told() -> an
     world.proxy.hold();
     let ask = || world.http.get(format!("{}{QUERY}", world.serve.api)).send();
     let held: Vec<_> = (0..64).map(|_| tokio::spawn(ask())).collect();
+    // Each has its place before its statement is sent.
     world.proxy.until_held(64, 0).await?;
     let response = ask().await?;
     assert_eq!(response.headers()["retry-after"], "1");
@@ -267,7 +268,7 @@ async fn metrics_tell_of_requests_and_views() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_store_it_waits_and_says_for_what() -> anyhow::Result<()> {
     // Nothing listens on port 1.
-    let (site, _) = site("http://127.0.0.1:1")?;
+    let (site, _) = site("http://127.0.0.1:1", DEFINITIONS)?;
     let log = site.path().join("log");
     let mut serve = highwater(&site, &["serve"])?
         .stdout(std::process::Stdio::null())

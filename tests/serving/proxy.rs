@@ -4,24 +4,29 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// Where connections lead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    To(SocketAddr),
-    /// Taken, and never answered.
-    Held,
+/// What a merging statement has that no other has.
+const MERGING: &[u8] = b"_below_floor";
+
+/// Where connections lead, and what becomes of merging statements.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    to: SocketAddr,
+    /// Merging statements are taken, and never answered.
+    holds: bool,
 }
+
+/// How many merging statements were held, and of how many the caller has gone away.
+type Held = (usize, usize);
 
 /// A TCP proxy on a port of its own, for as long as the test runs.
 pub(super) struct Proxy {
     address: SocketAddr,
     way: Arc<Mutex<Way>>,
-    /// How many connections were held, and how many of those their callers have closed.
-    held: watch::Receiver<(usize, usize)>,
+    held: watch::Receiver<Held>,
 }
 
 fn address(url: &str) -> anyhow::Result<SocketAddr> {
@@ -31,7 +36,11 @@ fn address(url: &str) -> anyhow::Result<SocketAddr> {
 impl Proxy {
     pub(super) async fn start(url: &str) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let way = Arc::new(Mutex::new(Way::To(address(url)?)));
+        let way = Way {
+            to: address(url)?,
+            holds: false,
+        };
+        let way = Arc::new(Mutex::new(way));
         let (sender, held) = watch::channel((0, 0));
         let proxy = Self {
             address: listener.local_addr()?,
@@ -51,18 +60,21 @@ impl Proxy {
         format!("http://{}", self.address)
     }
 
-    /// Leads new connections there.
+    /// Leads new connections there, and holds nothing any more.
     pub(super) fn lead_to(&self, url: &str) -> anyhow::Result<()> {
-        *self.way.lock().unwrap() = Way::To(address(url)?);
+        *self.way.lock().unwrap() = Way {
+            to: address(url)?,
+            holds: false,
+        };
         Ok(())
     }
 
-    /// Takes new requests and answers none.
+    /// Takes merging statements from now on and answers none.
     pub(super) fn hold(&self) {
-        *self.way.lock().unwrap() = Way::Held;
+        self.way.lock().unwrap().holds = true;
     }
 
-    /// Waits until so many requests were held, and so many of their callers have gone away.
+    /// Waits until so many statements were held, and so many of their callers have gone away.
     pub(super) async fn until_held(&mut self, taken: usize, gone: usize) -> anyhow::Result<()> {
         self.held
             .wait_for(|(held, closed)| *held >= taken && *closed >= gone)
@@ -71,13 +83,10 @@ impl Proxy {
     }
 }
 
-/// Passes requests on until one side ends. A connection is kept between requests, so where it leads is asked before each
-/// piece that the caller sends.
-async fn pass(mut caller: TcpStream, way: Arc<Mutex<Way>>, held: Arc<watch::Sender<(usize, usize)>>) {
-    let Way::To(target) = *way.lock().unwrap() else {
-        return hold(caller, &held).await;
-    };
-    let Ok(mut engine) = TcpStream::connect(target).await else {
+/// Passes requests on until one side ends.
+async fn pass(mut caller: TcpStream, way: Arc<Mutex<Way>>, held: Arc<watch::Sender<Held>>) {
+    let to = way.lock().unwrap().to;
+    let Ok(mut engine) = TcpStream::connect(to).await else {
         return;
     };
     let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
@@ -85,10 +94,11 @@ async fn pass(mut caller: TcpStream, way: Arc<Mutex<Way>>, held: Arc<watch::Send
         tokio::select! {
             read = caller.read(&mut asked) => match read {
                 Ok(count) if count > 0 => {
-                    if *way.lock().unwrap() == Way::Held {
+                    let merging = asked[..count].windows(MERGING.len()).any(|part| part == MERGING);
+                    if merging && way.lock().unwrap().holds {
                         return hold(caller, &held).await;
                     }
-                    if tokio::io::AsyncWriteExt::write_all(&mut engine, &asked[..count]).await.is_err() {
+                    if engine.write_all(&asked[..count]).await.is_err() {
                         return;
                     }
                 }
@@ -96,7 +106,7 @@ async fn pass(mut caller: TcpStream, way: Arc<Mutex<Way>>, held: Arc<watch::Send
             },
             read = engine.read(&mut answered) => match read {
                 Ok(count) if count > 0 => {
-                    if tokio::io::AsyncWriteExt::write_all(&mut caller, &answered[..count]).await.is_err() {
+                    if caller.write_all(&answered[..count]).await.is_err() {
                         return;
                     }
                 }
@@ -107,7 +117,7 @@ async fn pass(mut caller: TcpStream, way: Arc<Mutex<Way>>, held: Arc<watch::Send
 }
 
 /// Reads until the caller goes away.
-async fn hold(mut caller: TcpStream, held: &watch::Sender<(usize, usize)>) {
+async fn hold(mut caller: TcpStream, held: &watch::Sender<Held>) {
     held.send_modify(|(taken, _)| *taken += 1);
     let mut asked = vec![0; 1 << 16];
     while matches!(caller.read(&mut asked).await, Ok(count) if count > 0) {}

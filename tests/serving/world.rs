@@ -30,7 +30,7 @@ use tempfile::TempDir;
 use super::proxy::Proxy;
 
 /// `departures` is over events without an id, `tracked` over the same with one.
-const DEFINITIONS: &str = r#"
+pub(super) const DEFINITIONS: &str = r#"
 [dataset.flights]
 topic = "flights"
 partitions = 2
@@ -134,18 +134,19 @@ pub(super) struct World {
     _site: TempDir,
 }
 
-/// A folder with a configuration, and `highwater` with these arguments in it.
-pub(super) fn site(clickhouse: &str) -> anyhow::Result<(TempDir, Config)> {
+/// A folder with a configuration and definitions.
+pub(super) fn site(clickhouse: &str, definitions: &str) -> anyhow::Result<(TempDir, Config)> {
     let site = TempDir::with_prefix("highwater-test-")?;
     let text = format!("[clickhouse]\nurl = \"{clickhouse}\"\n\n[serve]\nlisten = \"127.0.0.1:0\"\n");
     std::fs::write(site.path().join("highwater.toml"), &text)?;
-    let definitions = site.path().join("definitions");
-    std::fs::create_dir(&definitions)?;
-    std::fs::write(definitions.join("flights.toml"), DEFINITIONS)?;
+    let folder = site.path().join("definitions");
+    std::fs::create_dir(&folder)?;
+    std::fs::write(folder.join("flights.toml"), definitions)?;
     let config = Config::parse(&text, "highwater.toml", site.path(), &|_| None).config;
     Ok((site, config))
 }
 
+/// `highwater` with these arguments, in that folder.
 pub(super) fn highwater(site: &TempDir, arguments: &[&str]) -> anyhow::Result<Command> {
     let mut command = Command::new(program("highwater")?);
     command
@@ -198,9 +199,14 @@ impl Drop for Serve {
 
 impl World {
     pub(super) async fn start() -> anyhow::Result<Self> {
+        Self::with(DEFINITIONS).await
+    }
+
+    /// With other definitions.
+    pub(super) async fn with(definitions: &str) -> anyhow::Result<Self> {
         let clickhouse = ClickHouse::start()?;
         let proxy = Proxy::start(clickhouse.url()).await?;
-        let (site, config) = site(&proxy.url())?;
+        let (site, config) = site(&proxy.url(), definitions)?;
         let definitions = Definitions::load(&site.path().join("definitions"))?;
         let serve = Serve::start(&site)?;
         Ok(Self {
