@@ -9,6 +9,8 @@ mod engine_handoff;
 #[cfg(test)]
 mod engine_states;
 #[cfg(test)]
+mod kafka_log;
+#[cfg(test)]
 mod local_stack;
 #[cfg(test)]
 mod tidy;
