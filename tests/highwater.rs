@@ -11,6 +11,8 @@ mod engine_states;
 #[cfg(test)]
 mod kafka_log;
 #[cfg(test)]
+mod law;
+#[cfg(test)]
 mod local_stack;
 #[cfg(test)]
 mod tidy;
