@@ -2,6 +2,7 @@
 
 mod check;
 mod output;
+mod serve;
 mod speed;
 mod topics;
 mod up;
@@ -52,6 +53,7 @@ struct Place {
 #[derive(Debug, Subcommand)]
 enum Command {
     Check(check::Check),
+    Serve(serve::Serve),
     Speed(speed::Speed),
     Topics(topics::Topics),
     Up(up::Up),
@@ -62,6 +64,7 @@ impl Arguments {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Check(check) => check.run(&self.place),
+            Command::Serve(serve) => serve.run(&self.place),
             Command::Speed(speed) => speed.run(&self.place),
             Command::Topics(topics) => topics.run(&self.place),
             Command::Up(up) => up.run(&self.place),

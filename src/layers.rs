@@ -26,10 +26,15 @@ impl Layers {
     pub(crate) async fn start(config: &Config, definitions: &Definitions) -> anyhow::Result<Self> {
         let store = connect::store(config, definitions).await?;
         let kafka = connect::kafka(config, definitions).await?;
-        let (told, _) = metrics::serve(config.metrics.listen).await?;
+        let (told, recorded) = metrics::serve(config.metrics.listen).await?;
         let cancel = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let definitions = Arc::new(definitions.clone());
+
+        let (defined, ends) = (Arc::clone(&definitions), cancel.clone());
+        let api = highwater_serving::serve(&config.serve, defined, store.clone(), recorded, ends).await?;
+        let address = api.address();
+        tasks.spawn(async move { ("serving layer", api.run().await.context("the serving layer ended")) });
 
         let (speed, defined, ends) = (config.speed.clone(), Arc::clone(&definitions), cancel.clone());
         tasks.spawn(async move {
@@ -39,7 +44,7 @@ impl Layers {
         Ok(Self {
             tasks,
             cancel,
-            api: None,
+            api: Some(format!("http://{address}")),
             metrics: BTreeMap::from([("up".to_owned(), told)]),
         })
     }

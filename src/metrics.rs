@@ -17,7 +17,7 @@ fn builder() -> anyhow::Result<PrometheusBuilder> {
     Ok(PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?)
 }
 
-/// Records the process's metrics, for whoever serves them.
+/// Records the process's metrics, for a process that serves them by itself.
 pub(crate) fn record() -> anyhow::Result<PrometheusHandle> {
     let handle = builder()?.install_recorder()?;
     let upkeep = handle.clone();
