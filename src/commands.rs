@@ -2,6 +2,7 @@
 
 mod check;
 mod output;
+mod produce;
 mod topics;
 mod up;
 
@@ -38,6 +39,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Check(check::Check),
+    Produce(produce::Produce),
     Topics(topics::Topics),
     Up(up::Up),
 }
@@ -48,6 +50,7 @@ impl Arguments {
         let config = self.config.as_deref();
         match self.command {
             Command::Check(check) => check.run(config),
+            Command::Produce(produce) => produce.run(config),
             Command::Topics(topics) => topics.run(config),
             Command::Up(up) => up.run(config),
         }

@@ -13,4 +13,6 @@ mod kafka_log;
 #[cfg(test)]
 mod local_stack;
 #[cfg(test)]
+mod produce;
+#[cfg(test)]
 mod tidy;

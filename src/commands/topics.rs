@@ -43,15 +43,7 @@ impl Topics {
     pub(crate) fn run(self, config: Option<&Path>) -> anyhow::Result<ExitCode> {
         let Command::Create { output } = self.command;
         let (config, definitions) = super::load(config)?;
-        let brokers = config.kafka.bootstrap_servers();
-        if let Place::Here(here) = address::brokers(&brokers)?
-            && here.port() == 0
-        {
-            anyhow::bail!(
-                "{} = \"{brokers}\" picks a port at `highwater up`, which makes the topics by itself: write the port here",
-                address::BROKERS
-            );
-        }
+        let brokers = brokers(&config)?;
         let ensured = ensure(&brokers, &config, &definitions);
         let rows = tokio::runtime::Runtime::new()?.block_on(ensured)?;
         output.print(&rows, |rows| {
@@ -65,6 +57,20 @@ impl Topics {
         })?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The brokers, for commands that go to a Kafka that is there already.
+pub(super) fn brokers(config: &Config) -> anyhow::Result<String> {
+    let brokers = config.kafka.bootstrap_servers();
+    if let Place::Here(here) = address::brokers(&brokers)?
+        && here.port() == 0
+    {
+        anyhow::bail!(
+            "{} = \"{brokers}\" picks a port at `highwater up`, which also makes the topics: write the port that it shows",
+            address::BROKERS
+        );
+    }
+    Ok(brokers)
 }
 
 /// The user's librdkafka properties.
