@@ -2,6 +2,7 @@
 
 mod check;
 mod output;
+mod produce;
 mod serve;
 mod speed;
 mod topics;
@@ -53,6 +54,7 @@ struct Place {
 #[derive(Debug, Subcommand)]
 enum Command {
     Check(check::Check),
+    Produce(produce::Produce),
     Serve(serve::Serve),
     Speed(speed::Speed),
     Topics(topics::Topics),
@@ -64,6 +66,7 @@ impl Arguments {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Check(check) => check.run(&self.place),
+            Command::Produce(produce) => produce.run(&self.place),
             Command::Serve(serve) => serve.run(&self.place),
             Command::Speed(speed) => speed.run(&self.place),
             Command::Topics(topics) => topics.run(&self.place),

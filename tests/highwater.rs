@@ -15,4 +15,6 @@ mod law;
 #[cfg(test)]
 mod local_stack;
 #[cfg(test)]
+mod produce;
+#[cfg(test)]
 mod tidy;

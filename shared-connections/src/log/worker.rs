@@ -164,7 +164,9 @@ impl Worker {
     fn gather(&mut self, consumer: &BaseConsumer<Listener>) -> Option<KafkaError> {
         let until = Instant::now() + GATHER;
         while self.records < MOST_RECORDS && self.bytes < MOST_BYTES {
-            let left = until.saturating_duration_since(Instant::now());
+            // In whole milliseconds, or `poll` would spin through the rest of one.
+            let left = until.saturating_duration_since(Instant::now()).as_millis();
+            let left = Duration::from_millis(u64::try_from(left).unwrap_or_default());
             match consumer.poll(left) {
                 None if left.is_zero() => break,
                 None => {}
