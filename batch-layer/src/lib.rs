@@ -8,3 +8,8 @@
 
 mod dedupe;
 pub mod recompute;
+//! The batch layer.
+//!
+//! - [`archive`]: every accepted event, in Parquet under Delta Lake, by ranges of offsets
+
+pub mod archive;
