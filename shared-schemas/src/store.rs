@@ -8,7 +8,9 @@
 //! - [`tables`]: what is created, and why each engine, sorting key and partition is what it is
 //! - [`rows`]: cells as Arrow rows of those tables
 //! - [`statement`]: the merging statement
+//! - [`check`]: what a run has written, counted before it is published
 
+pub mod check;
 pub mod quote;
 pub mod rows;
 pub mod statement;
