@@ -4,12 +4,6 @@
 //! carries the answer out. In reading order:
 //!
 //! - [`archive`]: every accepted event, in Parquet files under a Delta Lake log
-//! - [`recompute`]: the exact cells of some event days, from archived events below the marks
-//! - `dedupe`: repeats, all of them
-
-pub mod archive;
-mod dedupe;
-pub mod recompute;
 //! - [`run`]: a batch run, from pinning the archive to the publication
 //! - `marks`: where its marks may be
 //! - [`recompute`]: the exact cells of some event days, from archived events below the marks

@@ -41,7 +41,8 @@ impl Serve {
                 let metrics = metrics::record()?;
                 let store = connect::store(&config, &definitions).await?;
                 let definitions = Arc::new(definitions);
-                let bound = highwater_serving::serve(&config.serve, definitions, store, metrics, cancel.clone()).await?;
+                let bound =
+                    highwater_serving::serve(&config.serve, definitions, store, metrics, cancel.clone()).await?;
                 let ready = Ready {
                     api: format!("http://{}", bound.address()),
                 };
