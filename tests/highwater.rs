@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod archiver;
+mod batch_runs;
 #[cfg(test)]
 mod check;
 #[cfg(test)]
@@ -13,6 +14,10 @@ mod engine_states;
 #[cfg(test)]
 mod kafka_log;
 #[cfg(test)]
+mod law;
+#[cfg(test)]
 mod local_stack;
+#[cfg(test)]
+mod produce;
 #[cfg(test)]
 mod tidy;

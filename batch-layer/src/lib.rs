@@ -1,5 +1,33 @@
-//! The batch layer.
+//! The batch layer: exact results, computed again from the archive and published.
 //!
-//! - [`archive`]: every accepted event, in Parquet under Delta Lake, by ranges of offsets
+//! All decisions about marks, cuts, days and publications are `shared_schemas::handoff`'s; this reads the facts, asks, and
+//! carries the answer out. In reading order:
+//!
+//! - [`archive`]: every accepted event, in Parquet files under a Delta Lake log
+//! - [`run`]: a batch run, from pinning the archive to the publication
+//! - `marks`: where its marks may be
+//! - [`recompute`]: the exact cells of some event days, from archived events below the marks
+//! - `dedupe`: repeats, all of them
+//! - `write`: a run's rows into the store, and counted there
+//! - `publish`: waiting for the speed layer at cuts, publishing, reading back
+//! - [`lease`]: one run at a time
+//! - [`progress`], [`report`]: what a run says on its way, and in the end
+//! - [`error`]: why a view was not published
 
 pub mod archive;
+mod dedupe;
+pub mod error;
+pub mod lease;
+mod marks;
+pub mod progress;
+mod publish;
+pub mod recompute;
+pub mod report;
+mod retry;
+pub mod run;
+mod write;
+
+pub use lease::{Lease, LeaseError};
+pub use progress::{Logs, Step, Watcher};
+pub use report::{Outcome, ViewReport};
+pub use run::{Batch, Selection, Unknown};

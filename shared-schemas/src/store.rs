@@ -8,7 +8,9 @@
 //! - [`tables`]: what is created, and why each engine, sorting key and partition is what it is
 //! - [`rows`]: cells as Arrow rows of those tables
 //! - [`statement`]: the merging statement
+//! - [`check`]: what a run has written, counted before it is published
 
+pub mod check;
 pub mod quote;
 pub mod rows;
 pub mod statement;
@@ -17,5 +19,7 @@ pub mod tables;
 mod tests;
 
 pub use rows::{SpeedVersions, arrow_stream, batch_rows, speed_rows};
-pub use statement::{Merging, STATEMENT_LIMIT, Statement, StatementError};
+pub use statement::{
+    Filter, FilterValues, Layers, Merging, Order, STATEMENT_LIMIT, Selection, Statement, StatementError, bound_column,
+};
 pub use tables::{Table, batch_table, control_tables, speed_table, view_tables};
