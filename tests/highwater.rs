@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod check;
 #[cfg(test)]
+mod demo;
+#[cfg(test)]
 mod embedded_clickhouse;
 #[cfg(test)]
 mod engine_handoff;
