@@ -36,6 +36,7 @@ OCTOBER, NOVEMBER, DECEMBER = (datetime.datetime(2013, month, 1) for month in (1
 HELD_BACK = 5_000
 SENT_AGAIN = 2_000
 MILES_A_MINUTE = 7
+TICK_ROWS = 5_000
 STREAMS = ("january-october", "november", "december")
 
 
@@ -57,13 +58,19 @@ def source():
     return path
 
 
-def read_csv(package):
-    """The rows as dictionaries of text, in the CSV's order. "NA" is how it writes that there is no value."""
+def read_csv(package, tick=lambda: None):
+    """The rows as dictionaries of text, in the CSV's order. "NA" is how it writes that there is no value.
+
+    It takes some seconds: `tick` is called again and again meanwhile.
+    """
     with tarfile.open(package) as tar:
         member = next(name for name in tar.getnames() if name.endswith("/flights.csv.zip"))
         archive = zipfile.ZipFile(io.BytesIO(tar.extractfile(member).read()))
     with archive.open("flights.csv") as file:
-        yield from csv.DictReader(io.TextIOWrapper(file, "utf-8"))
+        for number, row in enumerate(csv.DictReader(io.TextIOWrapper(file, "utf-8"))):
+            if number % TICK_ROWS == 0:
+                tick()
+            yield row
 
 
 class Event:
@@ -185,9 +192,9 @@ def plan(events):
     return lines, facts
 
 
-def convert(folder):
+def convert(folder, tick=lambda: None):
     """Writes the streams and `plan.json` into the folder, which must not be there yet. All of it, or nothing."""
-    lines, facts = plan([Event(row, flight) for row, flight in enumerate(read_csv(source()))])
+    lines, facts = plan([Event(row, flight) for row, flight in enumerate(read_csv(source(), tick))])
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
@@ -204,14 +211,13 @@ def convert(folder):
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def prepared():
-    """The folder with the streams, made if it is not there; and whether it had to be made."""
+def prepared(tick=lambda: None):
+    """The folder with the streams, made if it is not there."""
     state = hashlib.sha256(pathlib.Path(__file__).read_bytes() + source().name.encode()).hexdigest()[:16]
     folder = cache() / f"flights-{state}"
-    missing = not (folder / "plan.json").is_file()
-    if missing:
-        convert(folder)
-    return folder, missing
+    if not (folder / "plan.json").is_file():
+        convert(folder, tick)
+    return folder
 
 
 if __name__ == "__main__":
@@ -219,6 +225,6 @@ if __name__ == "__main__":
         if len(sys.argv) > 1:
             convert(pathlib.Path(sys.argv[1]))
         else:
-            print(prepared()[0])
+            print(prepared())
     except (Missing, OSError) as error:
         sys.exit(f"convert: {error}")

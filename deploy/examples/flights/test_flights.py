@@ -12,7 +12,7 @@ import expected
 class Conversion(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.folder, _ = convert.prepared()
+        cls.folder = convert.prepared()
         cls.plan = json.loads((cls.folder / "plan.json").read_text())
         cls.lines = {
             name: (cls.folder / f"{name}.ndjson").read_bytes().split(b"\n")[:-1] for name in convert.STREAMS
