@@ -105,7 +105,9 @@ class Demo:
         self.sent += count
 
     def took(self, number, took, events=None, sending=None, counting=None):
-        rates = [f"{events:,}", f"{events / sending:,.0f}", seconds(counting), f"{events / counting:,.0f}"] if events else [""] * 4
+        rates = [""] * 4
+        if events:
+            rates = [f"{events:,}", f"{events / sending:,.0f}", seconds(counting), f"{events / counting:,.0f}"]
         self.times.append([str(number), seconds(took), *rates])
 
     def check(self, number):
@@ -114,15 +116,11 @@ class Demo:
             kind = expected.VIEWS[view]
             total, _ = self.highwater.total(view)
             wanted = self.expected.totals[view].measures()
+            all_cells = {"grain": kind.grain_name, "dimensions": ",".join(kind.dimensions), "limit": LONGEST_ANSWER}
             answers = []
             with Working(f"comparing {view}") as working:
                 for first, end in zip(MONTHS, MONTHS[1:]):
-                    dimensions = ",".join(kind.dimensions)
-                    answer = self.highwater.query(
-                        view,
-                        **{"from": first, "to": end, "grain": f"{kind.grain}s", "dimensions": dimensions, "limit": LONGEST_ANSWER},
-                    )
-                    answers += answer["data"]
+                    answers += self.highwater.query(view, **{"from": first, "to": end, **all_cells})["data"]
                     working.tick(first[:7])
             compared, differences = self.expected.compare(view, answers)
             differences += [f"{view} in all: {text}" for text in self.expected.differing(wanted, total)]
@@ -135,10 +133,14 @@ class Demo:
     def batch_run(self):
         return self.highwater.command("batch", "run", "--wait")
 
-    def show_run(self, run):
-        for view in run["views"]:
-            marks = ", ".join(f"{int(mark):,}" for _, mark in sorted(view["marks"].items()))
-            say(f"   {view['view']:13} publication {view['publication']}: {view['days']} days computed, marks {marks}")
+    @staticmethod
+    def show_run(reports):
+        for report in reports:
+            marks = ", ".join(f"{mark['to']:,}" for mark in sorted(report["marks"], key=lambda mark: mark["partition"]))
+            done = f"publication {report['publication']}, {report['days']} days computed, marks {marks}"
+            if report["result"] != "published":
+                done = f"{report['result'].replace('_', ' ')}: {report.get('why')}"
+            say(f"   {report['view']:13}  {done}")
 
     def january_to_october(self):
         step(1, "January to October stream in")
@@ -149,10 +151,12 @@ class Demo:
         departures, answer = self.highwater.total("departures")
         destinations, _ = self.highwater.total("destinations")
         delay, share = departures["delay"], 100 * departures["share_delayed"]
-        say(f"   departures     {departures['flights']:,} flights, {delay:.1f} minutes late on average, {share:.1f} % by more than 15")
+        delays = f"{delay:.1f} minutes late on average, {share:.1f} % by more than 15"
+        say(f"   departures     {departures['flights']:,} flights, {delays}")
         say(f"   destinations   {int(destinations['distance']):,} miles, {destinations['hours']:,.0f} hours in the air")
         speed = answer["freshness"]["speed"]
-        say(f"   The speed layer alone, {speed['lag_events']} events and {seconds(speed['lag_seconds'])} behind.")
+        behind = seconds(speed["lag_seconds"] or 0)
+        say(f"   This is the speed layer alone, {speed['lag_events']} events and {behind} behind.")
         self.check(1)
 
     def make_exact(self):
@@ -245,8 +249,10 @@ class Demo:
     def reconcile(self):
         command = self.highwater.command("reconcile")
         for view in command.wait("reconciling"):
-            verdict = "all equal" if not view["different"] else f"{view['different']:,} differ, {view['unexplained']:,} unexplained"
-            say(f"   reconcile {view['view']:13} {view['compared']:,} values compared with the archive, {verdict}")
+            verdict = "all equal"
+            if view["different"]:
+                verdict = f"{view['different']:,} differ, {view['unexplained']:,} unexplained"
+            say(f"   {view['view']:13}  {view['compared']:,} values reconciled with the archive, {verdict}")
 
     def summary(self):
         say(f"\n{strong('Expected from the CSV, and answered')}")

@@ -35,7 +35,7 @@ class Near:
 class Departures:
     """A cell of the view `departures`."""
 
-    grain = HOUR
+    grain, grain_name = HOUR, "1h"
     dimensions = ("origin", "carrier")
     __slots__ = ("flights", "departed", "delays", "longest", "delayed")
 
@@ -66,7 +66,7 @@ class Departures:
 class Destinations:
     """A cell of the view `destinations`."""
 
-    grain = DAY
+    grain, grain_name = DAY, "1d"
     dimensions = ("destination",)
     __slots__ = ("flights", "arrived", "distance", "minutes", "flown", "delays", "earliest", "latest")
 
