@@ -136,8 +136,8 @@ class Demo:
     @staticmethod
     def show_run(reports):
         for report in reports:
-            marks = ", ".join(f"{mark['to']:,}" for mark in sorted(report["marks"], key=lambda mark: mark["partition"]))
-            done = f"publication {report['publication']}, {report['days']} days computed, marks {marks}"
+            marks = " ".join(f"{mark['to']:,}" for mark in sorted(report["marks"], key=lambda mark: mark["partition"]))
+            done = f"publication {report['publication']}, {report['days']} days computed, marks at {marks}"
             if report["result"] != "published":
                 done = f"{report['result'].replace('_', ' ')}: {report.get('why')}"
             say(f"   {report['view']:13}  {done}")
@@ -189,6 +189,8 @@ class Demo:
             counts = [expected.number(totals[view].get(headline) or 0) for totals in layers.values()]
             sent = self.expected.totals[view].measures()[headline]
             rows.append([view, unit, *(f"{count:,}" for count in (sent, *counts))])
+            if counts[0] + counts[1] != counts[2]:
+                self.differences.append(f"step 4: batch and speed of {view} are not what is merged")
         table(rows)
         wanted = {}
         for bad in self.plan["bad"]:
@@ -265,7 +267,7 @@ class Demo:
         table(self.times)
         names = {"java": "Kafka", "highwater": "highwater (all layers)"}
         say()
-        rows = [["process", "resident MB", "at most"]]
+        rows = [["process", "resident MB", "highest"]]
         for name, *sizes in self.highwater.memory():
             rows.append([names.get(name, "ClickHouse"), *(f"{size / 1e6:,.0f}" for size in sizes)])
         table(rows)
