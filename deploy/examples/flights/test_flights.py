@@ -46,15 +46,15 @@ class Conversion(unittest.TestCase):
         self.assertEqual((rows["late"], rows["repeats"], len(self.bad)), (5_000, 2_000, 20))
 
     def test_an_event_is_its_row(self):
-        flights = list(convert.read_csv(convert.source()))
-        order = [self.plan["rows"][name] for name in ("january-october", "december")]
-        for rows, name in zip(order, ("january-october", "december")):
-            for row, event in zip(rows, self.events[name]):
-                flight = flights[row]
-                texts = (flight[name] for name in ("carrier", "flight", "origin", "dest", "tailnum", "dep_delay"))
-                names = ("carrier", "flight", "origin", "destination", "tail", "departure_delay")
-                values = ("NA" if event[name] is None else str(event[name]) for name in names)
-                self.assertEqual(list(texts), list(values))
+        rows = self.plan["rows"]
+        streams = ((rows[name], self.events[name]) for name in ("january-october", "december"))
+        events = {row: event for stream in streams for row, event in zip(*stream)}
+        columns = ("carrier", "flight", "origin", "dest", "tailnum", "dep_delay")
+        names = ("carrier", "flight", "origin", "destination", "tail", "departure_delay")
+        for row, flight in enumerate(convert.read_csv(convert.source())):
+            if row in events:
+                values = ["NA" if events[row][name] is None else str(events[row][name]) for name in names]
+                self.assertEqual([flight[column] for column in columns], values)
 
     def test_late_events_are_of_october_and_repeats_byte_for_byte_what_was_sent(self):
         first, november = set(self.lines["january-october"]), self.lines["november"]
