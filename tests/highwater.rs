@@ -6,6 +6,8 @@ mod batch_runs;
 #[cfg(test)]
 mod check;
 #[cfg(test)]
+mod demo;
+#[cfg(test)]
 mod embedded_clickhouse;
 #[cfg(test)]
 mod engine_handoff;

@@ -3,4 +3,5 @@
 pub mod clickhouse;
 pub mod engine;
 pub mod flights;
+pub mod python;
 pub mod stack;
