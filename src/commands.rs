@@ -1,7 +1,10 @@
 //! The commands. Each is a struct of its arguments with a `run`; what several need stands here.
 
+mod batch;
 mod check;
 mod output;
+mod signals;
+mod store;
 mod topics;
 mod up;
 
@@ -37,6 +40,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Batch(batch::Batch),
     Check(check::Check),
     Topics(topics::Topics),
     Up(up::Up),
@@ -47,6 +51,7 @@ impl Arguments {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = self.config.as_deref();
         match self.command {
+            Command::Batch(batch) => batch.run(config),
             Command::Check(check) => check.run(config),
             Command::Topics(topics) => topics.run(config),
             Command::Up(up) => up.run(config),

@@ -1,6 +1,8 @@
 //! Every test that needs more than one crate or a real server, in one binary.
 
 #[cfg(test)]
+mod batch_command;
+#[cfg(test)]
 mod batch_runs;
 #[cfg(test)]
 mod check;

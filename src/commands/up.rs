@@ -6,15 +6,14 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
 use local_stack::clickhouse::{Access, execute};
 use local_stack::{Addresses, Stack, StackOptions};
 use shared_schemas::config::Config;
 use shared_schemas::definitions::Definitions;
 use shared_schemas::store;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::output::Output;
+use super::signals::Signals;
 use super::topics;
 
 /// Start Kafka and ClickHouse on this machine, make the topics and tables, and wait for Ctrl-C
@@ -119,31 +118,4 @@ async fn make_tables(
         execute(&addresses.clickhouse, access, &statement).await?;
     }
     Ok(())
-}
-
-/// The signals that end the program.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn listen() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-            hangup: listen(SignalKind::hangup())?,
-        })
-    }
-
-    /// Waits for the next one; its name.
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "interrupted",
-            _ = self.terminate.recv() => "terminated",
-            _ = self.hangup.recv() => "the terminal was closed",
-        }
-    }
 }
