@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 mod archiver;
+mod batch_command;
+#[cfg(test)]
 mod batch_runs;
 #[cfg(test)]
 mod check;

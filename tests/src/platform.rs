@@ -81,7 +81,7 @@ impl Event {
 
     /// Null now and then.
     pub fn value(self) -> Option<i64> {
-        (self.0 % 5 != 0).then(|| i64::try_from(self.0 * self.0 % 100_003).unwrap_or_default())
+        (!self.0.is_multiple_of(5)).then(|| i64::try_from(self.0 * self.0 % 100_003).unwrap_or_default())
     }
 
     /// As it is sent.
@@ -110,7 +110,9 @@ pub fn cells<'a>(events: impl IntoIterator<Item = &'a Event>) -> Cells {
 
 /// How many events, and the sum of their values.
 pub fn total(cells: &Cells) -> (u64, i64) {
-    cells.values().fold((0, 0), |all, cell| (all.0 + cell.0, all.1 + cell.1))
+    cells
+        .values()
+        .fold((0, 0), |all, cell| (all.0 + cell.0, all.1 + cell.1))
 }
 
 /// The layers, as many as run.
@@ -235,7 +237,7 @@ impl Platform {
         let mut waiting = Vec::new();
         for event in events {
             self.sent.insert(event);
-            waiting.push(self.deliver(event.0, event.json().into_bytes())?);
+            waiting.push(self.deliver(event.0, event.json().as_bytes())?);
         }
         for delivery in waiting {
             delivery.await?.map_err(|(error, _)| error)?;
@@ -246,15 +248,15 @@ impl Platform {
     /// Sends bytes that are no event.
     pub async fn send_bad(&self, values: impl IntoIterator<Item = Vec<u8>>) -> anyhow::Result<()> {
         for value in values {
-            self.deliver(0, value)?.await?.map_err(|(error, _)| error)?;
+            self.deliver(0, &value)?.await?.map_err(|(error, _)| error)?;
         }
         Ok(())
     }
 
-    fn deliver(&self, key: u64, value: Vec<u8>) -> anyhow::Result<rdkafka::producer::DeliveryFuture> {
+    fn deliver(&self, key: u64, value: &[u8]) -> anyhow::Result<rdkafka::producer::DeliveryFuture> {
         // The partition follows from the key alone, so that a repeat meets its first.
         let key = key.to_string();
-        let record = FutureRecord::to(&self.topic).key(&key).payload(&value);
+        let record = FutureRecord::to(&self.topic).key(&key).payload(value);
         self.producer.send_result(record).map_err(|(error, _)| error.into())
     }
 
@@ -300,7 +302,10 @@ impl Platform {
                 ensure!(*events <= most, "{cell:?} has {events} events, {most} were sent");
             }
             if began.elapsed() > PATIENCE {
-                let differ = expected.iter().filter(|(cell, value)| now.get(*cell) != Some(*value)).count();
+                let differ = expected
+                    .iter()
+                    .filter(|(cell, value)| now.get(*cell) != Some(*value))
+                    .count();
                 bail!("{:?} of {:?}, {differ} cells differ", total(&now), total(&expected));
             }
             tokio::time::sleep(POLL).await;
@@ -317,9 +322,14 @@ impl Platform {
             let archive = highwater_batch::archive::Archive::open(&self.config.archive, dataset).await?;
             let mut whole = archive.is_some();
             for number in 0..topic.partitions {
-                let partition = shared_schemas::handoff::Partition { topic: topic.id, number };
+                let partition = shared_schemas::handoff::Partition {
+                    topic: topic.id,
+                    number,
+                };
                 let end = kafka.bounds(&self.topic, number).await?.to;
-                let archived = archive.as_ref().and_then(|archive| archive.ends().get(&partition).copied());
+                let archived = archive
+                    .as_ref()
+                    .and_then(|archive| archive.ends().get(&partition).copied());
                 whole &= archived.unwrap_or_default() >= end;
             }
             if whole {
