@@ -12,6 +12,8 @@ mod demo;
 #[cfg(test)]
 mod embedded_clickhouse;
 #[cfg(test)]
+mod end_to_end;
+#[cfg(test)]
 mod engine_handoff;
 #[cfg(test)]
 mod engine_states;

@@ -2,6 +2,7 @@
 //! archive of their own; a producer; and an oracle that knows only what was sent.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -15,7 +16,6 @@ use shared_connections::log::Kafka;
 use shared_connections::store::Store;
 use shared_schemas::config::Config;
 use shared_schemas::definitions::Definitions;
-use std::sync::Arc;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -121,8 +121,7 @@ pub struct Platform {
     pub config: Config,
     /// The definitions.
     pub definitions: Definitions,
-    /// All that was sent and may be counted.
-    pub sent: BTreeSet<Event>,
+    sent: Mutex<BTreeSet<Event>>,
     /// Where the topic is.
     pub topic: String,
     layers: BTreeMap<&'static str, (CancellationToken, JoinHandle<anyhow::Result<()>>)>,
@@ -163,7 +162,7 @@ impl Platform {
         Ok(Self {
             config,
             definitions,
-            sent: BTreeSet::new(),
+            sent: Mutex::default(),
             topic,
             layers: BTreeMap::new(),
             api: None,
@@ -233,16 +232,21 @@ impl Platform {
 
     /// Sends events, in order within a partition, and waits until Kafka has them. Repeats of what was sent change nothing
     /// that may be counted.
-    pub async fn send(&mut self, events: impl IntoIterator<Item = Event>) -> anyhow::Result<()> {
+    pub async fn send(&self, events: impl IntoIterator<Item = Event>) -> anyhow::Result<()> {
         let mut waiting = Vec::new();
         for event in events {
-            self.sent.insert(event);
+            self.sent.lock().unwrap_or_else(PoisonError::into_inner).insert(event);
             waiting.push(self.deliver(event.0, event.json().as_bytes())?);
         }
         for delivery in waiting {
             delivery.await?.map_err(|(error, _)| error)?;
         }
         Ok(())
+    }
+
+    /// All that was sent and may be counted.
+    pub fn sent(&self) -> BTreeSet<Event> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Sends bytes that are no event.
@@ -290,7 +294,7 @@ impl Platform {
 
     /// Waits until the merged answer is all that was sent, cell by cell. It never is more on the way.
     pub async fn until_whole(&self) -> anyhow::Result<()> {
-        let expected = cells(&self.sent);
+        let expected = cells(&self.sent());
         let began = Instant::now();
         loop {
             let now = self.answer("merged").await?;
