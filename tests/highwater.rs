@@ -25,5 +25,6 @@ mod law;
 mod local_stack;
 #[cfg(test)]
 mod produce;
+mod serving;
 #[cfg(test)]
 mod tidy;
