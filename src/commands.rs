@@ -3,6 +3,7 @@
 mod batch;
 mod check;
 mod output;
+mod reconcile;
 mod signals;
 mod store;
 mod topics;
@@ -42,6 +43,7 @@ pub(crate) struct Arguments {
 enum Command {
     Batch(batch::Batch),
     Check(check::Check),
+    Reconcile(reconcile::Reconcile),
     Topics(topics::Topics),
     Up(up::Up),
 }
@@ -53,6 +55,7 @@ impl Arguments {
         match self.command {
             Command::Batch(batch) => batch.run(config),
             Command::Check(check) => check.run(config),
+            Command::Reconcile(reconcile) => reconcile.run(config),
             Command::Topics(topics) => topics.run(config),
             Command::Up(up) => up.run(config),
         }
