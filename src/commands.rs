@@ -7,6 +7,9 @@ mod output;
 mod produce;
 mod serve;
 mod speed;
+mod reconcile;
+mod signals;
+mod store;
 mod topics;
 mod up;
 
@@ -61,6 +64,7 @@ enum Command {
     Produce(produce::Produce),
     Serve(serve::Serve),
     Speed(speed::Speed),
+    Reconcile(reconcile::Reconcile),
     Topics(topics::Topics),
     Up(up::Up),
 }
@@ -77,6 +81,11 @@ impl Arguments {
             Command::Speed(speed) => speed.run(&self.place),
             Command::Topics(topics) => topics.run(&self.place),
             Command::Up(up) => up.run(&self.place),
+            Command::Batch(batch) => batch.run(config),
+            Command::Check(check) => check.run(config),
+            Command::Reconcile(reconcile) => reconcile.run(config),
+            Command::Topics(topics) => topics.run(config),
+            Command::Up(up) => up.run(config),
         }
     }
 }
