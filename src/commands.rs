@@ -5,11 +5,9 @@ mod batch;
 mod check;
 mod output;
 mod produce;
+mod reconcile;
 mod serve;
 mod speed;
-mod reconcile;
-mod signals;
-mod store;
 mod topics;
 mod up;
 
@@ -62,9 +60,9 @@ enum Command {
     Batch(batch::Batch),
     Check(check::Check),
     Produce(produce::Produce),
+    Reconcile(reconcile::Reconcile),
     Serve(serve::Serve),
     Speed(speed::Speed),
-    Reconcile(reconcile::Reconcile),
     Topics(topics::Topics),
     Up(up::Up),
 }
@@ -77,15 +75,11 @@ impl Arguments {
             Command::Batch(batch) => batch.run(&self.place),
             Command::Check(check) => check.run(&self.place),
             Command::Produce(produce) => produce.run(&self.place),
+            Command::Reconcile(reconcile) => reconcile.run(&self.place),
             Command::Serve(serve) => serve.run(&self.place),
             Command::Speed(speed) => speed.run(&self.place),
             Command::Topics(topics) => topics.run(&self.place),
             Command::Up(up) => up.run(&self.place),
-            Command::Batch(batch) => batch.run(config),
-            Command::Check(check) => check.run(config),
-            Command::Reconcile(reconcile) => reconcile.run(config),
-            Command::Topics(topics) => topics.run(config),
-            Command::Up(up) => up.run(config),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod archiver;
+#[cfg(test)]
 mod batch_command;
 #[cfg(test)]
 mod batch_runs;
@@ -25,6 +26,7 @@ mod law;
 mod local_stack;
 #[cfg(test)]
 mod produce;
+#[cfg(test)]
 mod serving;
 #[cfg(test)]
 mod tidy;
