@@ -4,8 +4,30 @@
 //! they come by it. What a reader promises: the slices and gaps of a partition follow on each other without a hole that is
 //! not told. A [`Slice`] from `a` to `b` holds *every* record that the log has from `a` on and below `b`.
 //!
+//! ```text
+//! librdkafka, 16 MiB ─▶ worker thread: decode ─▶ slices, 4 ─▶ Reader::next
+//!                       watch thread: ends, topic id, whether Kafka answers ─▶ Reader::log_ends, trouble
+//! ```
+//!
 //! - [`slice`]: what a reader hands over
+//! - [`reader`]: a reader, as its layer sees it
+//! - [`kafka`]: how to reach Kafka, and what can be asked of it
+//! - [`error`]: what can go wrong
+//! - `worker`, `open`: the thread that reads, and the slices it fills
+//! - `watch`: the thread that asks where the logs end
+//! - `headers`, `topic_id`: what only librdkafka's C functions tell; all unsafe code of this crate
 
+pub mod error;
+mod headers;
+pub mod kafka;
+mod open;
+pub mod reader;
 pub mod slice;
+mod topic_id;
+mod watch;
+mod worker;
 
+pub use error::LogError;
+pub use kafka::{Kafka, Topic};
+pub use reader::{Reader, ReaderOptions};
 pub use slice::{Event, Outcome, ReadRecord, Refused, Slice};

@@ -8,7 +8,11 @@
 //! - [`tables`]: what is created, and why each engine, sorting key and partition is what it is
 //! - [`rows`]: cells as Arrow rows of those tables
 //! - [`statement`]: the merging statement
+//! - [`check`]: what a run has written, counted before it is published
+//! - [`cells`]: what an answer is made of, for reconciliation
 
+pub mod cells;
+pub mod check;
 pub mod quote;
 pub mod rows;
 pub mod statement;

@@ -23,7 +23,7 @@ pub enum Event {
         partition: u32,
         /// Where the reader stood.
         cursor: Offset,
-        /// Where the log ends.
+        /// Where the log ends; 0 where the topic was made again.
         end: Offset,
     },
 }

@@ -1,0 +1,91 @@
+//! What can go wrong with the archive.
+
+use deltalake::DeltaTableError;
+use shared_schemas::handoff::{Offset, Partition};
+
+/// An error of the archive.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// The place can't be used at all.
+    #[error("the archive can't be at {url}: {why}")]
+    Place {
+        /// The configured place.
+        url: String,
+        /// Why, and what to change.
+        why: String,
+    },
+    /// The table's log can't be read or written.
+    #[error("the archive at {place} can't be {doing}")]
+    Log {
+        /// Where the table is.
+        place: String,
+        /// What was to be done, as "opened".
+        doing: &'static str,
+        /// What the table format says.
+        #[source]
+        source: Box<DeltaTableError>,
+    },
+    /// A file can't be written.
+    #[error("{path} can't be written to the archive")]
+    Write {
+        /// The file, within the table.
+        path: String,
+        /// What the store says.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A file can't be read: it is damaged, cut short or gone.
+    #[error("{path} of the archive can't be read")]
+    File {
+        /// The file, with the table's place.
+        path: String,
+        /// What is wrong with it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The table says of itself what Highwater never writes.
+    #[error("the archive at {place} is not as Highwater writes it: {what}")]
+    Foreign {
+        /// Where the table is.
+        place: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A declared field has another type than the one archived under its name.
+    #[error(
+        "field `{field}` is archived as {archived} and now declared as {declared}: give the new one another name, or the \
+         dataset"
+    )]
+    FieldChanged {
+        /// The field.
+        field: String,
+        /// Its type in the archive.
+        archived: String,
+        /// Its type in the definitions.
+        declared: String,
+    },
+    /// Somebody else moved a partition's end: what I hold begins elsewhere.
+    #[error(
+        "the archive of partition {} of topic {:032x} ends at offset {end}, and what was to be committed begins at {from}",
+        .partition.number, .partition.topic.0
+    )]
+    Overtaken {
+        /// The partition.
+        partition: Partition,
+        /// The first offset of what was to be committed.
+        from: Offset,
+        /// Where the table stands.
+        end: Offset,
+    },
+    /// What was to be committed contradicts itself.
+    #[error("this can't be committed: {0}")]
+    Commit(String),
+    /// Rivals committed again and again.
+    #[error("other writers committed to {place} {tries} times in between")]
+    Crowded {
+        /// Where the table is.
+        place: String,
+        /// How often it was tried.
+        tries: u32,
+    },
+}

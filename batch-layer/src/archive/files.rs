@@ -1,0 +1,246 @@
+//! From rows to Parquet files: one for each event day and partition of a commit.
+//!
+//! A file is written in memory and put as a whole, so a reader never sees half of one; how much that is at most is the
+//! archiver's bound on a commit. Its name holds its first offset for people and a random part, so that a second try never
+//! writes over what a first one, believed lost, has committed.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, UInt32Array, new_null_array};
+use arrow::compute::take_record_batch;
+use arrow::datatypes::{Int64Type, SchemaRef, TimestampMicrosecondType};
+use arrow::error::ArrowError;
+use chrono::{DateTime, NaiveDate, SecondsFormat};
+use deltalake::kernel::Add;
+use object_store::path::Path;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::properties::WriterProperties;
+use serde_json::{Value, json};
+use shared_schemas::dataset::{EVENT_TIME_COLUMN, EXTRA_COLUMN, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
+use shared_schemas::fingerprint::Fingerprint;
+use shared_schemas::handoff::{EventDay, Offset, Partition};
+use uuid::Uuid;
+
+use super::columns::{DATE_COLUMN, SCHEMA_COLUMN, TOPIC_COLUMN};
+use super::standing::topic_text;
+
+/// A good half of the size of uncompressed files, at a speed far above the decoder's.
+const ZSTD_LEVEL: i32 = 1;
+
+const MICROS_PER_DAY: i64 = 86_400_000_000;
+
+/// The rows of one file.
+pub(super) struct Rows {
+    partition: Partition,
+    day: EventDay,
+    /// In the order of offsets.
+    batches: Vec<RecordBatch>,
+}
+
+/// A file that is ready to be put.
+pub(super) struct Encoded {
+    pub(super) path: Path,
+    pub(super) bytes: Vec<u8>,
+    pub(super) add: Add,
+}
+
+/// Parts accepted events by partition and day.
+///
+/// # Errors
+/// Arrow's, where a batch lacks a column or has it with another type.
+pub(super) fn arrange<'a>(
+    batches: impl IntoIterator<Item = &'a (Partition, RecordBatch)>,
+    schema: &SchemaRef,
+    rules: Fingerprint,
+) -> Result<Vec<Rows>, ArrowError> {
+    let mut files: BTreeMap<(Partition, EventDay), Vec<RecordBatch>> = BTreeMap::new();
+    for (partition, batch) in batches.into_iter().filter(|(_, batch)| batch.num_rows() > 0) {
+        let batch = stored(batch, schema, rules)?;
+        for (day, rows) in by_day(&batch)? {
+            files.entry((*partition, day)).or_default().push(rows);
+        }
+    }
+    let rows = files.into_iter().map(|((partition, day), batches)| Rows {
+        partition,
+        day,
+        batches,
+    });
+    Ok(rows.collect())
+}
+
+/// The lowest and the highest of a batch's offsets.
+pub(super) fn offsets(batch: &RecordBatch) -> Option<(Offset, Offset)> {
+    let (first, last) = span(batch, OFFSET_COLUMN)?;
+    Some((Offset(u64::try_from(first).ok()?), Offset(u64::try_from(last).ok()?)))
+}
+
+/// The decoder's rows as they are stored.
+fn stored(batch: &RecordBatch, schema: &SchemaRef, rules: Fingerprint) -> Result<RecordBatch, ArrowError> {
+    let columns = schema.fields().iter().map(|field| match field.name().as_str() {
+        SCHEMA_COLUMN => {
+            let text = rules.to_string();
+            let texts = StringArray::from_iter_values(std::iter::repeat_n(text, batch.num_rows()));
+            Ok(Arc::new(texts) as ArrayRef)
+        }
+        EXTRA_COLUMN if batch.column_by_name(EXTRA_COLUMN).is_none() => {
+            Ok(new_null_array(field.data_type(), batch.num_rows()))
+        }
+        name => {
+            let column = batch.column_by_name(name);
+            column
+                .cloned()
+                .ok_or_else(|| ArrowError::SchemaError(format!("the batch has no column {name}")))
+        }
+    });
+    RecordBatch::try_new(Arc::clone(schema), columns.collect::<Result<_, _>>()?)
+}
+
+/// The rows of each day, in the order in which they stand in the batch.
+fn by_day(batch: &RecordBatch) -> Result<Vec<(EventDay, RecordBatch)>, ArrowError> {
+    let times = micros(batch, EVENT_TIME_COLUMN)?;
+    let days: Vec<EventDay> = times.iter().map(|micros| day_of(*micros)).collect();
+    let Some(first) = days.first().copied() else {
+        return Ok(Vec::new());
+    };
+    if days.iter().all(|day| *day == first) {
+        return Ok(vec![(first, batch.clone())]);
+    }
+    let mut order: Vec<(EventDay, u32)> = days.into_iter().zip(0..).collect();
+    // By day, then as they stand: the second of each pair tells.
+    order.sort_unstable();
+    let indices = UInt32Array::from_iter_values(order.iter().map(|(_, row)| *row));
+    let sorted = take_record_batch(batch, &indices)?;
+    let mut parts = Vec::new();
+    let mut from = 0;
+    for same in order.chunk_by(|(a, _), (b, _)| a == b) {
+        parts.push((same[0].0, sorted.slice(from, same.len())));
+        from += same.len();
+    }
+    Ok(parts)
+}
+
+impl Rows {
+    /// Writes the file in memory. Takes processor time, and no other.
+    ///
+    /// # Errors
+    /// Parquet's.
+    pub(super) fn encode(&self, schema: &SchemaRef, now: i64) -> Result<Encoded, ParquetError> {
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
+            .set_created_by("highwater".to_owned())
+            .build();
+        let mut writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties))?;
+        for batch in &self.batches {
+            writer.write(batch)?;
+        }
+        let bytes = writer.into_inner()?;
+        let date = date_text(self.day);
+        let topic = topic_text(self.partition.topic);
+        let number = self.partition.number.to_string();
+        let first = self.span(OFFSET_COLUMN).map_or(0, |(first, _)| first);
+        let path = format!(
+            "{DATE_COLUMN}={date}/{TOPIC_COLUMN}={topic}/{PARTITION_COLUMN}={number}/{first:020}-{}.zstd.parquet",
+            Uuid::new_v4().simple()
+        );
+        let places = [(DATE_COLUMN, date), (TOPIC_COLUMN, topic), (PARTITION_COLUMN, number)];
+        let add = Add {
+            path: path.clone(),
+            partition_values: HashMap::from(places.map(|(name, value)| (name.to_owned(), Some(value)))),
+            size: i64::try_from(bytes.len()).unwrap_or(i64::MAX),
+            modification_time: now,
+            data_change: true,
+            stats: Some(self.statistics()),
+            tags: None,
+            deletion_vector: None,
+            base_row_id: None,
+            default_row_commit_version: None,
+            clustering_provider: None,
+        };
+        Ok(Encoded {
+            path: Path::from(path),
+            bytes,
+            add,
+        })
+    }
+
+    fn span(&self, column: &str) -> Option<(i64, i64)> {
+        let spans = self.batches.iter().filter_map(|batch| span(batch, column));
+        spans.reduce(|(low, high), (first, last)| (low.min(first), high.max(last)))
+    }
+
+    /// Delta's statistics, of the columns that Highwater itself asks for.
+    fn statistics(&self) -> String {
+        let rows: usize = self.batches.iter().map(RecordBatch::num_rows).sum();
+        let (mut lowest, mut highest, mut nulls) = (json!({}), json!({}), json!({}));
+        for column in [OFFSET_COLUMN, KAFKA_TIME_COLUMN, EVENT_TIME_COLUMN] {
+            let Some((low, high)) = self.span(column) else { continue };
+            let value = |of: i64| {
+                if column == OFFSET_COLUMN {
+                    json!(of)
+                } else {
+                    moment_text(of)
+                }
+            };
+            lowest[column] = value(low);
+            highest[column] = value(high);
+            nulls[column] = json!(0);
+        }
+        json!({"numRecords": rows, "minValues": lowest, "maxValues": highest, "nullCount": nulls}).to_string()
+    }
+}
+
+fn span(batch: &RecordBatch, column: &str) -> Option<(i64, i64)> {
+    let values = micros(batch, column).ok()?;
+    Some((values.iter().copied().min()?, values.iter().copied().max()?))
+}
+
+/// A column of 64-bit numbers or moments, none of which is null.
+fn micros<'a>(batch: &'a RecordBatch, column: &str) -> Result<&'a [i64], ArrowError> {
+    let array = batch.column_by_name(column).filter(|array| array.null_count() == 0);
+    let numbers = array.and_then(|array| {
+        array
+            .as_primitive_opt::<Int64Type>()
+            .map(|array| array.values().as_ref())
+    });
+    let moments = || {
+        array?
+            .as_primitive_opt::<TimestampMicrosecondType>()
+            .map(|array| array.values().as_ref())
+    };
+    numbers
+        .or_else(moments)
+        .ok_or_else(|| ArrowError::SchemaError(format!("the batch has no whole column {column}")))
+}
+
+fn moment_text(micros: i64) -> Value {
+    DateTime::from_timestamp_micros(micros).map_or(Value::Null, |moment| {
+        json!(moment.to_rfc3339_opts(SecondsFormat::Micros, true))
+    })
+}
+
+/// The UTC day of a moment in microseconds.
+pub(super) fn day_of(micros: i64) -> EventDay {
+    EventDay(i32::try_from(micros.div_euclid(MICROS_PER_DAY)).unwrap_or(i32::MAX))
+}
+
+fn epoch() -> NaiveDate {
+    DateTime::UNIX_EPOCH.date_naive()
+}
+
+/// A day as `2013-11-01`.
+pub(super) fn date_text(day: EventDay) -> String {
+    let date = epoch().checked_add_signed(chrono::Duration::days(day.0.into()));
+    date.unwrap_or(NaiveDate::MAX).format("%Y-%m-%d").to_string()
+}
+
+/// A day from that text.
+pub(super) fn date(text: &str) -> Option<EventDay> {
+    let date = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?;
+    i32::try_from(date.signed_duration_since(epoch()).num_days())
+        .ok()
+        .map(EventDay)
+}

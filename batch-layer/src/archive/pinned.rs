@@ -1,0 +1,211 @@
+//! One version of the archive, for readers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::array::AsArray;
+use arrow::datatypes::{Int64Type, SchemaRef, TimestampMicrosecondType};
+use chrono::DateTime;
+use datafusion::catalog::TableProvider;
+use deltalake::table::state::DeltaTableState;
+use futures::TryStreamExt;
+use object_store::ObjectStore;
+use serde::Deserialize;
+use shared_schemas::dataset::{KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
+use shared_schemas::handoff::{ArchivedRange, EventDay, Offset, OffsetSet, Partition};
+
+use super::columns::{DATE_COLUMN, TOPIC_COLUMN};
+use super::error::ArchiveError;
+use super::files::date;
+use super::scan::{Events, open};
+use super::standing::topic;
+
+/// One version of the archive. Its files are never changed, so it can be read for as long as it takes.
+#[derive(Clone)]
+pub struct Pinned {
+    /// The version.
+    pub version: u64,
+    /// Each partition's end: all accepted events below are archived, none from there on.
+    pub ends: BTreeMap<Partition, Offset>,
+    /// What is lacking below the ends, because Kafka no longer had it; no entry where nothing is.
+    pub gaps: BTreeMap<Partition, OffsetSet>,
+    pub(super) files: Arc<[File]>,
+    /// What readers get.
+    pub(super) schema: SchemaRef,
+    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) place: String,
+}
+
+/// A file, as the log describes it.
+#[derive(Debug, Clone)]
+pub(super) struct File {
+    pub(super) path: object_store::path::Path,
+    pub(super) size: u64,
+    pub(super) rows: u64,
+    pub(super) range: ArchivedRange,
+    /// The lowest and highest Kafka time, in milliseconds.
+    times: (i64, i64),
+}
+
+impl std::fmt::Debug for Pinned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pinned")
+            .field("place", &self.place)
+            .field("version", &self.version)
+            .field("ends", &self.ends)
+            .field("gaps", &self.gaps)
+            .field("files", &self.files.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Pinned {
+    /// What each file holds: its day, its partition and its lowest and highest offset.
+    pub fn ranges(&self) -> Vec<ArchivedRange> {
+        self.files.iter().map(|file| file.range).collect()
+    }
+
+    /// The lowest and the highest Kafka time, in milliseconds, of the partition's archived events from that offset on;
+    /// `None` where there are none. Files that lie beyond the offset as a whole are not opened.
+    ///
+    /// # Errors
+    /// [`ArchiveError::File`] for a file that can't be read.
+    pub async fn kafka_times(&self, partition: Partition, from: Offset) -> Result<Option<(i64, i64)>, ArchiveError> {
+        let mut times: Option<(i64, i64)> = None;
+        let mut include = |(low, high): (i64, i64)| {
+            times = Some(times.map_or((low, high), |(lowest, highest)| (lowest.min(low), highest.max(high))));
+        };
+        let files = self
+            .files
+            .iter()
+            .filter(|file| file.range.partition == partition && file.range.last >= from);
+        for file in files {
+            if file.range.first >= from {
+                include(file.times);
+            } else if let Some(times) = self.times_within(file, from).await? {
+                include(times);
+            }
+        }
+        Ok(times)
+    }
+
+    /// The Kafka times of a file that begins below `from`.
+    async fn times_within(&self, file: &File, from: Offset) -> Result<Option<(i64, i64)>, ArchiveError> {
+        let columns = [OFFSET_COLUMN, KAFKA_TIME_COLUMN];
+        let (_, mut batches) = open(&self.store, &self.place, file, &columns, BATCH_ROWS).await?;
+        let mut found: Option<(i64, i64)> = None;
+        while let Some(batch) = batches.try_next().await? {
+            let offsets = batch.column_by_name(OFFSET_COLUMN);
+            let times = batch.column_by_name(KAFKA_TIME_COLUMN);
+            let offsets = offsets.and_then(|column| column.as_primitive_opt::<Int64Type>());
+            let times = times.and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>());
+            let Some((offsets, times)) = offsets.zip(times) else {
+                return Err(damaged(&self.place, &file.path, "it lacks a column of Highwater's"));
+            };
+            for (offset, micros) in offsets.values().iter().zip(times.values()) {
+                if u64::try_from(*offset).is_ok_and(|offset| offset >= from.0) {
+                    let millis = micros.div_euclid(1000);
+                    found = Some(found.map_or((millis, millis), |(low, high)| (low.min(millis), high.max(millis))));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The events of these days, as a table: the columns of `plan::event_schema`, and [`TOPIC_COLUMN`]. Files of other days
+    /// are not touched. Fields that a file is older than are null.
+    ///
+    /// What can't be read is told when it is read: a file that is damaged, cut short or gone, or that lacks a field which
+    /// is declared never null, ends the plan with [`ArchiveError::File`] inside DataFusion's error.
+    pub fn events(&self, days: &BTreeSet<EventDay>) -> Arc<dyn TableProvider> {
+        let files = self.files.iter().filter(|file| days.contains(&file.range.day));
+        Arc::new(Events::new(
+            files.cloned().collect(),
+            Arc::clone(&self.schema),
+            Arc::clone(&self.store),
+            self.place.clone(),
+        ))
+    }
+}
+
+/// Rows at a time where only a few numbers of each are looked at.
+const BATCH_ROWS: usize = 8192;
+
+/// The files of a version.
+pub(super) fn files_of(state: &DeltaTableState, place: &str) -> Result<Vec<File>, ArchiveError> {
+    let files = state
+        .snapshot()
+        .try_log_data()
+        .map_err(super::table::failed(place, "read"))?;
+    files
+        .iter()
+        .map(|view| {
+            let path = view.object_store_path();
+            let described = describe(&view.partition_values_map(), view.stats().as_deref(), view.size());
+            described
+                .map(|(range, times, rows, size)| File {
+                    path: path.clone(),
+                    size,
+                    rows,
+                    range,
+                    times,
+                })
+                .ok_or_else(|| ArchiveError::Foreign {
+                    place: place.to_owned(),
+                    what: format!("its log does not say what {path} holds"),
+                })
+        })
+        .collect()
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Statistics {
+    num_records: u64,
+    min_values: Bounds,
+    max_values: Bounds,
+}
+
+#[derive(Deserialize)]
+struct Bounds {
+    #[serde(rename = "_offset")]
+    offset: u64,
+    #[serde(rename = "_kafka_time")]
+    kafka_time: String,
+}
+
+fn describe(
+    places: &std::collections::HashMap<String, Option<String>>,
+    statistics: Option<&str>,
+    size: i64,
+) -> Option<(ArchivedRange, (i64, i64), u64, u64)> {
+    let value = |name: &str| places.get(name)?.as_deref();
+    let statistics: Statistics = serde_json::from_str(statistics?).ok()?;
+    let range = ArchivedRange {
+        day: date(value(DATE_COLUMN)?)?,
+        partition: Partition {
+            topic: topic(value(TOPIC_COLUMN)?)?,
+            number: value(PARTITION_COLUMN)?.parse().ok()?,
+        },
+        first: Offset(statistics.min_values.offset),
+        last: Offset(statistics.max_values.offset),
+    };
+    let millis = |text: &str| Some(DateTime::parse_from_rfc3339(text).ok()?.timestamp_millis());
+    let times = (
+        millis(&statistics.min_values.kafka_time)?,
+        millis(&statistics.max_values.kafka_time)?,
+    );
+    Some((range, times, statistics.num_records, u64::try_from(size).ok()?))
+}
+
+/// The error of a file that can't be read.
+pub(super) fn damaged(
+    place: &str,
+    path: &object_store::path::Path,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> ArchiveError {
+    ArchiveError::File {
+        path: format!("{place}/{path}"),
+        source: source.into(),
+    }
+}

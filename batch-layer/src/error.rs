@@ -1,0 +1,81 @@
+//! Why a view was not published.
+
+use shared_connections::store::StoreError;
+use shared_schemas::handoff::{ArchiveBehind, Partition, PublicationNumber};
+
+use crate::archive::ArchiveError;
+
+/// Why a run of a view failed. What was published before stands.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The archive can't be opened, or its version not be read.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// The archive lost what was published from it.
+    #[error("partition {} of topic {:032x}", .partition.number, .partition.topic.0)]
+    Behind {
+        /// Where.
+        partition: Partition,
+        /// How.
+        source: ArchiveBehind,
+    },
+    /// The days can't be computed: a damaged file, no memory and no disk left.
+    #[error("event days {days} can't be computed: {why}")]
+    Compute {
+        /// Which, as "2013-01-01 to 2013-01-31".
+        days: String,
+        /// What went wrong; a file is named.
+        why: String,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What is in the store is not what was written.
+    #[error("of {what} the store has {found}, and {written} were written: nothing was published")]
+    Check {
+        /// Rows, or a column's sum.
+        what: String,
+        /// What was computed and sent.
+        written: String,
+        /// What was found.
+        found: String,
+    },
+    /// Others published first, each time.
+    #[error("other publications came first {tries} times: try again when they are done")]
+    Beaten {
+        /// How often it began anew.
+        tries: u32,
+    },
+    /// It was sent, and whether it arrived could not be found out.
+    #[error(
+        "publication {} was sent, and whether it arrived is not known: {source}; `highwater batch list` shows it if it did",
+        number.0
+    )]
+    Unsure {
+        /// The publication's number.
+        number: PublicationNumber,
+        /// What the store said last.
+        source: StoreError,
+    },
+    /// A definition that DataFusion can't plan after all, or a plan's rows that are none.
+    #[error("the view's plan can't be run: {0}")]
+    Plan(String),
+    /// Told to end.
+    #[error("cancelled: nothing was published")]
+    Cancelled,
+}
+
+/// An error and its causes as one sentence; a cause that its error already names is left out.
+pub(crate) fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut said = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !said.contains(&text) {
+            said.push_str(": ");
+            said.push_str(&text);
+        }
+        cause = error.source();
+    }
+    said
+}

@@ -1,0 +1,89 @@
+//! The marks of a run: read what the archive and the speed layer have, ask where the marks may be.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use shared_connections::store::Facts;
+use shared_schemas::handoff::{ChunkSize, Mark, MarkChoice, OffsetSet, Partition, choose_mark, mark_limit};
+
+use crate::archive::Pinned;
+use crate::error::RunError;
+
+/// The marks that a run goes for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Marks {
+    /// The parent's.
+    pub(crate) parent: BTreeMap<Partition, Mark>,
+    /// What may be published as it is, per partition: a chunk's first offset, or the parent's again.
+    settled: BTreeMap<Partition, Mark>,
+    /// Inside a chunk: what may be published once the speed layer has caught up there.
+    cuts: BTreeMap<Partition, Mark>,
+}
+
+impl Marks {
+    /// The mark of each partition, the cuts among them.
+    pub(crate) fn all(&self) -> BTreeMap<Partition, Mark> {
+        let mut all = self.settled.clone();
+        all.extend(&self.cuts);
+        all.retain(|_, mark| *mark > Mark::default());
+        all
+    }
+
+    /// Those that lie inside a chunk and are new.
+    pub(crate) fn cuts(&self) -> &BTreeMap<Partition, Mark> {
+        &self.cuts
+    }
+
+    /// Whether any lies above the parent's.
+    pub(crate) fn move_on(&self) -> bool {
+        let before = |partition| self.parent.get(partition).copied().unwrap_or_default();
+        self.all().iter().any(|(partition, mark)| *mark > before(partition))
+    }
+
+    /// Gives up the cuts of these partitions: their marks are then the settled ones.
+    pub(crate) fn fall_back(&mut self, partitions: &BTreeSet<Partition>) {
+        self.cuts.retain(|partition, _| !partitions.contains(partition));
+    }
+}
+
+/// Chooses them for one view.
+///
+/// # Errors
+/// An archive that holds less than was published from it, or that can't be read.
+pub(crate) async fn choose(pinned: &Pinned, facts: &Facts, chunk: ChunkSize) -> Result<Marks, RunError> {
+    let parent = facts.newest().map(|newest| &newest.publication);
+    let mut marks = Marks {
+        parent: parent.map(|parent| parent.marks.clone()).unwrap_or_default(),
+        ..Marks::default()
+    };
+    let nothing = OffsetSet::default();
+    let partitions: BTreeSet<Partition> = pinned.ends.keys().chain(marks.parent.keys()).copied().collect();
+    for partition in partitions {
+        let before = facts.mark(partition);
+        let end = pinned.ends.get(&partition).copied().unwrap_or_default();
+        let lacks = pinned.gaps.get(&partition).unwrap_or(&nothing);
+        let published = parent
+            .and_then(|parent| parent.gaps.get(&partition))
+            .unwrap_or(&nothing);
+        let excused = facts.progress(partition).coverage(before, chunk).gaps;
+        let limit = mark_limit(end, before, lacks, published, &excused)
+            .map_err(|source| RunError::Behind { partition, source })?;
+        let boundary = chunk.first(limit).0.max(before.0);
+        let times = if limit > boundary {
+            pinned.kafka_times(partition, boundary).await?
+        } else {
+            None
+        };
+        let left_above = times.map(|(first, last)| Duration::from_millis(last.abs_diff(first)));
+        match choose_mark(limit, before, chunk, left_above.unwrap_or_default()) {
+            MarkChoice::Settled(mark) => {
+                marks.settled.insert(partition, mark);
+            }
+            MarkChoice::Cut { mark, fallback } => {
+                marks.settled.insert(partition, fallback);
+                marks.cuts.insert(partition, mark);
+            }
+        }
+    }
+    Ok(marks)
+}

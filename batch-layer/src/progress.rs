@@ -1,0 +1,77 @@
+//! What a run says on its way, for whoever watches it.
+
+use std::time::Duration;
+
+use shared_schemas::handoff::{EventDay, PublicationNumber, RunId};
+
+/// A step of a run of one view.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Another run holds the lease, and this one waits for it.
+    WaitsForLease {
+        /// Who holds it, in words.
+        holder: String,
+    },
+    /// Its marks are chosen.
+    Chosen {
+        /// The archive's version that it computes from.
+        archive_version: u64,
+        /// How many event days it computes.
+        days: usize,
+        /// How many cuts it asked for.
+        cuts: usize,
+        /// Under which id.
+        run: RunId,
+    },
+    /// It computes.
+    Computes {
+        /// Days that are done.
+        done: usize,
+        /// Days in all.
+        days: usize,
+        /// Rows written so far.
+        rows: u64,
+        /// The day that it is at.
+        at: Option<EventDay>,
+    },
+    /// Its rows are written, and are counted in the store.
+    Checks,
+    /// It waits for the speed layer to catch up at its cuts.
+    Waits {
+        /// Cuts that are not ready.
+        cuts: usize,
+        /// How much longer it waits at most.
+        left: Duration,
+    },
+    /// Cuts were not ready in time: it computes up to the chunk boundaries there.
+    FallsBack {
+        /// How many.
+        cuts: usize,
+    },
+    /// Another publication came first: it begins anew.
+    StartsOver,
+    /// It has published.
+    Published {
+        /// The publication's number.
+        number: PublicationNumber,
+    },
+}
+
+/// Is told of each step. Called from the run itself: it must not block.
+pub trait Watcher: Send + Sync {
+    /// A run of that view came to that step.
+    fn step(&self, view: &str, step: &Step);
+}
+
+/// Writes steps to the log.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Logs;
+
+impl Watcher for Logs {
+    fn step(&self, view: &str, step: &Step) {
+        match step {
+            Step::Computes { .. } | Step::Waits { .. } | Step::Checks => tracing::debug!(view, ?step, "batch run"),
+            _ => tracing::info!(view, ?step, "batch run"),
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! A reader, as its layer sees it: events in order, where the logs end, and what is wrong.
+//!
+//! It reads with a manual assignment, not with a subscription: which offset comes next is decided by the progress that
+//! lives with the data, never by a group. Its consumer group exists so that Kafka's tools show the lag.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
+use shared_schemas::dataset::Dataset;
+use shared_schemas::decode::{Decoder, MaskKeys, Options};
+use shared_schemas::handoff::Offset;
+use tokio::sync::mpsc;
+
+use super::error::LogError;
+use super::kafka::{Kafka, Listener, kafka_partition};
+use super::open::OpenSlice;
+use super::slice::Event;
+use super::worker::Worker;
+
+/// Slices that wait for the layer while it is busy with one. With more it would hold more memory and gain nothing; with
+/// fewer the thread would stand still whenever the layer hesitates.
+const WAITING: usize = 4;
+
+/// How a dataset is read.
+pub struct ReaderOptions<'a> {
+    /// The dataset, and so the topic.
+    pub dataset: &'a Dataset,
+    /// The keys for `hash` rules.
+    pub keys: &'a dyn MaskKeys,
+    /// The consumer group to commit to.
+    pub group: String,
+    /// Whether to keep undeclared fields in `_extra`.
+    pub extra: bool,
+    /// Whether to hand over refused records with their bytes.
+    pub keep_refused: bool,
+}
+
+/// Reads partitions of one topic forward. Dropping it ends its threads, soon.
+pub struct Reader {
+    events: mpsc::Receiver<Event>,
+    shared: Arc<Shared>,
+    consumer: Arc<BaseConsumer<Listener>>,
+    topic: String,
+    thread: JoinHandle<()>,
+}
+
+/// What the threads tell beside the events.
+pub(super) struct Shared {
+    /// Where each log ended when last looked.
+    ends: Mutex<BTreeMap<u32, Offset>>,
+    /// Why Kafka gives no answer.
+    away: Mutex<Option<String>>,
+    /// What the last fetch came to, where no record came since.
+    complaint: Mutex<Option<String>>,
+    failure: Mutex<Option<LogError>>,
+    /// The topic is not the one that was there at the start.
+    pub(super) made_again: AtomicBool,
+}
+
+impl Reader {
+    /// Begins to read each partition from its cursor. Returns at once: Kafka need not be there.
+    ///
+    /// # Errors
+    /// A dataset that can't be decoded ([`LogError::Decoder`]), or a client or thread that can't be made.
+    pub fn start(kafka: &Kafka, options: ReaderOptions<'_>, cursors: &BTreeMap<u32, Offset>) -> Result<Self, LogError> {
+        let ReaderOptions {
+            dataset,
+            keys,
+            group,
+            extra,
+            keep_refused,
+        } = options;
+        let topic = dataset.topic.clone();
+        let open = |(partition, cursor): (&u32, &Offset)| {
+            let decoder = Decoder::new(dataset, Options { extra, keys }).map_err(|source| LogError::Decoder {
+                dataset: dataset.name.clone(),
+                source,
+            })?;
+            let slice = OpenSlice::new(*partition, *cursor, decoder, keep_refused);
+            Ok((*partition, slice))
+        };
+        let partitions = cursors.iter().map(open).collect::<Result<_, LogError>>()?;
+        let consumer = Arc::new(kafka.consumer(group)?);
+        let (sender, events) = mpsc::channel(WAITING);
+        let shared = Arc::new(Shared {
+            ends: Mutex::default(),
+            away: Mutex::default(),
+            complaint: Mutex::default(),
+            failure: Mutex::default(),
+            made_again: AtomicBool::new(false),
+        });
+        let worker = Worker::new(
+            kafka,
+            topic.clone(),
+            partitions,
+            Arc::clone(&consumer),
+            sender,
+            Arc::clone(&shared),
+        );
+        let thread = worker.spawn()?;
+        Ok(Self {
+            events,
+            shared,
+            consumer,
+            topic,
+            thread,
+        })
+    }
+
+    /// The next event; waits for it. Nothing is lost if the wait is given up. `None` only after the reader ended: it was
+    /// told to, or [`Reader::failure`] says why.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// What ended the reader, if it ended by itself.
+    pub fn failure(&self) -> Option<LogError> {
+        lock(&self.shared.failure).clone()
+    }
+
+    /// Tells the group how far its layer has come, so that lag can be watched; nothing else rests on it. Returns at once.
+    pub fn commit(&self, cursors: &BTreeMap<u32, Offset>) {
+        let committed =
+            positions(&self.topic, cursors).and_then(|positions| self.consumer.commit(&positions, CommitMode::Async));
+        if let Err(error) = committed {
+            tracing::debug!(%error, topic = self.topic, "a commit for lag monitoring failed");
+        }
+    }
+
+    /// Where each partition's log ended when last looked, which is about every second: the last stable offset. Empty until
+    /// Kafka first answered.
+    pub fn log_ends(&self) -> BTreeMap<u32, Offset> {
+        lock(&self.shared.ends).clone()
+    }
+
+    /// What is wrong, in a sentence, while Kafka is away or refuses to be read; `None` when it is back.
+    pub fn trouble(&self) -> Option<String> {
+        lock(&self.shared.away)
+            .clone()
+            .or_else(|| lock(&self.shared.complaint).clone())
+    }
+
+    /// Ends it, and waits until it has let go of Kafka. Events that were not taken are dropped.
+    pub async fn stop(mut self) {
+        self.events.close();
+        while self.events.try_recv().is_ok() {}
+        drop(self.consumer);
+        let joined = tokio::task::spawn_blocking(move || self.thread.join());
+        // A panic of the thread was told by `failure`.
+        let _ = joined.await;
+    }
+}
+
+impl Shared {
+    pub(super) fn looked(&self, ends: BTreeMap<u32, Offset>) {
+        lock(&self.ends).extend(ends);
+    }
+
+    /// Kafka gave no answer. Whether that is news.
+    pub(super) fn away(&self, why: String) -> bool {
+        lock(&self.away).replace(why).is_none()
+    }
+
+    /// Kafka answered. Whether that is news.
+    pub(super) fn back(&self) -> bool {
+        lock(&self.away).take().is_some()
+    }
+
+    /// A fetch failed. Whether that is news.
+    pub(super) fn complain(&self, why: &str) -> bool {
+        let mut complaint = lock(&self.complaint);
+        let news = complaint.as_deref() != Some(why);
+        *complaint = Some(why.to_owned());
+        news
+    }
+
+    /// A record came.
+    pub(super) fn content(&self) {
+        lock(&self.complaint).take();
+    }
+
+    pub(super) fn fail(&self, failure: LogError) {
+        lock(&self.failure).get_or_insert(failure);
+    }
+
+    pub(super) fn is_made_again(&self) -> bool {
+        self.made_again.load(Ordering::Acquire)
+    }
+}
+
+/// What is behind the locks is whole at every moment, so a panic elsewhere leaves nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The cursors as librdkafka takes them.
+pub(super) fn positions(
+    topic: &str,
+    cursors: &BTreeMap<u32, Offset>,
+) -> Result<TopicPartitionList, rdkafka::error::KafkaError> {
+    let mut positions = TopicPartitionList::with_capacity(cursors.len());
+    for (partition, cursor) in cursors {
+        let offset = KafkaOffset::Offset(i64::try_from(cursor.0).unwrap_or(i64::MAX));
+        positions.add_partition_offset(topic, kafka_partition(*partition), offset)?;
+    }
+    Ok(positions)
+}

@@ -1,0 +1,310 @@
+//! The thread that reads: polls, decodes, and hands slices over in the order of offsets.
+//!
+//! Only a delivered record moves a cursor. Ends of partitions, positions and watermarks say nothing about what lies
+//! between: an open transaction may still commit below them. Where librdkafka has nowhere to go on (the cursor is not in
+//! the log) it says so once, without saying for which partition, and stands still there. Then all partitions are asked
+//! about, what each log lacks is told, and all are assigned anew at their cursors; what is delivered twice by that is
+//! below a cursor and passed over.
+//!
+//! A full channel blocks the thread, then librdkafka's queue fills, then it fetches no more: that is the backpressure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+use rdkafka::Message;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
+use rdkafka::types::RDKafkaErrorCode as Code;
+use shared_schemas::handoff::Offset;
+use tokio::sync::mpsc;
+
+use super::error::{LogError, is_away, sentence};
+use super::kafka::{Kafka, Listener};
+use super::open::{OpenSlice, Standing, standing};
+use super::reader::{Shared, positions};
+use super::slice::Event;
+use super::watch::Watch;
+
+/// All open slices are closed with so many records in them,
+const MOST_RECORDS: usize = 16_384;
+/// with so many bytes of keys and values,
+const MOST_BYTES: usize = 4 << 20;
+/// or so long after the first record. Records that come one by one are gathered for that long, so that a thousand a
+/// second are not a thousand batches; nobody sees the difference in how fresh an answer is.
+const GATHER: Duration = Duration::from_millis(10);
+/// How long one poll waits for a first record. Then the thread looks whether it is to end.
+const IDLE: Duration = Duration::from_millis(100);
+/// Where Kafka could not say why it has nowhere to go on, it is asked again after this.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// The reading thread's state.
+pub(super) struct Worker {
+    kafka: Kafka,
+    topic: String,
+    consumer: Arc<BaseConsumer<Listener>>,
+    /// Those that are still read.
+    partitions: BTreeMap<u32, OpenSlice>,
+    /// In all open slices.
+    records: usize,
+    bytes: usize,
+    events: mpsc::Sender<Event>,
+    shared: Arc<Shared>,
+    /// When to ask where the logs begin and end.
+    look_at: Option<Instant>,
+}
+
+/// Why the thread reads no further.
+enum Ended {
+    /// The layer takes no more events.
+    Stopped,
+    /// It can't.
+    Failed(LogError),
+}
+
+impl From<LogError> for Ended {
+    fn from(failure: LogError) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl Worker {
+    pub(super) fn new(
+        kafka: &Kafka,
+        topic: String,
+        partitions: BTreeMap<u32, OpenSlice>,
+        consumer: Arc<BaseConsumer<Listener>>,
+        events: mpsc::Sender<Event>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            kafka: kafka.clone(),
+            topic,
+            consumer,
+            partitions,
+            records: 0,
+            bytes: 0,
+            events,
+            shared,
+            look_at: None,
+        }
+    }
+
+    /// Starts the thread, and the one that watches beside it.
+    pub(super) fn spawn(self) -> Result<std::thread::JoinHandle<()>, LogError> {
+        let topic = self.topic.clone();
+        let unable = |source| LogError::Thread {
+            topic: topic.clone(),
+            source: Arc::new(source),
+        };
+        // The watch ends when the worker's end of this channel is dropped.
+        let (alive, ended) = sync_channel(0);
+        let watch = Watch {
+            kafka: self.kafka.clone(),
+            topic: self.topic.clone(),
+            partitions: self.partitions.keys().copied().collect(),
+            shared: Arc::clone(&self.shared),
+            ended,
+        };
+        std::thread::Builder::new()
+            .name("kafka watch".to_owned())
+            .spawn(move || watch.run())
+            .map_err(unable)?;
+        std::thread::Builder::new()
+            .name("kafka reader".to_owned())
+            .spawn(move || {
+                let guard = Guard {
+                    topic: self.topic.clone(),
+                    shared: Arc::clone(&self.shared),
+                };
+                self.run();
+                drop(guard);
+                // The watch may be in the middle of a question to a Kafka that is away; it ends after it, by itself.
+                drop(alive);
+            })
+            .map_err(unable)
+    }
+
+    fn run(mut self) {
+        if let Err(Ended::Failed(failure)) = self.read() {
+            self.shared.fail(failure);
+        }
+    }
+
+    fn read(&mut self) -> Result<(), Ended> {
+        self.assign()?;
+        while !self.events.is_closed() {
+            if self.shared.is_made_again() {
+                self.end_all()?;
+            }
+            if self.look_at.is_some_and(|at| at <= Instant::now()) {
+                self.look()?;
+            }
+            let consumer = Arc::clone(&self.consumer);
+            let error = match consumer.poll(IDLE) {
+                None => None,
+                Some(Err(error)) => Some(error),
+                Some(Ok(message)) => {
+                    self.take(&message);
+                    self.gather(&consumer)
+                }
+            };
+            self.hand_over()?;
+            if let Some(error) = error {
+                self.on_error(error)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what comes until the slices are full or old enough; the error that came instead of a record.
+    fn gather(&mut self, consumer: &BaseConsumer<Listener>) -> Option<KafkaError> {
+        let until = Instant::now() + GATHER;
+        while self.records < MOST_RECORDS && self.bytes < MOST_BYTES {
+            // In whole milliseconds, or `poll` would spin through the rest of one.
+            let left = until.saturating_duration_since(Instant::now()).as_millis();
+            let left = Duration::from_millis(u64::try_from(left).unwrap_or_default());
+            match consumer.poll(left) {
+                None if left.is_zero() => break,
+                None => {}
+                Some(Ok(message)) => self.take(&message),
+                Some(Err(error)) => return Some(error),
+            }
+        }
+        None
+    }
+
+    fn take(&mut self, message: &BorrowedMessage<'_>) {
+        let partition = u32::try_from(message.partition()).ok();
+        let Some(open) = partition.and_then(|partition| self.partitions.get_mut(&partition)) else {
+            return;
+        };
+        if open.push(message) {
+            self.records += 1;
+            self.bytes += message.payload_len() + message.key_len();
+        }
+    }
+
+    /// Closes all slices and sends them.
+    fn hand_over(&mut self) -> Result<(), Ended> {
+        if self.records == 0 {
+            return Ok(());
+        }
+        self.shared.content();
+        (self.records, self.bytes) = (0, 0);
+        let slices = self.partitions.values_mut().filter_map(OpenSlice::close);
+        slices.map(Event::Slice).try_for_each(|slice| send(&self.events, slice))
+    }
+
+    fn on_error(&mut self, error: KafkaError) -> Result<(), Ended> {
+        match error.rdkafka_error_code() {
+            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation) => {
+                self.look_at = Some(Instant::now());
+            }
+            // The watch tells of it.
+            Some(code) if is_away(code) => tracing::debug!(%error, topic = self.topic, "a poll failed"),
+            _ if matches!(error, KafkaError::MessageConsumptionFatal(_)) => return Err(self.failed(error).into()),
+            _ => {
+                let said = sentence(&self.failed(error));
+                if self.shared.complain(&said) {
+                    tracing::warn!("{said}; trying again");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&self, source: KafkaError) -> LogError {
+        LogError::Refused {
+            brokers: self.kafka.brokers().to_owned(),
+            doing: format!("read topic {}", self.topic),
+            source: Box::new(source),
+        }
+    }
+
+    /// Asks how every cursor stands to its log, tells what the logs lack, and goes on. All slices are closed.
+    fn look(&mut self) -> Result<(), Ended> {
+        self.look_at = None;
+        let mut logs = Vec::new();
+        for partition in self.partitions.keys() {
+            if self.events.is_closed() {
+                return Err(Ended::Stopped);
+            }
+            match self.kafka.bounds_now(&self.topic, *partition) {
+                Ok(log) => logs.push((*partition, log)),
+                Err(error) => {
+                    // The watch asks the same, and tells if it goes on.
+                    tracing::debug!(%error, "the log's bounds are not known yet");
+                    self.look_at = Some(Instant::now() + ASK_AGAIN);
+                    return Ok(());
+                }
+            }
+        }
+        for (partition, log) in logs {
+            let Some(open) = self.partitions.get_mut(&partition) else {
+                continue;
+            };
+            let cursor = open.cursor();
+            let event = match standing(cursor, log) {
+                Standing::Within => continue,
+                Standing::Below(range) => {
+                    open.skip(range.to);
+                    Event::Gap { partition, range }
+                }
+                Standing::Beyond(end) => {
+                    self.partitions.remove(&partition);
+                    Event::Short { partition, cursor, end }
+                }
+            };
+            send(&self.events, event)?;
+        }
+        Ok(self.assign()?)
+    }
+
+    /// The topic was made again: none of its records are those of the partitions that were to be read.
+    fn end_all(&mut self) -> Result<(), Ended> {
+        let ended = std::mem::take(&mut self.partitions);
+        if ended.is_empty() {
+            return Ok(());
+        }
+        self.assign()?;
+        for (partition, open) in ended {
+            let (cursor, end) = (open.cursor(), Offset::default());
+            send(&self.events, Event::Short { partition, cursor, end })?;
+        }
+        Ok(())
+    }
+
+    /// Has librdkafka deliver the partitions from their cursors on.
+    fn assign(&self) -> Result<(), LogError> {
+        let cursors = self
+            .partitions
+            .iter()
+            .map(|(partition, open)| (*partition, open.cursor()));
+        positions(&self.topic, &cursors.collect())
+            .and_then(|positions| self.consumer.assign(&positions))
+            .map_err(|source| self.failed(source))
+    }
+}
+
+fn send(events: &mpsc::Sender<Event>, event: Event) -> Result<(), Ended> {
+    events.blocking_send(event).map_err(|_| Ended::Stopped)
+}
+
+/// Tells of a thread that panics.
+pub(super) struct Guard {
+    pub(super) topic: String,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.fail(LogError::Panicked {
+                topic: self.topic.clone(),
+            });
+        }
+    }
+}
