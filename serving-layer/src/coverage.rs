@@ -77,10 +77,10 @@ impl Coverage {
         }
         let mut behind = false;
         if layers != Layers::Batch {
-            for (partition, progress) in &facts.progress {
-                let coverage = progress.coverage(facts.mark(*partition), chunk);
-                behind |= progress.highest_next() > Some(coverage.covered);
-                gaps.entry(*partition).or_default().extend(&coverage.gaps);
+            for (partition, once) in counted_once(facts) {
+                let coverage = facts.progress(partition).coverage(facts.mark(partition), chunk);
+                behind |= once > coverage.covered;
+                gaps.entry(partition).or_default().extend(&coverage.gaps);
             }
             // A gap is durable before any row that lacks its offsets: what was read lacks nothing else.
             for (partition, progress) in after {
@@ -124,6 +124,25 @@ impl Coverage {
     }
 }
 
+/// Up to which offset some row has ever counted each partition: a start of the speed layer, or a publication that was
+/// rolled back, whose offsets the speed layer is to read again.
+fn counted_once(facts: &Facts) -> BTreeMap<Partition, Offset> {
+    let nexts = facts
+        .progress
+        .iter()
+        .map(|(partition, progress)| (*partition, progress.highest_next().unwrap_or_default()));
+    let published = facts
+        .publications
+        .iter()
+        .flat_map(|published| &published.publication.marks);
+    let mut once: BTreeMap<Partition, Offset> = BTreeMap::new();
+    for (partition, offset) in nexts.chain(published.map(|(partition, mark)| (*partition, mark.0))) {
+        let held = once.entry(partition).or_default();
+        *held = offset.max(*held);
+    }
+    once
+}
+
 /// Up to which event time every partition of the topic was counted: the lowest of their highest event times.
 ///
 /// A partition with nothing left to read holds no other back when it is idle, or when its worker has counted nothing yet. Where batch has passed the speed layer's
@@ -159,8 +178,10 @@ fn watermark(facts: &Facts, freshness: &[FreshnessOfPartition], now: i64) -> Opt
         } else {
             own
         };
-        let at_end = row.is_some_and(|row| row.next >= row.log_end && State::of(row, now) != State::Unknown);
-        let is_idle = at_end && row.is_some_and(|row| State::of(row, now) == State::Idle || own.is_none());
+        let is_idle = row.is_some_and(|row| {
+            let state = State::of(row, now);
+            freshness::is_at_end(row, state) && (state == State::Idle || own.is_none())
+        });
         if is_idle {
             idle = idle.max(counted);
         } else {

@@ -61,6 +61,10 @@ pub enum State {
     CatchingUp,
     /// Nothing comes.
     Idle,
+    /// It cannot reach Kafka.
+    KafkaAway,
+    /// It reads no further until a person has looked: the log ends below what was read.
+    Stopped,
     /// Nobody has spoken of the partition for a while.
     Unknown,
 }
@@ -75,6 +79,8 @@ impl State {
             "live" => Self::Live,
             "catching_up" => Self::CatchingUp,
             "idle" => Self::Idle,
+            "kafka_away" => Self::KafkaAway,
+            "stopped" => Self::Stopped,
             _ => Self::Unknown,
         }
     }
@@ -85,7 +91,7 @@ impl Freshness {
     pub fn of(facts: &Facts, rows: &[FreshnessOfPartition], now: i64) -> Self {
         let topic = topic(rows);
         let rows: Vec<_> = rows.iter().filter(|row| Some(row.partition.topic) == topic).collect();
-        let ups = rows.iter().map(|row| up_to(row));
+        let ups = rows.iter().map(|row| up_to(row, now));
         // One partition of which nothing is known leaves nothing known of all.
         let up_to = ups.reduce(|lowest, next| lowest.min(next)).flatten();
         let lag = |row: &&FreshnessOfPartition| row.log_end.0.saturating_sub(row.next.0);
@@ -114,20 +120,22 @@ impl Freshness {
 
     /// What a person should know, in sentences; nothing where all is well.
     pub fn complaints(&self, view: &str) -> Vec<String> {
-        let unknown: Vec<_> = self
-            .speed
-            .partitions
-            .iter()
-            .filter(|(_, partition)| partition.state == State::Unknown)
-            .map(|(number, _)| number.as_str())
-            .collect();
-        if unknown.is_empty() {
-            return Vec::new();
-        }
-        vec![format!(
-            "view {view}: the speed layer is silent on partition {}",
-            unknown.join(", ")
-        )]
+        let troubles = [
+            (State::Unknown, "is silent on"),
+            (State::KafkaAway, "cannot reach Kafka for"),
+            (State::Stopped, "has stopped reading"),
+        ];
+        let trouble = |(state, what): (State, &str)| {
+            let of_state = self
+                .speed
+                .partitions
+                .iter()
+                .filter(|(_, partition)| partition.state == state);
+            let numbers: Vec<_> = of_state.map(|(number, _)| number.as_str()).collect();
+            (!numbers.is_empty())
+                .then(|| format!("view {view}: the speed layer {what} partition {}", numbers.join(", ")))
+        };
+        troubles.into_iter().filter_map(trouble).collect()
     }
 }
 
@@ -145,9 +153,16 @@ pub fn partition_name(partition: Partition, topic: Option<TopicId>) -> String {
     }
 }
 
-/// All that Kafka had at that moment is counted, in milliseconds since 1970.
-fn up_to(row: &FreshnessOfPartition) -> Option<i64> {
-    if row.next >= row.log_end {
+/// Whether the worker had nothing left to read when it spoke, and would know of more by now.
+pub fn is_at_end(row: &FreshnessOfPartition, state: State) -> bool {
+    row.next >= row.log_end && matches!(state, State::Live | State::CatchingUp | State::Idle)
+}
+
+/// All that Kafka had at that moment is counted, in milliseconds since 1970. A worker that went silent at the end of the
+/// log had counted all until then; one that cannot reach Kafka does not know where the log ends.
+fn up_to(row: &FreshnessOfPartition, now: i64) -> Option<i64> {
+    let state = State::of(row, now);
+    if is_at_end(row, state) || (state == State::Unknown && row.next >= row.log_end && row.state != "kafka_away") {
         Some(row.seen)
     } else {
         row.kafka_time

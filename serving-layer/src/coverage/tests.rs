@@ -1,6 +1,7 @@
 //! Which buckets are whole, from facts made by hand.
 
-use shared_schemas::handoff::{OffsetRange, Start, TopicId};
+use shared_connections::store::Published;
+use shared_schemas::handoff::{Mark, OffsetRange, Publication, RunId, Start, TopicId};
 
 use super::*;
 use crate::fixture::{facts, fresh, partition};
@@ -143,6 +144,46 @@ fn rows_that_have_come_less_far_than_others_are_behind() {
     assert!(!of(&facts(&[], &[], &[(0, 0, 8), (0, 8, 12)]), &[]).behind);
     // Batch has passed the worker.
     assert!(!of(&facts(&[(0, 24)], &[1], &[(0, 0, 8), (0, 8, 12)]), &[]).behind);
+}
+
+/// Batch had passed a dead worker, and was rolled back: nobody has counted what lies between.
+#[test]
+fn what_a_publication_counted_before_a_rollback_is_known_to_be_there() {
+    let mut facts = facts(&[(0, 8)], &[1], &[(0, 8, 12)]);
+    let first = facts.publications[0].clone();
+    let publication = &first.publication;
+    let marks = BTreeMap::from([(partition(0), Mark(Offset(24)))]);
+    let second = Publication::of_run(Some(publication), RunId(4), marks, &BTreeMap::new(), &BTreeSet::new());
+    let back = Publication::rollback(&second, publication, RunId(5));
+    assert!(!of(&facts, &[]).behind);
+    for publication in [second, back] {
+        facts.publications.push(Published {
+            publication,
+            ..first.clone()
+        });
+    }
+    assert!(of(&facts, &[]).behind);
+    // Once the speed layer has read it again, all is well.
+    let mut counted = |start: u64, next: u64| {
+        let held = facts.progress.get_mut(&partition(0)).unwrap();
+        held.record(Start(Offset(start)), Offset(next));
+        of(&facts, &[]).behind
+    };
+    assert!(counted(8, 16));
+    assert!(!counted(16, 24));
+}
+
+#[test]
+fn a_worker_without_kafka_is_not_idle() {
+    let facts = facts(&[], &[], &[(0, 0, 4), (1, 0, 6)]);
+    let live = fresh(0, 4, 4, "live", Some(500));
+    for state in ["kafka_away", "stopped"] {
+        assert_eq!(
+            watermark(&facts, &[live.clone(), fresh(1, 6, 6, state, Some(300))]),
+            Some(300)
+        );
+        assert_eq!(watermark(&facts, &[live.clone(), fresh(1, 6, 6, state, None)]), None);
+    }
 }
 
 #[test]

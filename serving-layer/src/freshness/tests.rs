@@ -77,3 +77,22 @@ fn a_partition_of_an_earlier_topic_has_a_longer_name() {
         "00000000000000000000000000000007/3"
     );
 }
+
+#[test]
+fn a_worker_in_trouble_does_not_look_fresh() {
+    let rows = [
+        fresh(0, 4, 4, "kafka_away", None),
+        fresh(1, 4, 4, "stopped", None),
+        fresh(2, 4, 4, "kafka_away", None),
+    ];
+    let freshness = Freshness::of(&facts(&[], &[], &[]), &rows, NOW);
+    // Not when they spoke, but the Kafka timestamp that they had come to.
+    assert_eq!(freshness.speed.lag_seconds, Some(2.0));
+    assert_eq!(
+        freshness.complaints("departures"),
+        [
+            "view departures: the speed layer cannot reach Kafka for partition 0, 2",
+            "view departures: the speed layer has stopped reading partition 1"
+        ]
+    );
+}
