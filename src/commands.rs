@@ -1,9 +1,11 @@
 //! The commands. Each is a struct of its arguments with a `run`; what several need stands here.
 
 mod archive;
+mod batch;
 mod check;
 mod output;
 mod produce;
+mod reconcile;
 mod serve;
 mod speed;
 mod topics;
@@ -55,8 +57,10 @@ struct Place {
 #[derive(Debug, Subcommand)]
 enum Command {
     Archive(archive::Archive),
+    Batch(batch::Batch),
     Check(check::Check),
     Produce(produce::Produce),
+    Reconcile(reconcile::Reconcile),
     Serve(serve::Serve),
     Speed(speed::Speed),
     Topics(topics::Topics),
@@ -68,8 +72,10 @@ impl Arguments {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Archive(archive) => archive.run(&self.place),
+            Command::Batch(batch) => batch.run(&self.place),
             Command::Check(check) => check.run(&self.place),
             Command::Produce(produce) => produce.run(&self.place),
+            Command::Reconcile(reconcile) => reconcile.run(&self.place),
             Command::Serve(serve) => serve.run(&self.place),
             Command::Speed(speed) => speed.run(&self.place),
             Command::Topics(topics) => topics.run(&self.place),

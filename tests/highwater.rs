@@ -2,11 +2,18 @@
 
 #[cfg(test)]
 mod archiver;
+#[cfg(test)]
+mod batch_command;
+#[cfg(test)]
 mod batch_runs;
 #[cfg(test)]
 mod check;
 #[cfg(test)]
+mod demo;
+#[cfg(test)]
 mod embedded_clickhouse;
+#[cfg(test)]
+mod end_to_end;
 #[cfg(test)]
 mod engine_handoff;
 #[cfg(test)]
@@ -19,5 +26,7 @@ mod law;
 mod local_stack;
 #[cfg(test)]
 mod produce;
+#[cfg(test)]
+mod serving;
 #[cfg(test)]
 mod tidy;

@@ -9,7 +9,10 @@ use crate::connect;
 use crate::metrics;
 use crate::signals::Signals;
 
-/// Run the archiver: every accepted event into the archive, the others into dead-letter topics, until Ctrl-C
+/// Keep every event of every dataset in the archive, until Ctrl-C
+///
+/// Events are written as Parquet files of a Delta Lake table, each range of offsets once. Records that can't be read go to
+/// the dataset's dead-letter topic, each with its reason.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     highwater archive\n  \
@@ -23,8 +26,8 @@ impl Archive {
         tokio::runtime::Runtime::new()?.block_on(async {
             let mut signals = Signals::listen()?;
             let cancel = CancellationToken::new();
-            let (metrics, _) = metrics::serve(config.metrics.listen).await?;
             let work = async {
+                let (metrics, _) = metrics::serve(config.metrics.listen).await?;
                 let kafka = connect::kafka(&config, &definitions).await?;
                 tracing::info!("metrics at {metrics}");
                 Ok(highwater_batch::archive::serve(&config, &definitions, &kafka, cancel.clone()).await?)
