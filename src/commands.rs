@@ -1,18 +1,22 @@
 //! The commands. Each is a struct of its arguments with a `run`; what several need stands here.
 
+mod archive;
 mod batch;
 mod check;
 mod output;
+mod produce;
 mod reconcile;
-mod signals;
-mod store;
+mod serve;
+mod speed;
 mod topics;
 mod up;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
+use local_stack::Addresses;
 use shared_schemas::config::{Config, Reading};
 use shared_schemas::definitions::Definitions;
 use shared_schemas::mistake::Mistakes;
@@ -27,9 +31,8 @@ use crate::logging::LogFormat;
     after_help = "`highwater COMMAND --help` shows examples."
 )]
 pub(crate) struct Arguments {
-    /// The configuration; without it highwater.toml in the working folder, or the defaults
-    #[arg(short, long, global = true, value_name = "FILE", env = "HIGHWATER_CONFIG")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
 
     /// How logs are written to stderr
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
@@ -39,11 +42,27 @@ pub(crate) struct Arguments {
     command: Command,
 }
 
+/// What the command is about.
+#[derive(Debug, Clone, clap::Args)]
+struct Place {
+    /// The configuration; without it highwater.toml in the working folder, or the defaults
+    #[arg(short, long, global = true, value_name = "FILE", env = "HIGHWATER_CONFIG")]
+    config: Option<PathBuf>,
+
+    /// The folder of `highwater up`: where it keeps everything, and where other commands find its addresses
+    #[arg(long, global = true, value_name = "DIR", env = "HIGHWATER_DATA")]
+    data: Option<PathBuf>,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
+    Archive(archive::Archive),
     Batch(batch::Batch),
     Check(check::Check),
+    Produce(produce::Produce),
     Reconcile(reconcile::Reconcile),
+    Serve(serve::Serve),
+    Speed(speed::Speed),
     Topics(topics::Topics),
     Up(up::Up),
 }
@@ -51,31 +70,62 @@ enum Command {
 impl Arguments {
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let config = self.config.as_deref();
         match self.command {
-            Command::Batch(batch) => batch.run(config),
-            Command::Check(check) => check.run(config),
-            Command::Reconcile(reconcile) => reconcile.run(config),
-            Command::Topics(topics) => topics.run(config),
-            Command::Up(up) => up.run(config),
+            Command::Archive(archive) => archive.run(&self.place),
+            Command::Batch(batch) => batch.run(&self.place),
+            Command::Check(check) => check.run(&self.place),
+            Command::Produce(produce) => produce.run(&self.place),
+            Command::Reconcile(reconcile) => reconcile.run(&self.place),
+            Command::Serve(serve) => serve.run(&self.place),
+            Command::Speed(speed) => speed.run(&self.place),
+            Command::Topics(topics) => topics.run(&self.place),
+            Command::Up(up) => up.run(&self.place),
         }
     }
 }
 
-/// Reads the configuration and the definitions. A mistake in the one keeps none in the other from being found.
-fn load(config: Option<&Path>) -> Result<(Config, Definitions), Mistakes> {
-    let Reading { config, mut mistakes } = Config::read(config);
-    // Where they are may be what the mistake is about.
-    if !mistakes.is_empty() && !config.definitions.exists() {
-        return Err(mistakes);
-    }
-    match Definitions::load(&config.definitions) {
-        Ok(definitions) if mistakes.is_empty() => Ok((config, definitions)),
-        Ok(_) => Err(mistakes),
-        Err(more) => {
-            mistakes.extend(more);
-            Err(mistakes)
+/// The folder of `up` where none is named.
+const DATA: &str = "data";
+
+impl Place {
+    /// Reads the configuration and the definitions. A mistake in the one keeps none in the other from being found.
+    fn load(&self) -> Result<(Config, Definitions), Mistakes> {
+        let Reading { config, mut mistakes } = Config::read(self.config.as_deref());
+        // Where they are may be what the mistake is about.
+        if !mistakes.is_empty() && !config.definitions.exists() {
+            return Err(mistakes);
         }
+        match Definitions::load(&config.definitions) {
+            Ok(definitions) if mistakes.is_empty() => Ok((config, definitions)),
+            Ok(_) => Err(mistakes),
+            Err(more) => {
+                mistakes.extend(more);
+                Err(mistakes)
+            }
+        }
+    }
+
+    /// As [`Place::load`], with the addresses of the `highwater up` that is to be joined: the one on `--data`, or the one
+    /// on the usual folder where the configuration leaves a port to it.
+    fn join(&self) -> anyhow::Result<(Config, Definitions)> {
+        let (config, definitions) = self.load()?;
+        let picks = config.kafka.brokers.iter().any(|broker| broker.port == 0) || config.clickhouse.url.port() == 0;
+        let data = match &self.data {
+            Some(data) => data.as_path(),
+            None if picks => Path::new(DATA),
+            None => return Ok((config, definitions)),
+        };
+        let addresses = Addresses::read(data).with_context(|| {
+            format!(
+                "no `highwater up` is ready on {}: start one with --data {0}, or name the folder of one with --data DIR",
+                data.display()
+            )
+        })?;
+        let config = config
+            .at(&addresses.kafka, &addresses.clickhouse, data)
+            .map_err(anyhow::Error::msg)
+            .with_context(|| format!("the addresses in {} can't be used", data.display()))?;
+        Ok((config, definitions))
     }
 }
 
@@ -112,7 +162,7 @@ mod tests {
     fn global_arguments_may_stand_behind_the_command() {
         let arguments =
             Arguments::try_parse_from(["highwater", "check", "-c", "a.toml", "--log-format", "json"]).unwrap();
-        assert_eq!(arguments.config, Some(PathBuf::from("a.toml")));
+        assert_eq!(arguments.place.config, Some(PathBuf::from("a.toml")));
         assert_eq!(arguments.log_format, LogFormat::Json);
     }
 }

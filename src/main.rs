@@ -4,7 +4,11 @@
 //! the definitions or the configuration is too.
 
 mod commands;
+mod connect;
+mod layers;
 mod logging;
+mod metrics;
+mod signals;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;

@@ -1,13 +1,19 @@
 //! Every test that needs more than one crate or a real server, in one binary.
 
 #[cfg(test)]
+mod archiver;
+#[cfg(test)]
 mod batch_command;
 #[cfg(test)]
 mod batch_runs;
 #[cfg(test)]
 mod check;
 #[cfg(test)]
+mod demo;
+#[cfg(test)]
 mod embedded_clickhouse;
+#[cfg(test)]
+mod end_to_end;
 #[cfg(test)]
 mod engine_handoff;
 #[cfg(test)]
@@ -15,6 +21,12 @@ mod engine_states;
 #[cfg(test)]
 mod kafka_log;
 #[cfg(test)]
+mod law;
+#[cfg(test)]
 mod local_stack;
+#[cfg(test)]
+mod produce;
+#[cfg(test)]
+mod serving;
 #[cfg(test)]
 mod tidy;

@@ -67,7 +67,7 @@ async fn gone(processes: &[Record]) -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn a_record_goes_through_kafka_and_a_row_through_clickhouse() -> anyhow::Result<()> {
-    let Addresses { kafka, clickhouse } = shared().await?.addresses();
+    let Addresses { kafka, clickhouse, .. } = shared().await?.addresses();
     let (topic, database) = (unique("events"), unique("db"));
     let wanted = Topic::of_dataset(&topic, 3, 1 << 20);
     assert_eq!(
@@ -264,7 +264,7 @@ async fn a_second_up_on_a_folder_names_the_first() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn servers_that_run_already_are_used_and_left_alone() -> anyhow::Result<()> {
-    let Addresses { kafka, clickhouse } = shared().await?.addresses();
+    let Addresses { kafka, clickhouse, .. } = shared().await?.addresses();
     let site = Site::with_addresses(kafka, clickhouse)?;
     let config = std::fs::read_to_string(site.path().join("highwater.toml"))?;
     std::fs::write(

@@ -203,6 +203,23 @@ impl Config {
         Reading { config, mistakes }
     }
 
+    /// The same with these addresses of Kafka and ClickHouse and this folder of `up`: what a command needs that joins what
+    /// `highwater up` has started. Its archive is the folder's, unless the configuration names one.
+    ///
+    /// # Errors
+    /// A sentence, for an address that is none.
+    pub fn at(mut self, brokers: &str, clickhouse: &str, data: &Path) -> Result<Self, String> {
+        self.kafka.brokers = brokers
+            .split(',')
+            .map(|broker| HostPort::parse(broker.trim()))
+            .collect::<Result<_, _>>()?;
+        self.clickhouse.url = HttpUrl::parse(clickhouse)?;
+        if self.archive.url_is_default {
+            self.archive.url = ArchiveUrl::Folder(data.join("archive"));
+        }
+        Ok(self)
+    }
+
     /// What the defaults are laid over; no value of it outlives that.
     fn blank() -> Self {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));

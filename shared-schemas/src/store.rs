@@ -21,5 +21,7 @@ pub mod tables;
 mod tests;
 
 pub use rows::{SpeedVersions, arrow_stream, batch_rows, speed_rows};
-pub use statement::{Merging, STATEMENT_LIMIT, Statement, StatementError};
+pub use statement::{
+    Filter, FilterValues, Layers, Merging, Order, STATEMENT_LIMIT, Selection, Statement, StatementError, bound_column,
+};
 pub use tables::{Table, batch_table, control_tables, speed_table, view_tables};

@@ -3,7 +3,6 @@
 pub(super) mod progress;
 mod tables;
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use highwater_batch::{Logs, Outcome, Selection, Unknown, Watcher, list, rollback};
@@ -11,10 +10,10 @@ use shared_schemas::view::View;
 use tokio_util::sync::CancellationToken;
 
 use self::progress::Bars;
+use super::Place;
 use super::output::Output;
-use super::signals::Signals;
-use super::store::prepare;
-use crate::USED_WRONGLY;
+use crate::signals::Signals;
+use crate::{USED_WRONGLY, connect};
 
 /// Exact results: computed from the archive, published, rolled back
 #[derive(Debug, clap::Args)]
@@ -92,8 +91,8 @@ enum Command {
 }
 
 impl Batch {
-    pub(crate) fn run(self, config: Option<&Path>) -> anyhow::Result<ExitCode> {
-        let (config, definitions) = super::load(config)?;
+    pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
+        let (config, definitions) = place.join()?;
         let batch = highwater_batch::Batch::new(config, definitions)?;
         tokio::runtime::Runtime::new()?.block_on(async {
             let mut signals = Signals::listen()?;
@@ -120,7 +119,7 @@ impl Command {
             Err(unknown) => return Ok(used_wrongly(&unknown)),
         };
         let prepared = cancel
-            .run_until_cancelled(prepare(&batch.store, &batch.definitions))
+            .run_until_cancelled(connect::tables(&batch.store, &batch.definitions))
             .await;
         match prepared {
             Some(prepared) => prepared?,

@@ -1,6 +1,5 @@
 //! `highwater check`: all mistakes, or what the definitions come to.
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -12,6 +11,7 @@ use shared_schemas::store;
 use shared_schemas::units::show_duration;
 use shared_schemas::view::View;
 
+use super::Place;
 use super::output::{Output, columns};
 use crate::USED_WRONGLY;
 
@@ -29,8 +29,8 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    pub(crate) fn run(self, config: Option<&Path>) -> anyhow::Result<ExitCode> {
-        let report = Report::of(config);
+    pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
+        let report = Report::of(place);
         self.output.print_text(&report, Report::text)?;
         Ok(if report.mistakes.is_empty() {
             ExitCode::SUCCESS
@@ -89,8 +89,8 @@ struct ColumnReport {
 }
 
 impl Report {
-    fn of(config: Option<&Path>) -> Self {
-        match super::load(config) {
+    fn of(place: &Place) -> Self {
+        match place.load() {
             Ok((_, definitions)) => Self {
                 mistakes: Mistakes::default(),
                 datasets: Some(definitions.datasets.iter().map(DatasetReport::of).collect()),

@@ -1,16 +1,16 @@
 //! `highwater reconcile`: what is answered, beside a computation from the archive.
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use highwater_batch::{Reconciled, Selection};
 use tokio_util::sync::CancellationToken;
 
+use super::Place;
 use super::batch::progress::Bars;
 use super::batch::used_wrongly;
 use super::output::{Output, columns};
-use super::signals::Signals;
-use super::store::prepare;
+use crate::connect;
+use crate::signals::Signals;
 
 /// So many differences of a view are shown in the table; JSON lists more.
 const SHOWN: usize = 20;
@@ -34,8 +34,8 @@ pub(crate) struct Reconcile {
 }
 
 impl Reconcile {
-    pub(crate) fn run(self, config: Option<&Path>) -> anyhow::Result<ExitCode> {
-        let (config, definitions) = super::load(config)?;
+    pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
+        let (config, definitions) = place.join()?;
         let batch = highwater_batch::Batch::new(config, definitions)?;
         tokio::runtime::Runtime::new()?.block_on(async {
             let mut signals = Signals::listen()?;
@@ -55,7 +55,7 @@ impl Reconcile {
             Ok(views) => views,
             Err(unknown) => return Ok(used_wrongly(&unknown)),
         };
-        prepare(&batch.store, &batch.definitions).await?;
+        connect::tables(&batch.store, &batch.definitions).await?;
         let bars = Bars::new();
         let all = highwater_batch::reconcile(batch, &views, &bars, &CancellationToken::new()).await;
         bars.finish();

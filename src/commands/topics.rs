@@ -1,14 +1,13 @@
 //! `highwater topics create`: the topics that the definitions need.
 
-use std::path::Path;
 use std::process::ExitCode;
 
-use local_stack::address::{self, Place};
 use local_stack::topics::{Outcome, Partitions, Topic};
 use serde::Serialize;
 use shared_schemas::config::Config;
 use shared_schemas::definitions::Definitions;
 
+use super::Place;
 use super::output::Output;
 
 /// Topics in Kafka
@@ -40,18 +39,10 @@ pub(crate) struct Row {
 }
 
 impl Topics {
-    pub(crate) fn run(self, config: Option<&Path>) -> anyhow::Result<ExitCode> {
+    pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
         let Command::Create { output } = self.command;
-        let (config, definitions) = super::load(config)?;
+        let (config, definitions) = place.join()?;
         let brokers = config.kafka.bootstrap_servers();
-        if let Place::Here(here) = address::brokers(&brokers)?
-            && here.port() == 0
-        {
-            anyhow::bail!(
-                "{} = \"{brokers}\" picks a port at `highwater up`, which makes the topics by itself: write the port here",
-                address::BROKERS
-            );
-        }
         let ensured = ensure(&brokers, &config, &definitions);
         let rows = tokio::runtime::Runtime::new()?.block_on(ensured)?;
         output.print(&rows, |rows| {

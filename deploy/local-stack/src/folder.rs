@@ -21,7 +21,7 @@ use crate::StackError;
 
 const LOCK: &str = "lock";
 const STATE: &str = "stack.json";
-const ADDRESSES: &str = "addresses.json";
+pub(crate) const ADDRESSES: &str = "addresses.json";
 const RUN: &str = "run";
 /// Changes when an older program could no longer use the folder.
 const LAYOUT: u32 = 1;

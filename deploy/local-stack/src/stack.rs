@@ -13,6 +13,7 @@
 //! A server of ours that ends by itself ends the stack: starting it again in silence would hide the reason, and the next
 //! `up` finds all data in its place.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::StackError;
 use crate::address::{self, BROKERS, CLICKHOUSE_URL, Loopback, Place};
 use crate::clickhouse::{self, Access, ClickHouse};
-use crate::folder::Folder;
+use crate::folder::{ADDRESSES, Folder};
 use crate::kafka::{self, Kafka, client};
 use crate::process::{Process, record};
 use crate::sockets;
@@ -81,6 +82,21 @@ pub struct Addresses {
     pub kafka: String,
     /// ClickHouse's URL.
     pub clickhouse: String,
+    /// The query API's URL, once something serves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<String>,
+    /// Where processes tell their metrics, by layer.
+    #[serde(default)]
+    pub metrics: BTreeMap<String, String>,
+}
+
+impl Addresses {
+    /// The addresses that an `up` on this folder has written, while it runs.
+    pub fn read(folder: &std::path::Path) -> Result<Self, StackError> {
+        let path = folder.join(ADDRESSES);
+        let text = std::fs::read(&path).map_err(StackError::file("read", &path))?;
+        serde_json::from_slice(&text).map_err(|error| StackError::file("read", &path)(error.into()))
+    }
 }
 
 /// Both servers, ready. Dropping it kills what it started.
@@ -128,6 +144,8 @@ impl Stack {
             clickhouse: clickhouse
                 .as_ref()
                 .map_or_else(|| options.clickhouse_url.clone(), ClickHouse::url),
+            api: None,
+            metrics: BTreeMap::new(),
         };
         Ok(Self {
             clickhouse,
@@ -147,9 +165,9 @@ impl Stack {
         self.folder.path()
     }
 
-    /// Writes `addresses.json`: from now on scripts may come.
-    pub fn publish(&self) -> Result<(), StackError> {
-        let text = serde_json::to_vec_pretty(&self.addresses)
+    /// Writes `addresses.json`, with what else serves here: from now on scripts may come.
+    pub fn publish(&self, addresses: &Addresses) -> Result<(), StackError> {
+        let text = serde_json::to_vec_pretty(addresses)
             .map_err(|error| StackError::file("write", self.folder.path())(error.into()))?;
         self.folder.publish_addresses(&text)
     }

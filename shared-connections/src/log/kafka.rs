@@ -4,8 +4,9 @@
 //! the broker holds back until there are records.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -13,7 +14,7 @@ use rdkafka::{ClientContext, Offset as KafkaOffset, TopicPartitionList};
 use shared_schemas::config::KafkaConfig;
 use shared_schemas::handoff::{Offset, OffsetRange, TopicId};
 
-use super::error::LogError;
+use super::error::{LogError, sentence};
 use super::topic_id;
 
 /// How long one question may take.
@@ -43,6 +44,24 @@ const READER: [(&str, &str); 5] = [
     ("fetch.queue.backoff.ms", "5"),
 ];
 
+/// A producer of ours: each record is in the log once, in the order in which it was sent, when it is acknowledged. At most
+/// 32 MiB or 100,000 records wait; then whoever sends must wait too.
+const PRODUCER: [(&str, &str); 4] = [
+    ("acks", "all"),
+    ("enable.idempotence", "true"),
+    ("queue.buffering.max.kbytes", "32768"),
+    ("queue.buffering.max.messages", "100000"),
+];
+
+/// What a producer is unless the user's properties say otherwise.
+const PRODUCER_DEFAULTS: [(&str, &str); 3] = [
+    // A batch of events shrinks to a fraction, for little work.
+    ("compression.type", "lz4"),
+    ("message.timeout.ms", "120000"),
+    // As Kafka's own client does it: an event lies in the same partition whoever sent it.
+    ("partitioner", "murmur2_random"),
+];
+
 /// How to reach Kafka. Clones share one client.
 #[derive(Clone)]
 pub struct Kafka {
@@ -50,7 +69,7 @@ pub struct Kafka {
 }
 
 struct Inner {
-    /// The brokers, the user's properties, and [`CONSUMER`].
+    /// The brokers and the user's properties.
     config: ClientConfig,
     brokers: String,
     group: String,
@@ -85,9 +104,9 @@ impl Kafka {
             properties.set(name, value.reveal());
         }
         properties.set("bootstrap.servers", &brokers);
-        set_all(&mut properties, &CONSUMER);
-        let client = properties
-            .clone()
+        let mut asking = properties.clone();
+        set_all(&mut asking, &CONSUMER);
+        let client = asking
             .remove("group.id")
             .create_with_context(Listener)
             .map_err(LogError::of_client)?;
@@ -118,6 +137,35 @@ impl Kafka {
     pub async fn topic(&self, name: &str) -> Result<Topic, LogError> {
         let name = name.to_owned();
         self.ask(move |kafka| kafka.topic_now(&name)).await
+    }
+
+    /// The topic as it is now. Where nothing answers yet it asks again for about that long: a stack may still be starting.
+    ///
+    /// # Errors
+    /// As [`Kafka::topic`].
+    pub async fn topic_within(&self, name: &str, patience: Duration) -> Result<Topic, LogError> {
+        let started = Instant::now();
+        let mut pauses = ExponentialBuilder::new()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(2))
+            .with_jitter()
+            .without_max_times()
+            .build();
+        let mut told = false;
+        loop {
+            let error = match self.topic(name).await {
+                Err(error) if error.is_passing() => error,
+                answer => return answer,
+            };
+            let pause = pauses.next().unwrap_or_default();
+            if started.elapsed() + pause > patience {
+                return Err(error);
+            }
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!("{}; trying for {} s", sentence(&error), patience.as_secs());
+            }
+            tokio::time::sleep(pause).await;
+        }
     }
 
     /// The partition's log: from the first offset that it still has to its end, which is the last stable offset: records
@@ -217,10 +265,29 @@ impl Kafka {
 
     /// A client that reads, and commits to the group.
     pub(super) fn consumer(&self, group: String) -> Result<BaseConsumer<Listener>, LogError> {
+        self.reader_config(group)
+            .create_with_context(Listener)
+            .map_err(LogError::of_client)
+    }
+
+    fn reader_config(&self, group: String) -> ClientConfig {
         let mut config = self.inner.config.clone();
-        config.set("group.id", group);
+        set_all(&mut config, &CONSUMER);
         set_all(&mut config, &READER);
-        config.create_with_context(Listener).map_err(LogError::of_client)
+        config.set("group.id", group);
+        config
+    }
+
+    /// The properties of a producer to this cluster that loses and doubles nothing by itself.
+    pub fn producer_config(&self) -> ClientConfig {
+        let mut config = self.inner.config.clone();
+        for (name, value) in PRODUCER_DEFAULTS {
+            if config.get(name).is_none() {
+                config.set(name, value);
+            }
+        }
+        set_all(&mut config, &PRODUCER);
+        config
     }
 }
 
@@ -297,7 +364,10 @@ mod tests {
     fn what_the_reader_relies_on_cannot_be_configured_away() {
         let kafka =
             kafka("[kafka.properties]\n\"isolation.level\" = \"read_uncommitted\"\n\"group.id\" = \"x\"\n").unwrap();
-        assert_eq!(kafka.inner.config.get("isolation.level"), Some("read_committed"));
+        let reader = kafka.reader_config(kafka.group("speed"));
+        assert_eq!(reader.get("isolation.level"), Some("read_committed"));
+        assert_eq!(reader.get("group.id"), Some("highwater-speed"));
+        assert_eq!(kafka.producer_config().get("enable.idempotence"), Some("true"));
         assert_eq!(kafka.group("speed"), "highwater-speed");
     }
 }

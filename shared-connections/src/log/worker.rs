@@ -108,7 +108,7 @@ impl Worker {
             shared: Arc::clone(&self.shared),
             ended,
         };
-        let watching = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name("kafka watch".to_owned())
             .spawn(move || watch.run())
             .map_err(unable)?;
@@ -121,9 +121,8 @@ impl Worker {
                 };
                 self.run();
                 drop(guard);
+                // The watch may be in the middle of a question to a Kafka that is away; it ends after it, by itself.
                 drop(alive);
-                // A panic there was told by its guard.
-                let _ = watching.join();
             })
             .map_err(unable)
     }
@@ -164,7 +163,9 @@ impl Worker {
     fn gather(&mut self, consumer: &BaseConsumer<Listener>) -> Option<KafkaError> {
         let until = Instant::now() + GATHER;
         while self.records < MOST_RECORDS && self.bytes < MOST_BYTES {
-            let left = until.saturating_duration_since(Instant::now());
+            // In whole milliseconds, or `poll` would spin through the rest of one.
+            let left = until.saturating_duration_since(Instant::now()).as_millis();
+            let left = Duration::from_millis(u64::try_from(left).unwrap_or_default());
             match consumer.poll(left) {
                 None if left.is_zero() => break,
                 None => {}

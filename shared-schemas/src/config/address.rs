@@ -51,6 +51,11 @@ pub struct HttpUrl {
 }
 
 impl HttpUrl {
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.address.port
+    }
+
     /// A plain one on loopback.
     pub fn local(port: u16) -> Self {
         Self {

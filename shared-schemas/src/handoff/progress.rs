@@ -41,6 +41,14 @@ impl SpeedProgress {
         }
     }
 
+    /// Takes in all that another recorded.
+    pub fn extend(&mut self, other: &Self) {
+        other.nexts.iter().for_each(|(start, next)| self.record(*start, *next));
+        for (start, gaps) in &other.gaps {
+            self.gaps.entry(*start).or_default().extend(gaps);
+        }
+    }
+
     /// Forgets the progress of starts below `floor`; their gaps too.
     pub fn forget_below(&mut self, floor: Mark) {
         self.nexts.retain(|start, _| *start >= floor.start());

@@ -8,6 +8,9 @@
 //!   columns of the sorting key, so they never decide which version wins.
 //! - The floor is checked once more inside, in a scalar subquery that is evaluated even where no row is left.
 
+mod selection;
+mod states;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
@@ -16,9 +19,12 @@ use super::quote::{identifier, table};
 use super::tables::{DAY_COLUMN, FLOORS, MARKS_TYPE, RUN_COLUMN, TOPIC_COLUMN, batch_table_name, speed_table_name};
 use crate::dataset::PARTITION_COLUMN;
 use crate::handoff::{Offset, Partition, Publication, RunId, TopicId};
-use crate::measure::State;
 use crate::plan::{FAILED_COLUMN, START_COLUMN, WINDOW_COLUMN};
-use crate::view::{Aggregate, Dimension, Measure, MeasureForm, View};
+use crate::view::{Dimension, Measure, View};
+
+pub use selection::{Filter, FilterValues, Layers, Order, Selection};
+use states::States;
+pub use states::bound_column;
 
 /// What the error says when the floor has risen above the publication.
 pub const BELOW_FLOOR: &str = "this publication lies below the floor";
@@ -80,6 +86,20 @@ pub enum StatementError {
         /// The name asked for.
         name: String,
     },
+    /// The values of a filter are not of its dimension's type.
+    #[error("the filter's values are of another type than dimension `{name}` of view `{view}`")]
+    Filter {
+        /// The view.
+        view: String,
+        /// The dimension.
+        name: String,
+    },
+    /// The answer has no such column to be in order of.
+    #[error("an answer without `{name}` cannot be in its order")]
+    Order {
+        /// The column asked for.
+        name: String,
+    },
     /// The bucket is no multiple of the grain.
     #[error("a bucket of {bucket:?} is no whole multiple of the grain of view `{view}`, {grain:?}")]
     Bucket {
@@ -93,40 +113,60 @@ pub enum StatementError {
 }
 
 impl Merging<'_> {
-    /// The statement that answers: `time` (unless it is one bucket), the dimensions, the measures, `<measure>__bound`
-    /// where a result is rounded, `layer` (`batch`, `speed` or `merged`) and `_failed`.
+    /// The statement that answers with everything: see [`Merging::selecting`].
     ///
     /// # Errors
     /// A name that the view does not have, or a bucket that its windows don't fill.
     pub fn statement(&self) -> Result<Statement, StatementError> {
+        self.selecting(&Selection::default())
+    }
+
+    /// The statement that answers with a part: `time` (unless it is one bucket), the dimensions, the measures, each with
+    /// [`bound_column`] where its result is rounded, `layer` (`batch`, `speed` or `merged`) and `_failed`.
+    ///
+    /// # Errors
+    /// A name that the view or the answer does not have, values of another type than their dimension, or a bucket that
+    /// the view's windows don't fill.
+    pub fn selecting(&self, selection: &Selection<'_>) -> Result<Statement, StatementError> {
         let dimensions = self.dimensions()?;
         let measures = self.measures()?;
         let states = States::of(self.view, &measures);
         let mut parameters = Parameters::default();
         let bucket = self.bucket_sql()?;
         let (from, to) = (parameters.add("Int64", &self.from), parameters.add("Int64", &self.to));
-        let range = format!(
+        let mut rows = format!(
             "{window} >= toDateTime64({from}, 0, 'UTC') AND {window} < toDateTime64({to}, 0, 'UTC')",
             window = identifier(WINDOW_COLUMN)
         );
+        for condition in selection.conditions(self.view, &mut parameters)? {
+            // Writing to a string does not fail.
+            let _ = write!(rows, " AND {condition}");
+        }
 
         let keys: Vec<_> = dimensions.iter().map(|dimension| identifier(&dimension.name)).collect();
         let columns = states.columns(&keys);
         let mut parts = Vec::new();
-        if let Some(days) = self.days(&mut parameters) {
+        if selection.layers != Layers::Speed {
+            // Where no run holds a day of the range there is nothing to read, but there are columns.
+            let days = self.days(&mut parameters);
+            if days.is_some() || selection.layers == Layers::Batch {
+                parts.push(format!(
+                    "SELECT {columns}, 0 AS _layer FROM {} FINAL WHERE {rows} AND {}",
+                    table(self.database, &batch_table_name(self.view)),
+                    days.as_deref().unwrap_or("0"),
+                ));
+            }
+        }
+        if selection.layers != Layers::Batch {
+            let mark = self.mark(&mut parameters);
+            let start = identifier(START_COLUMN);
             parts.push(format!(
-                "SELECT {columns}, 0 AS _layer FROM {} FINAL WHERE {range} AND {days}",
-                table(self.database, &batch_table_name(self.view))
+                "SELECT {columns}, 1 AS _layer FROM {} FINAL WHERE {rows} AND \
+                 ({start} = {mark} OR ({start} >= {mark} AND {start} % {} = 0))",
+                table(self.database, &speed_table_name(self.view)),
+                self.view.chunk,
             ));
         }
-        let mark = self.mark(&mut parameters);
-        let start = identifier(START_COLUMN);
-        parts.push(format!(
-            "SELECT {columns}, 1 AS _layer FROM {} FINAL WHERE {range} AND \
-             ({start} = {mark} OR ({start} >= {mark} AND {start} % {} = 0))",
-            table(self.database, &speed_table_name(self.view)),
-            self.view.chunk,
-        ));
 
         let floor = self.floor(&mut parameters);
         let groups: Vec<_> = bucket
@@ -154,18 +194,16 @@ impl Merging<'_> {
                 format!("_failures AS {}", identifier(FAILED_COLUMN)),
             ])
             .collect();
-        let (group_by, order_by) = if groups.is_empty() {
+        let group_by = if groups.is_empty() {
             // Without a group there is always a row, also of nothing.
-            (" HAVING count() > 0".to_owned(), String::new())
+            " HAVING count() > 0".to_owned()
         } else {
-            (
-                format!(" GROUP BY {}", groups.join(", ")),
-                format!(" ORDER BY {}", groups.join(", ")),
-            )
+            format!(" GROUP BY {}", groups.join(", "))
         };
+        let tail = selection.tail(&groups, self.dimensions, self.measures)?;
         let sql = format!(
             "WITH ({floor}) AS _below_floor\nSELECT {}\nFROM (\n  SELECT {}\n  FROM (\n    {}\n  )\n  \
-             WHERE _below_floor = 0{group_by}\n){order_by}",
+             WHERE _below_floor = 0{group_by}\n){tail}",
             outer.join(", "),
             inner.join(", "),
             parts.join("\n    UNION ALL\n    "),
@@ -321,102 +359,4 @@ impl Parameters {
 fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
     let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
     format!("[{}]", items.join(","))
-}
-
-/// The state columns that some measures need, each under a name of its own once merged.
-struct States(Vec<(String, State)>);
-
-impl States {
-    fn of(view: &View, measures: &[&Measure]) -> Self {
-        let mut needed: Vec<(String, State)> = Vec::new();
-        for measure in measures {
-            for (name, aggregate) in aggregates(view, measure) {
-                for state in aggregate.states() {
-                    let column = state.column(name);
-                    if needed.iter().all(|(held, _)| *held != column) {
-                        needed.push((column, state));
-                    }
-                }
-            }
-        }
-        Self(needed)
-    }
-
-    /// What both parts select.
-    fn columns(&self, keys: &[String]) -> String {
-        [identifier(WINDOW_COLUMN), identifier(FAILED_COLUMN)]
-            .into_iter()
-            .chain(keys.iter().cloned())
-            .chain(self.0.iter().map(|(column, _)| identifier(column)))
-            .collect::<Vec<_>>()
-            .join(", ")
-    }
-
-    fn merged(&self) -> impl Iterator<Item = String> {
-        self.0
-            .iter()
-            .enumerate()
-            .map(|(index, (column, state))| format!("{} AS _s{index}", state.merge_sql(&identifier(column))))
-    }
-
-    /// SQL for each merged state of an aggregate.
-    fn names(&self, measure: &str, aggregate: &Aggregate) -> Vec<String> {
-        let place = |column: String| self.0.iter().position(|(held, _)| *held == column).unwrap_or_default();
-        aggregate
-            .states()
-            .iter()
-            .map(|state| format!("_s{}", place(state.column(measure))))
-            .collect()
-    }
-
-    fn result(&self, measure: &str, aggregate: &Aggregate) -> String {
-        aggregate
-            .kind
-            .result_sql(aggregate.argument_type(), &self.names(measure, aggregate))
-    }
-
-    /// The columns of a measure's result.
-    fn results(&self, view: &View, measure: &Measure) -> Vec<String> {
-        match &measure.form {
-            MeasureForm::Aggregate(aggregate) => {
-                let result = format!(
-                    "{} AS {}",
-                    self.result(&measure.name, aggregate),
-                    identifier(&measure.name)
-                );
-                let bound = aggregate
-                    .kind
-                    .bound_sql(aggregate.argument_type(), &self.names(&measure.name, aggregate))
-                    .map(|bound| format!("{bound} AS {}", identifier(&format!("{}__bound", measure.name))));
-                std::iter::once(result).chain(bound).collect()
-            }
-            MeasureForm::Ratio { .. } => {
-                let parts: Vec<_> = aggregates(view, measure)
-                    .map(|(name, aggregate)| format!("toFloat64({})", self.result(name, aggregate)))
-                    .collect();
-                let [numerator, denominator] = parts.as_slice() else {
-                    return vec![];
-                };
-                vec![format!(
-                    "{numerator} / nullIf({denominator}, 0) AS {}",
-                    identifier(&measure.name)
-                )]
-            }
-        }
-    }
-}
-
-/// The aggregates that a measure rests on: itself, or a ratio's two.
-fn aggregates<'a>(view: &'a View, measure: &'a Measure) -> impl Iterator<Item = (&'a str, &'a Aggregate)> {
-    let measures: Vec<&Measure> = match measure.form {
-        MeasureForm::Aggregate(_) => vec![measure],
-        MeasureForm::Ratio { numerator, denominator } => [numerator, denominator]
-            .iter()
-            .filter_map(|&index| view.measures.get(index))
-            .collect(),
-    };
-    measures.into_iter().filter_map(|measure| match &measure.form {
-        MeasureForm::Aggregate(aggregate) => Some((measure.name.as_str(), aggregate)),
-        MeasureForm::Ratio { .. } => None,
-    })
 }

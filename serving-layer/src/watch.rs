@@ -1,0 +1,103 @@
+//! Looks at each view every few seconds: for metrics, and for what readiness tells. No answer depends on it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::Utc;
+use metrics::gauge;
+use metrics_exporter_prometheus::PrometheusHandle;
+use shared_connections::store::{Facts, Store, StoreError};
+use shared_schemas::definitions::Definitions;
+use shared_schemas::view::View;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use crate::freshness::Freshness;
+use crate::query;
+
+/// How often it looks.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// What the last look saw.
+#[derive(Debug, Default)]
+pub(crate) struct Watched {
+    degraded: Mutex<Vec<String>>,
+}
+
+impl Watched {
+    /// What a person should know, in sentences.
+    pub(crate) fn degraded(&self) -> Vec<String> {
+        self.degraded.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, complaints: Vec<String>) {
+        *self.degraded.lock().unwrap_or_else(PoisonError::into_inner) = complaints;
+    }
+}
+
+/// The loop.
+pub(crate) struct Watch {
+    pub(crate) definitions: Arc<Definitions>,
+    pub(crate) store: Store,
+    pub(crate) metrics: PrometheusHandle,
+    pub(crate) watched: Arc<Watched>,
+}
+
+impl Watch {
+    /// Looks until it is cancelled.
+    pub(crate) async fn run(self, cancel: CancellationToken) {
+        let mut tick = tokio::time::interval(EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut was_up = true;
+        while cancel.run_until_cancelled(tick.tick()).await.is_some() {
+            // Histograms keep what was recorded until somebody drains them.
+            self.metrics.run_upkeep();
+            let Some(looked) = cancel.run_until_cancelled(self.look()).await else {
+                return;
+            };
+            gauge!("highwater_store_up").set(if looked.is_ok() { 1.0 } else { 0.0 });
+            let is_up = looked.is_ok();
+            match looked {
+                Ok(complaints) => {
+                    if !was_up {
+                        tracing::info!("ClickHouse answers again");
+                    }
+                    self.watched.set(complaints);
+                }
+                Err(error) if was_up => tracing::warn!("no query can be answered for now: {error}"),
+                Err(error) => tracing::debug!("no query can be answered, still: {error}"),
+            }
+            was_up = is_up;
+        }
+    }
+
+    /// What there is to complain of, in all views.
+    async fn look(&self) -> Result<Vec<String>, StoreError> {
+        let mut complaints = Vec::new();
+        for view in &self.definitions.views {
+            let (facts, rows) = query::facts(&self.store, view).await?;
+            let now = Utc::now().timestamp_millis();
+            let freshness = Freshness::of(&facts, &rows, now);
+            record(view, &facts, &freshness, now);
+            complaints.extend(freshness.complaints(&view.name));
+        }
+        Ok(complaints)
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a metric is a double, and a rounded one will do"
+)]
+fn record(view: &View, facts: &Facts, freshness: &Freshness, now: i64) {
+    let name = || view.name.clone();
+    // Unknown is NaN: a gauge that stays at its last value would look fresh for ever.
+    gauge!("highwater_freshness_seconds", "view" => name()).set(freshness.speed.lag_seconds.unwrap_or(f64::NAN));
+    let lag = freshness.speed.lag_events.map_or(f64::NAN, |lag| lag as f64);
+    gauge!("highwater_lag_events", "view" => name()).set(lag);
+    let newest = facts.newest();
+    let number = newest.map_or(0, |newest| newest.publication.number.0);
+    gauge!("highwater_publication_number", "view" => name()).set(number as f64);
+    let age = newest.map_or(f64::NAN, |newest| now.saturating_sub(newest.at).max(0) as f64 / 1_000.0);
+    gauge!("highwater_publication_age_seconds", "view" => name()).set(age);
+}

@@ -1,0 +1,142 @@
+//! A view's plan over what came since the last flush.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, RecordBatch, UInt64Array};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
+use arrow::error::ArrowError;
+use datafusion::error::DataFusionError;
+use shared_schemas::dataset::{Dataset, OFFSET_COLUMN};
+use shared_schemas::handoff::{OffsetRange, Start};
+use shared_schemas::plan::{CellKey, CellPlan, START_COLUMN, event_schema};
+use shared_schemas::view::View;
+
+use crate::cells::OpenCells;
+
+/// A view's events since the last flush, and its open cells.
+#[derive(Debug)]
+pub struct Aggregate {
+    plan: CellPlan,
+    schema: SchemaRef,
+    pending: BTreeMap<(u32, Start), Vec<RecordBatch>>,
+    rows: usize,
+    cells: OpenCells,
+}
+
+/// What a flush of a view has to write.
+#[derive(Debug)]
+pub struct Touched {
+    /// The touched cells, whole, by partition and start; `None` where none was touched.
+    pub cells: Option<RecordBatch>,
+    /// How often the view's filter failed on the events of a start.
+    pub failed_filters: Vec<(u32, Start, u64)>,
+}
+
+impl Aggregate {
+    /// For a view, nothing read yet.
+    ///
+    /// # Errors
+    /// DataFusion's, where it cannot plan the view.
+    pub fn new(view: &View, dataset: &Dataset) -> Result<Self, DataFusionError> {
+        let plan = CellPlan::new(view, dataset, CellKey::Start)?;
+        let cells = OpenCells::new(view, plan.schema())?;
+        let mut fields = event_schema(dataset).fields.to_vec();
+        fields.push(Arc::new(Field::new(START_COLUMN, DataType::UInt64, false)));
+        Ok(Self {
+            plan,
+            schema: Arc::new(Schema::new(fields)),
+            pending: BTreeMap::new(),
+            rows: 0,
+            cells,
+        })
+    }
+
+    /// The events waiting for a flush; one that counts for two starts is two.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The open cells.
+    pub fn cells(&self) -> &OpenCells {
+        &self.cells
+    }
+
+    /// Takes the events of a start: those of the batches, ascending by offset, that lie in the range.
+    ///
+    /// # Errors
+    /// Arrow's, for batches of another schema.
+    pub fn add(
+        &mut self,
+        partition: u32,
+        start: Start,
+        range: OffsetRange,
+        batches: &[RecordBatch],
+    ) -> Result<(), ArrowError> {
+        for batch in batches {
+            let part = within(batch, range)?;
+            if part.num_rows() == 0 {
+                continue;
+            }
+            let starts: ArrayRef = Arc::new(UInt64Array::from_value(start.0.0, part.num_rows()));
+            // The declared fields and those of the reader come first, as the plan wants them.
+            let mut columns = part.columns()[..self.schema.fields().len() - 1].to_vec();
+            columns.push(starts);
+            self.rows += part.num_rows();
+            let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns)?;
+            self.pending.entry((partition, start)).or_default().push(batch);
+        }
+        Ok(())
+    }
+
+    /// Aggregates what came since the last time into the open cells.
+    ///
+    /// # Errors
+    /// DataFusion's: memory.
+    pub async fn fold(&mut self) -> Result<Touched, DataFusionError> {
+        let pending = std::mem::take(&mut self.pending);
+        self.rows = 0;
+        let mut failed_filters = Vec::new();
+        for ((partition, start), batches) in &pending {
+            let failed = self.plan.failed_filters(batches.clone()).await?;
+            if failed > 0 {
+                failed_filters.push((*partition, *start, failed));
+            }
+        }
+        let batches: Vec<_> = pending.into_values().flatten().collect();
+        if batches.is_empty() {
+            return Ok(Touched {
+                cells: None,
+                failed_filters,
+            });
+        }
+        let fresh = self.plan.run(batches).await?;
+        let whole = self.cells.fold(fresh).await?;
+        Ok(Touched {
+            cells: Some(whole).filter(|cells| cells.num_rows() > 0),
+            failed_filters,
+        })
+    }
+
+    /// Lets go of the cells and events of these starts.
+    ///
+    /// # Errors
+    /// Arrow's: a mistake of ours.
+    pub fn drop_starts(&mut self, gone: &BTreeSet<(u32, Start)>) -> Result<(), ArrowError> {
+        self.pending.retain(|place, _| !gone.contains(place));
+        self.rows = self.pending.values().flatten().map(RecordBatch::num_rows).sum();
+        self.cells.drop_starts(gone)
+    }
+}
+
+/// The rows of a batch, ascending by offset, that lie in the range.
+fn within(batch: &RecordBatch, range: OffsetRange) -> Result<RecordBatch, ArrowError> {
+    let offsets = batch
+        .column_by_name(OFFSET_COLUMN)
+        .ok_or_else(|| ArrowError::SchemaError(format!("no column {OFFSET_COLUMN}")))?
+        .as_primitive::<Int64Type>();
+    // A record's offset is never negative.
+    let place = |end: u64| offsets.values().partition_point(|offset| offset.unsigned_abs() < end);
+    let (from, to) = (place(range.from.0), place(range.to.0));
+    Ok(batch.slice(from, to.saturating_sub(from)))
+}

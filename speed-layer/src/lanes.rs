@@ -1,0 +1,309 @@
+//! Readers, each warmed before it counts.
+//!
+//! A lane is a reader's way through one partition: it begins as far back as its dedupe filter needs, and hands records on
+//! from where they are to count. The worker has one set of lanes at the log's head, and at times one that catches up on
+//! what was left behind; both judge repeats alike, since a filter is a function of the log.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{AsArray, BooleanArray, RecordBatch};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::TimestampMicrosecondType;
+use arrow::error::ArrowError;
+use shared_connections::log::{Event, Kafka, LogError, Outcome, Reader, ReaderOptions, Slice};
+use shared_schemas::dataset::{Dataset, EVENT_TIME_COLUMN};
+use shared_schemas::decode::EnvironmentKeys;
+use shared_schemas::handoff::{Offset, OffsetRange};
+use shared_schemas::plan::event_schema;
+
+use crate::dedupe::{Filter, Identities, Judgement, window};
+use crate::error::SpeedError;
+use crate::starts::{Fate, Records};
+
+/// How long to wait for the first record of a partition, to learn its time. Where only control records are left, none
+/// ever comes.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// What a lane gives to the worker.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Records that count.
+    Read(Read),
+    /// Offsets that the log has lost.
+    Lost {
+        /// Kafka's partition number.
+        partition: u32,
+        /// The offsets.
+        range: OffsetRange,
+    },
+    /// The log ends below what was read.
+    Short {
+        /// Kafka's partition number.
+        partition: u32,
+        /// Up to where it was read.
+        cursor: Offset,
+        /// Where it ends.
+        end: Offset,
+    },
+    /// Nothing to count: a lane is warming.
+    Warming,
+}
+
+/// Records that count.
+#[derive(Debug)]
+pub(crate) struct Read {
+    /// Kafka's partition number.
+    pub(crate) partition: u32,
+    /// The records' fates.
+    pub(crate) records: Records,
+    /// The events among them, repeats left out, ascending by offset.
+    pub(crate) batches: Vec<RecordBatch>,
+    /// The highest event time among the accepted, in µs.
+    pub(crate) watermark: Option<i64>,
+    /// The last record's Kafka timestamp in ms.
+    pub(crate) kafka_time: Option<i64>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    cursor: Offset,
+    counts_from: Offset,
+    filter: Option<Filter>,
+    /// The log's head cut the filter short: it is complete from the first record on.
+    cut_short: bool,
+}
+
+/// A reader and its lanes.
+pub(crate) struct Lanes {
+    dataset: Arc<Dataset>,
+    reader: Reader,
+    lanes: BTreeMap<u32, Lane>,
+    identities: Option<Identities>,
+}
+
+impl Lanes {
+    /// Begins to read so that records count from these offsets on.
+    pub(crate) async fn start(
+        kafka: &Kafka,
+        dataset: &Arc<Dataset>,
+        from: &BTreeMap<u32, Offset>,
+    ) -> Result<Self, SpeedError> {
+        let schema = event_schema(dataset);
+        let identities = Identities::new(dataset, &schema).map_err(|source| batch_error(dataset, source))?;
+        let mut lanes = BTreeMap::new();
+        let mut cursors = BTreeMap::new();
+        let memory = dataset.dedupe_memory / u64::from(dataset.partitions.max(1));
+        let times = match &identities {
+            Some(_) => first_times(kafka, dataset, from).await?,
+            None => BTreeMap::new(),
+        };
+        for (&partition, &counts_from) in from {
+            let mut lane = Lane {
+                cursor: counts_from,
+                counts_from,
+                filter: None,
+                cut_short: false,
+            };
+            if identities.is_some() {
+                let bounds = kafka.bounds(&dataset.topic, partition).await?;
+                let first = times.get(&partition).copied().unwrap_or_else(now);
+                let target = first.saturating_sub(window(dataset).saturating_mul(2));
+                let warm = kafka.offset_at(&dataset.topic, partition, target.max(0)).await?;
+                lane.cursor = warm.max(bounds.from).min(counts_from);
+                let whole_log = bounds.from == Offset(0) && lane.cursor == Offset(0);
+                lane.cut_short = !whole_log && warm <= bounds.from;
+                let complete_from = if whole_log { i64::MIN } else { target };
+                lane.filter = Some(Filter::new(dataset, memory, complete_from));
+            }
+            cursors.insert(partition, lane.cursor);
+            lanes.insert(partition, lane);
+        }
+        let reader = Reader::start(kafka, options(kafka, dataset), &cursors)?;
+        Ok(Self {
+            dataset: Arc::clone(dataset),
+            reader,
+            lanes,
+            identities,
+        })
+    }
+
+    /// The next thing read. `None`: the reader has ended, [`Lanes::failure`] says why. Safe to cancel.
+    pub(crate) async fn next(&mut self) -> Option<Result<Step, SpeedError>> {
+        let event = self.reader.next().await?;
+        Some(match event {
+            Event::Slice(slice) => self.judge(slice).map_err(|source| batch_error(&self.dataset, source)),
+            Event::Gap { partition, range } => Ok(self.lose(partition, range)),
+            Event::Short { partition, cursor, end } => Ok(Step::Short { partition, cursor, end }),
+        })
+    }
+
+    /// From where each partition is read on.
+    pub(crate) fn cursor(&self, partition: u32) -> Option<Offset> {
+        self.lanes.get(&partition).map(|lane| lane.cursor.max(lane.counts_from))
+    }
+
+    /// The reader itself.
+    pub(crate) fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// Why the reader ended.
+    pub(crate) fn failure(&self) -> Option<LogError> {
+        self.reader.failure()
+    }
+
+    /// Ends the reader.
+    pub(crate) async fn stop(self) {
+        self.reader.stop().await;
+    }
+
+    fn lose(&mut self, partition: u32, range: OffsetRange) -> Step {
+        let Some(lane) = self.lanes.get_mut(&partition) else {
+            return Step::Warming;
+        };
+        lane.cursor = range.to;
+        let counts = OffsetRange {
+            from: range.from.max(lane.counts_from),
+            to: range.to,
+        };
+        if counts.is_empty() {
+            // What a filter does not see it may not judge by.
+            lane.cut_short = true;
+            return Step::Warming;
+        }
+        Step::Lost {
+            partition,
+            range: counts,
+        }
+    }
+
+    /// Judges each record, and drops repeats and what only warms the filter.
+    fn judge(&mut self, slice: Slice) -> Result<Step, ArrowError> {
+        let Some(lane) = self.lanes.get_mut(&slice.partition) else {
+            return Ok(Step::Warming);
+        };
+        if lane.cut_short
+            && let (Some(filter), Some(first)) = (
+                &mut lane.filter,
+                slice.records.iter().find_map(|record| record.kafka_time),
+            )
+        {
+            filter.is_complete_from(first);
+            lane.cut_short = false;
+        }
+        lane.cursor = slice.next;
+        let counts_from = lane.counts_from.max(slice.from);
+        let mut fates: Vec<_> = slice
+            .records
+            .iter()
+            .map(|record| {
+                let fate = match record.outcome {
+                    Outcome::Accepted => Fate::Accepted(Judgement::First),
+                    Outcome::Refused(reason) => Fate::Refused(reason),
+                };
+                (record.offset, fate)
+            })
+            .collect();
+        let mut batches = slice.batches;
+        if let (Some(identities), Some(filter)) = (&self.identities, &mut lane.filter) {
+            let mut accepted = fates.iter_mut().filter(|(_, fate)| matches!(fate, Fate::Accepted(_)));
+            for batch in &mut batches {
+                let mut keep = Vec::with_capacity(batch.num_rows());
+                for (id, at) in identities.of(batch)? {
+                    let judgement = id.map_or(Judgement::First, |id| filter.judge(id, at));
+                    keep.push(judgement != Judgement::Repeat);
+                    if let Some((_, fate)) = accepted.next() {
+                        *fate = Fate::Accepted(judgement);
+                    }
+                }
+                if keep.contains(&false) {
+                    *batch = filter_record_batch(batch, &BooleanArray::from(keep))?;
+                }
+            }
+        }
+        if slice.next <= counts_from {
+            return Ok(Step::Warming);
+        }
+        fates.retain(|(offset, _)| *offset >= counts_from);
+        Ok(Step::Read(Read {
+            partition: slice.partition,
+            watermark: highest_event_time(&batches),
+            kafka_time: slice.records.last().and_then(|record| record.kafka_time),
+            records: Records {
+                from: counts_from,
+                next: slice.next,
+                fates,
+            },
+            batches,
+        }))
+    }
+}
+
+fn options<'a>(kafka: &Kafka, dataset: &'a Dataset) -> ReaderOptions<'a> {
+    ReaderOptions {
+        dataset,
+        keys: &EnvironmentKeys,
+        group: kafka.group("speed"),
+        extra: false,
+        keep_refused: false,
+    }
+}
+
+fn batch_error(dataset: &Dataset, source: ArrowError) -> SpeedError {
+    SpeedError::Batch {
+        dataset: dataset.name.clone(),
+        source,
+    }
+}
+
+/// The Kafka timestamp (ms) of the first records at or after these offsets, where there are any yet.
+async fn first_times(
+    kafka: &Kafka,
+    dataset: &Dataset,
+    from: &BTreeMap<u32, Offset>,
+) -> Result<BTreeMap<u32, i64>, SpeedError> {
+    let mut wanted = BTreeMap::new();
+    for (&partition, &offset) in from {
+        let bounds = kafka.bounds(&dataset.topic, partition).await?;
+        if offset.max(bounds.from) < bounds.to {
+            wanted.insert(partition, offset.max(bounds.from));
+        }
+    }
+    let mut times = BTreeMap::new();
+    if wanted.is_empty() {
+        return Ok(times);
+    }
+    let mut probe = Reader::start(kafka, options(kafka, dataset), &wanted)?;
+    let read = async {
+        while times.len() < wanted.len()
+            && let Some(event) = probe.next().await
+        {
+            if let Event::Slice(slice) = event
+                && let Some(first) = slice.records.iter().filter_map(|record| record.kafka_time).min()
+            {
+                times.entry(slice.partition).or_insert(first);
+            }
+        }
+    };
+    // Too late means that nothing is there to be read yet: such partitions begin from now.
+    let _ = tokio::time::timeout(PROBE, read).await;
+    probe.stop().await;
+    Ok(times)
+}
+
+/// Only to choose where warming begins; what it misses, the filter says.
+fn now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+fn highest_event_time(batches: &[RecordBatch]) -> Option<i64> {
+    let times = batches
+        .iter()
+        .filter_map(|batch| batch.column_by_name(EVENT_TIME_COLUMN));
+    times
+        .filter_map(|times| arrow::compute::max(times.as_primitive::<TimestampMicrosecondType>()))
+        .max()
+}

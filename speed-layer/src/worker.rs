@@ -1,0 +1,399 @@
+//! The loop of one dataset: read, aggregate, flush; look once a second; catch up where something was left behind.
+
+mod catch_up;
+mod fresh;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared_connections::log::{Kafka, Topic};
+use shared_connections::store::Store;
+use shared_schemas::config::SpeedConfig;
+use shared_schemas::dataset::Dataset;
+use shared_schemas::fingerprint::Fingerprint;
+use shared_schemas::handoff::{ChunkSize, Offset, OffsetRange, Partition, Start};
+use shared_schemas::view::View;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::aggregate::Aggregate;
+use crate::error::SpeedError;
+use crate::flush::{self, persist};
+use crate::lanes::{Lanes, Read, Step};
+use crate::look::{self, Looked};
+use crate::starts::{Starts, Wanted};
+use catch_up::CatchUp;
+use fresh::Seen;
+
+/// A flush comes early when so many events wait: memory for them is bounded, and no flush takes long.
+const MOST_WAITING: usize = 65_536;
+/// How long a flush may take once everything is to end. What it does not write is read again.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What a worker needs to begin, and to begin again.
+#[derive(Clone)]
+pub(crate) struct Setup {
+    pub(crate) dataset: Arc<Dataset>,
+    pub(crate) views: Vec<View>,
+    pub(crate) kafka: Kafka,
+    pub(crate) store: Store,
+    pub(crate) speed: SpeedConfig,
+    pub(crate) cancel: CancellationToken,
+}
+
+/// Why a worker ended without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It was told to.
+    Cancelled,
+    /// The topic is another one now, or has other partitions.
+    TopicChanged,
+}
+
+/// A view as the worker keeps it.
+pub(crate) struct ViewState {
+    pub(crate) view: View,
+    pub(crate) aggregate: Aggregate,
+    pub(crate) partitions: BTreeMap<u32, OfPartition>,
+}
+
+/// A view on one partition.
+pub(crate) struct OfPartition {
+    pub(crate) starts: Starts,
+    pub(crate) wanted: Wanted,
+    /// The highest event time counted, in µs.
+    pub(crate) watermark: Option<i64>,
+}
+
+struct Worker {
+    setup: Setup,
+    topic: Topic,
+    rules: String,
+    chunk: ChunkSize,
+    views: Vec<ViewState>,
+    front: Lanes,
+    catch_up: CatchUp,
+    looked: watch::Receiver<Looked>,
+    seen: BTreeMap<u32, Seen>,
+    /// Partitions whose log ends below what was read: they wait for a person.
+    stopped: BTreeSet<u32>,
+}
+
+/// Works until cancelled; begins again after an error, or when the topic has changed.
+pub(crate) async fn keep(setup: Setup) {
+    let mut delays = flush::delays();
+    while !setup.cancel.is_cancelled() {
+        let began = Instant::now();
+        let work = async { Worker::start(setup.clone()).await?.run().await };
+        let ended = tokio::select! {
+            ended = work => ended,
+            () = drained(&setup.cancel) => Ok(Ended::Cancelled),
+        };
+        match ended {
+            Ok(Ended::Cancelled) => return,
+            Ok(Ended::TopicChanged) => {
+                tracing::warn!(topic = setup.dataset.topic, "the topic has changed, beginning anew");
+            }
+            Err(error) => {
+                let error = look::chain(&error);
+                tracing::error!(
+                    dataset = setup.dataset.name,
+                    error,
+                    "the speed layer's worker begins anew"
+                );
+            }
+        }
+        if began.elapsed() > Duration::from_secs(60) {
+            delays = flush::delays();
+        }
+        let delay = delays.next().unwrap_or(DRAIN);
+        tokio::select! {
+            () = setup.cancel.cancelled() => return,
+            () = tokio::time::sleep(delay) => {}
+        }
+    }
+}
+
+/// Comes when everything was told to end, and has had its time for a last flush.
+async fn drained(cancel: &CancellationToken) {
+    cancel.cancelled().await;
+    tokio::time::sleep(DRAIN).await;
+}
+
+impl Worker {
+    async fn start(setup: Setup) -> Result<Self, SpeedError> {
+        let name = &setup.dataset.topic;
+        let topic = persist(&format!("find topic {name}"), async || setup.kafka.topic(name).await).await;
+        let looked = persist("read marks and progress", async || {
+            look::look(&setup.store, &setup.views).await
+        })
+        .await;
+        let chunk = ChunkSize::new(setup.dataset.chunk)?;
+        let mut views = Vec::with_capacity(setup.views.len());
+        for view in &setup.views {
+            let aggregate = Aggregate::new(view, &setup.dataset).map_err(|source| SpeedError::Plan {
+                view: view.name.clone(),
+                source,
+            })?;
+            let of_partition = || OfPartition {
+                starts: Starts::new(chunk),
+                wanted: Wanted::default(),
+                watermark: None,
+            };
+            views.push(ViewState {
+                view: view.clone(),
+                aggregate,
+                partitions: (0..topic.partitions).map(|number| (number, of_partition())).collect(),
+            });
+        }
+        take_in(&mut views, &looked, &topic);
+        // The views that are furthest decide where the log's head is; others catch up with a reader of their own.
+        let open = |number: &u32| {
+            let of_views = views.iter().filter_map(|view| view.partitions.get(number));
+            let opens = of_views.map(|of| of.wanted.progress.coverage(of.wanted.mark, chunk).open.0);
+            opens.max().unwrap_or_default()
+        };
+        let from: BTreeMap<u32, Offset> = (0..topic.partitions).map(|number| (number, open(&number))).collect();
+        let front = Lanes::start(&setup.kafka, &setup.dataset, &from).await?;
+        tracing::info!(dataset = setup.dataset.name, from = ?from.values().map(|at| at.0).collect::<Vec<_>>(), "reading");
+        let looked = look::watch(
+            setup.store.clone(),
+            setup.views.clone(),
+            looked,
+            setup.cancel.child_token(),
+        );
+        Ok(Self {
+            rules: Fingerprint::of_rules(&setup.dataset).to_string(),
+            seen: (0..topic.partitions).map(|number| (number, Seen::default())).collect(),
+            setup,
+            topic,
+            chunk,
+            views,
+            front,
+            catch_up: CatchUp::Idle,
+            looked,
+            stopped: BTreeSet::new(),
+        })
+    }
+
+    async fn run(mut self) -> Result<Ended, SpeedError> {
+        let cancel = self.setup.cancel.clone();
+        let mut ticks = tokio::time::interval(self.setup.speed.flush.max(Duration::from_millis(1)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let ended = loop {
+            let flush = tokio::select! {
+                biased;
+                () = cancel.cancelled() => break Ended::Cancelled,
+                _ = ticks.tick() => true,
+                changed = self.looked.changed() => {
+                    if changed.is_err() {
+                        break Ended::Cancelled;
+                    }
+                    if let Some(ended) = self.take_look().await? {
+                        break ended;
+                    }
+                    false
+                }
+                step = self.catch_up.next() => {
+                    self.behind(step).await?;
+                    false
+                }
+                step = self.front.next() => {
+                    let Some(step) = step else {
+                        return Err(self.front.failure().map_or_else(|| self.broken(), SpeedError::Log));
+                    };
+                    if let Some(ended) = self.apply(step?, true).await? {
+                        break ended;
+                    }
+                    false
+                }
+            };
+            let waiting: usize = self.views.iter().map(|view| view.aggregate.rows()).sum();
+            if (flush || waiting >= MOST_WAITING)
+                && let Some(ended) = self.flush().await?
+            {
+                break ended;
+            }
+        };
+        if ended == Ended::Cancelled {
+            self.flush().await?;
+            self.commit();
+        }
+        self.catch_up.stop().await;
+        self.front.stop().await;
+        Ok(ended)
+    }
+
+    fn broken(&self) -> SpeedError {
+        SpeedError::Broken {
+            dataset: self.setup.dataset.name.clone(),
+        }
+    }
+
+    /// Gives what was read to each view's starts.
+    async fn apply(&mut self, step: Step, is_front: bool) -> Result<Option<Ended>, SpeedError> {
+        match step {
+            Step::Warming => {}
+            Step::Read(read) => {
+                if is_front && let Some(seen) = self.seen.get_mut(&read.partition) {
+                    seen.take(&read, &self.setup.dataset.name);
+                }
+                self.take(&read)?;
+            }
+            Step::Lost { partition, range } => self.lose(partition, range).await,
+            Step::Short { partition, cursor, end } => {
+                let name = &self.setup.dataset.topic;
+                if !flush::is_same_topic(&self.setup.kafka, name, &self.topic).await {
+                    return Ok(Some(Ended::TopicChanged));
+                }
+                tracing::error!(
+                    "partition {partition} of topic {name} ends at offset {end}, below {cursor}, up to where it was read: \
+                     records were lost in Kafka. It is read no further; make the topic anew to go on"
+                );
+                self.stopped.insert(partition);
+            }
+        }
+        Ok(None)
+    }
+
+    fn take(&mut self, read: &Read) -> Result<(), SpeedError> {
+        for view in &mut self.views {
+            let Some(of_partition) = view.partitions.get_mut(&read.partition) else {
+                continue;
+            };
+            of_partition.watermark = of_partition.watermark.max(read.watermark);
+            for (start, range) in of_partition
+                .starts
+                .take(&read.records, &of_partition.wanted, &self.rules)
+            {
+                view.aggregate
+                    .add(read.partition, start, range, &read.batches)
+                    .map_err(|source| SpeedError::Batch {
+                        dataset: self.setup.dataset.name.clone(),
+                        source,
+                    })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Records the gap before anything that lacks it is written.
+    async fn lose(&mut self, number: u32, range: OffsetRange) {
+        let partition = Partition {
+            topic: self.topic.id,
+            number,
+        };
+        let mut gaps = Vec::new();
+        for view in &mut self.views {
+            let Some(of_partition) = view.partitions.get_mut(&number) else {
+                continue;
+            };
+            let lost = of_partition.starts.lose(range, &of_partition.wanted, &self.rules);
+            for (start, piece) in lost {
+                of_partition.wanted.progress.record_gap(start, piece);
+                gaps.push((view.view.fingerprint, partition, start, piece));
+            }
+        }
+        tracing::warn!(
+            topic = self.setup.dataset.topic,
+            partition = number,
+            "the log begins at offset {}, and had been read up to {}: what lies between is gone, answers say so",
+            range.to,
+            range.from
+        );
+        let store = &self.setup.store;
+        persist("record a gap", async || store.record_gaps(&gaps).await).await;
+    }
+
+    /// Writes what came: rows, then progress.
+    async fn flush(&mut self) -> Result<Option<Ended>, SpeedError> {
+        let waiting: usize = self.views.iter().map(|view| view.aggregate.rows()).sum();
+        let shows = |of: &OfPartition| of.starts.to_show(&of.wanted).iter().any(|group| !group.is_empty());
+        if waiting == 0 && !self.views.iter().any(|view| view.partitions.values().any(shows)) {
+            return Ok(None);
+        }
+        let began = Instant::now();
+        // After the records were read and before anything is written: records of a topic made again count for no other.
+        if !flush::is_same_topic(&self.setup.kafka, &self.setup.dataset.topic, &self.topic).await {
+            return Ok(Some(Ended::TopicChanged));
+        }
+        let (topic, store) = (&self.topic, &self.setup.store);
+        let writes = self.views.iter_mut().map(|view| flush::rows(view, topic, store));
+        let rows: usize = futures::future::try_join_all(writes).await?.into_iter().sum();
+        flush::progress(&mut self.views, topic, store).await;
+        for view in &mut self.views {
+            let gone = dropped(view, Starts::drop_shown);
+            self.setup.drop_cells(view, &gone)?;
+        }
+        let dataset = self.setup.dataset.name.clone();
+        metrics::histogram!("highwater_speed_flush_seconds", "dataset" => dataset.clone()).record(began.elapsed());
+        metrics::counter!("highwater_speed_rows_total", "dataset" => dataset).increment(rows as u64);
+        Ok(None)
+    }
+
+    /// Takes in what others have written, lets go of what nobody needs, and goes where something is lacking.
+    async fn take_look(&mut self) -> Result<Option<Ended>, SpeedError> {
+        let looked = Arc::clone(&self.looked.borrow_and_update());
+        take_in(&mut self.views, &looked, &self.topic);
+        for view in &mut self.views {
+            let gone = dropped_by(view, |of| of.starts.retain_wanted(&of.wanted));
+            self.setup.drop_cells(view, &gone)?;
+        }
+        self.seek_what_is_lacking();
+        self.tell().await;
+        self.commit();
+        // New partitions of the topic need readers too.
+        match self.setup.kafka.topic(&self.setup.dataset.topic).await {
+            Ok(found) if found != self.topic => Ok(Some(Ended::TopicChanged)),
+            _ => Ok(None),
+        }
+    }
+
+    /// For lag monitoring only.
+    fn commit(&self) {
+        let cursors = (0..self.topic.partitions).filter_map(|number| Some((number, self.front.cursor(number)?)));
+        self.front.reader().commit(&cursors.collect());
+    }
+}
+
+impl Setup {
+    fn drop_cells(&self, view: &mut ViewState, gone: &BTreeSet<(u32, Start)>) -> Result<(), SpeedError> {
+        view.aggregate.drop_starts(gone).map_err(|source| SpeedError::Batch {
+            dataset: self.dataset.name.clone(),
+            source,
+        })
+    }
+}
+
+fn dropped(view: &mut ViewState, drop: impl Fn(&mut Starts) -> Vec<Start>) -> BTreeSet<(u32, Start)> {
+    dropped_by(view, |of| drop(&mut of.starts))
+}
+
+fn dropped_by(view: &mut ViewState, mut drop: impl FnMut(&mut OfPartition) -> Vec<Start>) -> BTreeSet<(u32, Start)> {
+    let of_partitions = view.partitions.iter_mut();
+    of_partitions
+        .flat_map(|(number, of)| drop(of).into_iter().map(|start| (*number, start)))
+        .collect()
+}
+
+/// What a look saw, besides what this worker has recorded itself since.
+fn take_in(views: &mut [ViewState], looked: &Looked, topic: &Topic) {
+    for (view, facts) in views.iter_mut().zip(looked.iter()) {
+        for (number, of_partition) in &mut view.partitions {
+            let partition = Partition {
+                topic: topic.id,
+                number: *number,
+            };
+            let mut progress = std::mem::take(&mut of_partition.wanted.progress);
+            progress.extend(&facts.progress(partition));
+            progress.forget_below(facts.floor.mark(partition));
+            of_partition.wanted = Wanted {
+                mark: facts.mark(partition),
+                cuts: facts.wanted_cuts(partition),
+                progress,
+            };
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! `highwater speed`: the speed layer as a process of its own.
+
+use std::process::ExitCode;
+
+use tokio_util::sync::CancellationToken;
+
+use super::Place;
+use crate::connect;
+use crate::metrics;
+use crate::signals::Signals;
+
+/// Run the speed layer: Kafka to ClickHouse within a second, until Ctrl-C
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    highwater speed\n  \
+    highwater speed --config /etc/highwater/highwater.toml --log-format json")]
+pub(crate) struct Speed {}
+
+impl Speed {
+    /// Runs until a signal.
+    pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
+        let (config, definitions) = place.join()?;
+        tokio::runtime::Runtime::new()?.block_on(async {
+            let mut signals = Signals::listen()?;
+            let cancel = CancellationToken::new();
+            let (metrics, _) = metrics::serve(config.metrics.listen).await?;
+            let work = async {
+                let store = connect::store(&config, &definitions).await?;
+                let kafka = connect::kafka(&config, &definitions).await?;
+                tracing::info!("metrics at {metrics}");
+                Ok(highwater_speed::run(&config.speed, &definitions, &kafka, &store, cancel.clone()).await?)
+            };
+            signals.end(work, &cancel).await
+        })
+    }
+}
