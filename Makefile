@@ -15,7 +15,7 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 help: ## Lists the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: ## Builds, starts Kafka and ClickHouse with the flights example, and shows that both answer
+demo: ## Builds, streams a year of flights through all layers, and compares every answer with the truth
 	@deploy/install
 	@deploy/demo
 

@@ -1,5 +1,7 @@
 //! The commands. Each is a struct of its arguments with a `run`; what several need stands here.
 
+mod archive;
+mod batch;
 mod check;
 mod output;
 mod produce;
@@ -53,6 +55,8 @@ struct Place {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Archive(archive::Archive),
+    Batch(batch::Batch),
     Check(check::Check),
     Produce(produce::Produce),
     Serve(serve::Serve),
@@ -65,6 +69,8 @@ impl Arguments {
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
+            Command::Archive(archive) => archive.run(&self.place),
+            Command::Batch(batch) => batch.run(&self.place),
             Command::Check(check) => check.run(&self.place),
             Command::Produce(produce) => produce.run(&self.place),
             Command::Serve(serve) => serve.run(&self.place),

@@ -25,25 +25,34 @@ fn tries() -> ExponentialBuilder {
 /// ClickHouse, answering, with all tables.
 pub(crate) async fn store(config: &Config, definitions: &Definitions) -> anyhow::Result<Store> {
     let store = Store::new(&config.clickhouse);
+    tables(&store, definitions).await?;
+    Ok(store)
+}
+
+/// Waits until that ClickHouse is there, and makes the tables that are not.
+pub(crate) async fn tables(store: &Store, definitions: &Definitions) -> anyhow::Result<()> {
     let mut told = false;
     (async || store.create_tables(definitions).await)
         .retry(tries())
         .when(|error| error.is_passing())
         .notify(|error, _| tell(&mut told, error))
-        .await?;
-    Ok(store)
+        .await
+        .map_err(|error| {
+            let gave_up = error.is_passing();
+            let error = anyhow::Error::new(error);
+            if gave_up {
+                error.context(format!("gave up after {} s", PATIENCE.as_secs()))
+            } else {
+                error
+            }
+        })
 }
 
 /// Kafka, answering, with all topics.
 pub(crate) async fn kafka(config: &Config, definitions: &Definitions) -> anyhow::Result<Kafka> {
     let kafka = Kafka::new(&config.kafka)?;
-    let mut told = false;
     for dataset in &definitions.datasets {
-        (async || kafka.topic(&dataset.topic).await)
-            .retry(tries())
-            .when(|error| error.is_passing())
-            .notify(|error, _| tell(&mut told, error))
-            .await?;
+        kafka.topic_within(&dataset.topic, PATIENCE).await?;
     }
     Ok(kafka)
 }

@@ -36,6 +36,12 @@ impl Layers {
         let address = api.address();
         tasks.spawn(async move { ("serving layer", api.run().await.context("the serving layer ended")) });
 
+        let (settings, defined, log, ends) = (config.clone(), Arc::clone(&definitions), kafka.clone(), cancel.clone());
+        tasks.spawn(async move {
+            let run = highwater_batch::archive::serve(&settings, &defined, &log, ends).await;
+            ("archiver", run.context("the archiver ended"))
+        });
+
         let (speed, defined, ends) = (config.speed.clone(), Arc::clone(&definitions), cancel.clone());
         tasks.spawn(async move {
             let run = highwater_speed::run(&speed, &defined, &kafka, &store, ends).await;

@@ -17,10 +17,14 @@ pub(crate) enum LogFormat {
 
 /// Starts logging; once, first thing.
 pub(crate) fn start(format: LogFormat) {
-    let filter = EnvFilter::builder()
+    let mut filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .with_env_var("HIGHWATER_LOG")
         .from_env_lossy();
+    // Two archivers that meet are settled by the archive, and told by it.
+    if let Ok(quiet) = "deltalake_core::kernel::transaction=off".parse() {
+        filter = filter.add_directive(quiet);
+    }
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

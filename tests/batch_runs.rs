@@ -5,11 +5,12 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-use highwater_batch::{Outcome, Step, ViewReport, Watcher};
+use highwater_batch::list::State;
+use highwater_batch::{Outcome, Step, ViewReport, Watcher, list, rollback};
 use highwater_tests::clickhouse::ClickHouse;
 use shared_schemas::fingerprint::Fingerprint;
-use shared_schemas::handoff::{Mark, Offset, Publication, PublicationNumber, RunId, Start};
-use tokio::sync::Notify;
+use shared_schemas::handoff::{Floor, Mark, Offset, Publication, PublicationNumber, RunId, Start};
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use world::{Event, Quiet, World, files, log, partition};
@@ -322,4 +323,115 @@ fn a_damaged_file_stops_its_view_and_is_named() -> anyhow::Result<()> {
         assert_eq!(world.answer().await?, world.truth([40, 40]));
         Ok(())
     })
+}
+
+#[test]
+fn a_rollback_brings_back_and_forward_again() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let world = World::new(&server, log(40), "").await?;
+        let cancel = CancellationToken::new();
+        let (store, view) = (&world.batch.store, world.view("hourly"));
+        let nothing = rollback(store, view, None).await.unwrap_err().to_string();
+        assert_eq!(nothing, "view `hourly` has no publication");
+        for ends in [[8, 8], [16, 8], [40, 40]] {
+            world.archive(ends, 1).await?;
+            published(&world.run(&["hourly"], &Quiet, &cancel).await);
+        }
+        let back = rollback(store, view, None).await?;
+        assert_eq!(
+            (back.published, back.publication, back.content, back.before),
+            (true, 4, 2, 3)
+        );
+        assert_eq!(world.answer().await?, world.truth([16, 8]));
+        let back = rollback(store, view, None).await?;
+        assert_eq!(
+            (back.publication, back.content, back.content_before),
+            (5, 1, 2),
+            "one step further"
+        );
+        assert_eq!(world.answer().await?, world.truth([8, 8]));
+        let first = rollback(store, view, None).await.unwrap_err().to_string();
+        assert_eq!(first, "view `hourly` has no publication before 1, which answers");
+
+        let forward = rollback(store, view, Some(3)).await?;
+        assert_eq!((forward.publication, forward.content), (6, 3));
+        assert_eq!(world.answer().await?, world.truth([40, 40]));
+        assert!(!rollback(store, view, Some(3)).await?.published, "it answers already");
+
+        let states: Vec<_> = list(store, view)
+            .await?
+            .iter()
+            .map(|one| (one.number, one.content, one.state))
+            .collect();
+        let expected = [
+            (6, 3, State::Newest),
+            (5, 1, State::Succeeded),
+            (4, 2, State::Succeeded),
+            (3, 3, State::Succeeded),
+            (2, 2, State::Succeeded),
+            (1, 1, State::Succeeded),
+        ];
+        assert_eq!(states, expected);
+
+        store
+            .raise_floor(
+                view,
+                &Floor {
+                    number: PublicationNumber(2),
+                    ..Floor::default()
+                },
+            )
+            .await?;
+        let refused = rollback(store, view, Some(1)).await.unwrap_err().to_string();
+        assert!(
+            refused.starts_with("publication 1 of view `hourly` can't be restored: the floor is at publication 2."),
+            "{refused}"
+        );
+        let refused = rollback(store, view, Some(5)).await.unwrap_err().to_string();
+        assert!(
+            refused.contains("can't be restored"),
+            "its content is let go: {refused}"
+        );
+        let unknown = rollback(store, view, Some(9)).await.unwrap_err().to_string();
+        assert!(unknown.starts_with("view `hourly` has no publication 9:"), "{unknown}");
+        // A run builds on what answers.
+        world.archive([40, 48], 1).await?;
+        let reports = world.run(&["hourly"], &Quiet, &cancel).await;
+        assert_eq!(published(&reports)[0].0, Some(7));
+        Ok(())
+    })
+}
+
+#[test]
+fn scheduled_runs_publish_by_themselves_until_cancelled() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let world = World::new(&server, log(40), "[batch]\nschedule = \"* * * * * *\"\n").await?;
+        let cancel = CancellationToken::new();
+        world.archive([8, 8], 1).await?;
+        let at_the_end = Published(Semaphore::new(0));
+        let more = async {
+            // Both views.
+            at_the_end.0.acquire_many(2).await?.forget();
+            world.archive([40, 40], 1).await?;
+            at_the_end.0.acquire_many(2).await?.forget();
+            cancel.cancel();
+            anyhow::Ok(())
+        };
+        let (more, ()) = tokio::join!(more, world.batch.schedule(&at_the_end, &cancel));
+        more?;
+        assert_eq!(world.newest("hourly").await?.number, PublicationNumber(2));
+        assert_eq!(world.answer().await?, world.truth([40, 40]));
+        Ok(())
+    })
+}
+
+/// Is told of each publication: a permit for each.
+struct Published(Semaphore);
+
+impl Watcher for Published {
+    fn step(&self, _: &str, step: &Step) {
+        if matches!(step, Step::Published { .. }) {
+            self.0.add_permits(1);
+        }
+    }
 }

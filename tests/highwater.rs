@@ -1,11 +1,18 @@
 //! Every test that needs more than one crate or a real server, in one binary.
 
 #[cfg(test)]
+mod archiver;
+mod batch_command;
+#[cfg(test)]
 mod batch_runs;
 #[cfg(test)]
 mod check;
 #[cfg(test)]
+mod demo;
+#[cfg(test)]
 mod embedded_clickhouse;
+#[cfg(test)]
+mod end_to_end;
 #[cfg(test)]
 mod engine_handoff;
 #[cfg(test)]

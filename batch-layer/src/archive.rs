@@ -15,22 +15,28 @@
 //! - The **end** of a partition is the version of the application transaction `highwater/<topic id>/<partition>`. Delta
 //!   keeps these over checkpoints and the cleanup of old entries, and other Delta writers understand them.
 //! - **Gaps**, and the list of partitions (a transaction can only be asked for by its name), are the table property
-//!   [`standing::PROPERTY`]. It is written in the commit that brings a gap or a partition, and every checkpoint carries
+//!   `highwater.partitions`. It is written in the commit that brings a gap or a partition, and every checkpoint carries
 //!   it. The information about a commit would be cleaned up with its log entry, and `domainMetadata` is a table feature
 //!   that the library can't write.
 //! - The **day and partition** of each file are Delta's partition values, its lowest and highest offset and Kafka time
 //!   its statistics. The topic's incarnation is a partition value too: so a file never mixes two, and nobody has to open
 //!   it to know.
 //!
-//! The parts, in reading order: [`columns`], [`standing`], [`table`], [`files`], [`commit`], then for readers [`pinned`] and
-//! [`scan`].
+//! The parts, in reading order: `columns`, `standing`, `table`, `files`, `commit`; for readers `pinned` and `scan`; for the
+//! archiver `held`, `dead_letters`, `stall`, `metrics`, `archiver`, `serve`.
 
+mod archiver;
 mod columns;
 mod commit;
+mod dead_letters;
 mod error;
 mod files;
+mod held;
+mod metrics;
 mod pinned;
 mod scan;
+mod serve;
+mod stall;
 mod standing;
 mod table;
 
@@ -39,6 +45,8 @@ mod tests;
 
 pub use columns::{DATE_COLUMN, SCHEMA_COLUMN, TOPIC_COLUMN};
 pub use commit::Commit;
+pub use dead_letters::LetterError;
 pub use error::ArchiveError;
 pub use pinned::Pinned;
+pub use serve::{ServeError, serve};
 pub use table::Archive;

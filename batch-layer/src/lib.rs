@@ -11,6 +11,8 @@
 //! - `write`: a run's rows into the store, and counted there
 //! - `publish`: waiting for the speed layer at cuts, publishing, reading back
 //! - [`lease`]: one run at a time
+//! - [`schedule`](Batch::schedule): runs by the clock
+//! - [`list`], [`rollback`]: what was published, and going back
 //! - [`progress`], [`report`]: what a run says on its way, and in the end
 //! - [`error`]: why a view was not published
 
@@ -18,16 +20,21 @@ pub mod archive;
 mod dedupe;
 pub mod error;
 pub mod lease;
+pub mod list;
 mod marks;
 pub mod progress;
 mod publish;
 pub mod recompute;
 pub mod report;
 mod retry;
+pub mod rollback;
 pub mod run;
+mod schedule;
 mod write;
 
 pub use lease::{Lease, LeaseError};
+pub use list::{Listed, list};
 pub use progress::{Logs, Step, Watcher};
 pub use report::{Outcome, ViewReport};
+pub use rollback::{RollbackError, RolledBack, rollback};
 pub use run::{Batch, Selection, Unknown};

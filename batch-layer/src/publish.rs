@@ -142,53 +142,53 @@ impl Place<'_> {
             Offset::default()
         })
     }
+}
 
-    /// Sends the publication until it is known what became of it. Not to be cancelled on the way: it would not be known.
-    ///
-    /// # Errors
-    /// [`RunError::Unsure`] if it can't be found out; the cuts then stay.
-    pub(crate) async fn publish(
-        &self,
-        publication: &Publication,
-        rules: Fingerprint,
-        archive_version: u64,
-    ) -> Result<Sent, RunError> {
-        let unsure = |source| RunError::Unsure {
-            number: publication.number,
-            source,
-        };
-        let mut sends = 0;
-        loop {
-            sends += 1;
-            let sent = self.store.publish(self.view, publication, rules, archive_version).await;
-            let (all, floor) = self.line().await.map_err(unsure)?;
-            match Standing::of(publication, &all, &floor) {
-                Standing::Newest | Standing::Succeeded => return Ok(Sent::Published),
-                Standing::Beaten => {}
-            }
-            let Err(error) = sent else {
-                return Ok(Sent::Beaten);
-            };
-            // It may arrive all the same. While what it was made on still answers, the same row is sent again.
-            let arrived = all.iter().any(|other| other.key() == publication.key());
-            let on_newest =
-                newest(&all, &floor).map(Publication::key) == publication.parent && floor.admits(publication);
-            if arrived || !on_newest {
-                return Ok(Sent::Beaten);
-            }
-            if sends == SENDS || !error.is_passing() {
-                return Err(unsure(error));
-            }
-            tracing::debug!(%error, "sending the publication again");
-            tokio::time::sleep(PAUSE).await;
+/// Sends a publication until it is known what became of it. Not to be cancelled on the way: it would not be known.
+///
+/// # Errors
+/// [`RunError::Unsure`] if it can't be found out; the cuts then stay.
+pub(crate) async fn send(
+    store: &Store,
+    view: &View,
+    publication: &Publication,
+    rules: Fingerprint,
+    archive_version: u64,
+) -> Result<Sent, RunError> {
+    let unsure = |source| RunError::Unsure {
+        number: publication.number,
+        source,
+    };
+    let mut sends = 0;
+    loop {
+        sends += 1;
+        let sent = store.publish(view, publication, rules, archive_version).await;
+        let (all, floor) = line(store, view).await.map_err(unsure)?;
+        match Standing::of(publication, &all, &floor) {
+            Standing::Newest | Standing::Succeeded => return Ok(Sent::Published),
+            Standing::Beaten => {}
         }
+        let Err(error) = sent else {
+            return Ok(Sent::Beaten);
+        };
+        // It may arrive all the same. While what it was made on still answers, the same row is sent again.
+        let arrived = all.iter().any(|other| other.key() == publication.key());
+        let on_newest = newest(&all, &floor).map(Publication::key) == publication.parent && floor.admits(publication);
+        if arrived || !on_newest {
+            return Ok(Sent::Beaten);
+        }
+        if sends == SENDS || !error.is_passing() {
+            return Err(unsure(error));
+        }
+        tracing::debug!(%error, "sending the publication again");
+        tokio::time::sleep(PAUSE).await;
     }
+}
 
-    /// All publications and the floor.
-    async fn line(&self) -> Result<(Vec<Publication>, Floor), StoreError> {
-        let floor = patiently(|| self.store.floor(self.view)).await?;
-        let published = patiently(|| self.store.publications(self.view)).await?;
-        let publication = |published: Published| published.publication;
-        Ok((published.into_iter().map(publication).collect(), floor))
-    }
+/// All publications and the floor.
+async fn line(store: &Store, view: &View) -> Result<(Vec<Publication>, Floor), StoreError> {
+    let floor = patiently(|| store.floor(view)).await?;
+    let published = patiently(|| store.publications(view)).await?;
+    let publication = |published: Published| published.publication;
+    Ok((published.into_iter().map(publication).collect(), floor))
 }

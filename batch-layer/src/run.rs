@@ -31,7 +31,7 @@ use crate::error::{RunError, sentence};
 use crate::lease::{Lease, LeaseError};
 use crate::marks::{Marks, choose};
 use crate::progress::{Step, Watcher};
-use crate::publish::{Place, Sent, Waited};
+use crate::publish::{Place, Sent, Waited, send};
 use crate::recompute::{Recompute, below};
 use crate::report::{MarkMoved, Outcome, ViewReport, day_text};
 use crate::retry::patiently;
@@ -362,7 +362,7 @@ impl Attempt<'_, '_> {
             match run.or_cancelled(waited).await? {
                 Waited::Publish => {
                     let rules = Fingerprint::of_rules(run.dataset);
-                    let sent = self.place.publish(&publication, rules, self.pinned.version).await?;
+                    let sent = send(&run.batch.store, run.view, &publication, rules, self.pinned.version).await?;
                     if matches!(sent, Sent::Beaten) {
                         return Ok(Tried::StartOver);
                     }

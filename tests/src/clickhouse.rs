@@ -103,13 +103,17 @@ impl ClickHouse {
 
     /// The command of a server on a folder.
     pub fn command(folder: &Path) -> anyhow::Result<Command> {
+        Self::command_at(folder, "127.0.0.1:0")
+    }
+
+    fn command_at(folder: &Path, listen: &str) -> anyhow::Result<Command> {
         let mut command = Command::new(program()?);
         command
             .arg("--data")
             .arg(folder)
             .arg("--library")
             .arg(library()?)
-            .args(["--listen", "127.0.0.1:0", "--die-with-parent"])
+            .args(["--listen", listen, "--die-with-parent"])
             .env_remove("CLICKHOUSE_PASSWORD")
             .env_remove("CLICKHOUSE_USER")
             .stdin(Stdio::null())
@@ -119,8 +123,18 @@ impl ClickHouse {
 
     /// Starts the server on the data it left. It may get another address.
     pub fn start_again(&mut self) -> anyhow::Result<()> {
+        self.start_at("127.0.0.1:0")
+    }
+
+    /// Starts the server on the data it left, at the address it had.
+    pub fn start_again_there(&mut self) -> anyhow::Result<()> {
+        let address = self.url.trim_start_matches("http://").to_owned();
+        self.start_at(&address)
+    }
+
+    fn start_at(&mut self, listen: &str) -> anyhow::Result<()> {
         ensure!(self.child.is_none(), "the server is running");
-        let mut command = Self::command(self.folder.path())?;
+        let mut command = Self::command_at(self.folder.path(), listen)?;
         command.args(&self.arguments);
         if let Some(password) = &self.password {
             command.env("CLICKHOUSE_PASSWORD", password);

@@ -3,4 +3,6 @@
 pub mod clickhouse;
 pub mod engine;
 pub mod flights;
+pub mod platform;
+pub mod python;
 pub mod stack;

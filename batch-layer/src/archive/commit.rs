@@ -14,7 +14,7 @@ use arrow::array::RecordBatch;
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake::kernel::{Action, Add, MetadataExt, StructType, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use object_store::{ObjectStoreExt, PutPayload};
 use shared_schemas::handoff::{OffsetRange, OffsetSet, Partition};
 use tokio::task::spawn_blocking;
@@ -197,11 +197,11 @@ impl Archive {
             .and_then(|since| i64::try_from(since.as_millis()).ok())
             .unwrap_or_default();
         // All are awaited, also after one failed: what was written must be known, to be removed.
-        let written: Vec<_> = futures::stream::iter(files)
-            .map(|rows| self.write_file(rows, Arc::clone(&schema), now))
-            .buffered(FILES_AT_ONCE)
-            .collect()
-            .await;
+        let writing: Vec<_> = files
+            .into_iter()
+            .map(|rows| self.write_file(rows, Arc::clone(&schema), now).boxed())
+            .collect();
+        let written: Vec<_> = futures::stream::iter(writing).buffered(FILES_AT_ONCE).collect().await;
         let (mut adds, mut failure) = (Vec::with_capacity(written.len()), None);
         for result in written {
             match result {

@@ -1,0 +1,154 @@
+//! All datasets' archivers, as one program runs them.
+
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+use shared_connections::log::{Kafka, LogError};
+use shared_schemas::config::Config;
+use shared_schemas::dataset::Dataset;
+use shared_schemas::decode::{DecodeSetupError, Decoder, EnvironmentKeys, Options};
+use shared_schemas::definitions::Definitions;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::archiver::Archiver;
+use super::dead_letters::LetterError;
+use super::error::ArchiveError;
+use super::metrics;
+use super::stall::sentence;
+use super::table::Archive;
+
+/// How long Kafka and the archive's place may be away when the program starts.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why the archivers can't start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A dataset's records can't be read.
+    #[error("dataset {dataset} can't be archived")]
+    Decoder {
+        /// The dataset.
+        dataset: String,
+        /// Why.
+        source: DecodeSetupError,
+    },
+    /// Kafka was not there within 30 seconds, or has not what is needed.
+    #[error("dataset {dataset} can't be archived")]
+    Kafka {
+        /// The dataset.
+        dataset: String,
+        /// Why.
+        source: LogError,
+    },
+    /// The archive can't be opened.
+    #[error("dataset {dataset} can't be archived")]
+    Archive {
+        /// The dataset.
+        dataset: String,
+        /// Why.
+        source: ArchiveError,
+    },
+    /// Dead letters can't be sent.
+    #[error("dataset {dataset} can't be archived")]
+    Letters {
+        /// The dataset.
+        dataset: String,
+        /// Why.
+        source: LetterError,
+    },
+    /// An archiver panicked: a fault in this program. The others were told to end.
+    #[error("an archiver panicked")]
+    Panicked,
+}
+
+/// Archives all datasets until cancelled. Once they run, troubles are told and waited out; nothing else ends them.
+///
+/// # Errors
+/// What keeps any of them from starting, before any has: mask keys that are not set, a place that can't be used, a field
+/// that is archived with another type; Kafka, a topic or the place if they are away for 30 seconds.
+pub async fn serve(
+    config: &Config,
+    definitions: &Definitions,
+    kafka: &Kafka,
+    cancel: CancellationToken,
+) -> Result<(), ServeError> {
+    metrics::describe();
+    for dataset in &definitions.datasets {
+        let options = Options {
+            extra: true,
+            keys: &EnvironmentKeys,
+        };
+        Decoder::new(dataset, options).map_err(|source| ServeError::Decoder {
+            dataset: dataset.name.clone(),
+            source,
+        })?;
+    }
+    // One that panics ends the others, in order.
+    let ending = cancel.child_token();
+    let mut archivers = Vec::with_capacity(definitions.datasets.len());
+    for dataset in &definitions.datasets {
+        let started = tokio::select! {
+            started = start(config, dataset, kafka, &ending) => started?,
+            () = cancel.cancelled() => return Ok(()),
+        };
+        archivers.push(started);
+    }
+    let mut tasks = JoinSet::new();
+    for archiver in archivers {
+        tasks.spawn(archiver.run());
+    }
+    let mut panicked = false;
+    while let Some(ended) = tasks.join_next().await {
+        if ended.is_err() {
+            panicked = true;
+            ending.cancel();
+        }
+    }
+    if panicked { Err(ServeError::Panicked) } else { Ok(()) }
+}
+
+/// Waits for Kafka and for the archive's place, but not for ever; a topic that is not there is told at once.
+async fn start(
+    config: &Config,
+    dataset: &Dataset,
+    kafka: &Kafka,
+    cancel: &CancellationToken,
+) -> Result<Archiver, ServeError> {
+    let name = || dataset.name.clone();
+    let waits = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(250))
+        .with_max_delay(Duration::from_secs(5))
+        .without_max_times()
+        .with_total_delay(Some(START_PATIENCE));
+    (|| kafka.topic(&dataset.topic))
+        .retry(waits)
+        .when(LogError::is_passing)
+        .notify(|error, wait| told(dataset, error, wait))
+        .await
+        .map_err(|source| ServeError::Kafka {
+            dataset: name(),
+            source,
+        })?;
+    let archive = (|| Archive::open_or_create(&config.archive, dataset))
+        .retry(waits)
+        .when(|error| matches!(error, ArchiveError::Log { .. }))
+        .notify(|error, wait| told(dataset, error, wait))
+        .await
+        .map_err(|source| ServeError::Archive {
+            dataset: name(),
+            source,
+        })?;
+    Archiver::new(config, dataset, kafka, archive, cancel.clone()).map_err(|source| ServeError::Letters {
+        dataset: name(),
+        source,
+    })
+}
+
+fn told(dataset: &Dataset, error: &dyn std::error::Error, wait: Duration) {
+    let said = sentence(error);
+    tracing::info!(
+        dataset = dataset.name,
+        "trying again in {} ms: {said}",
+        wait.as_millis()
+    );
+}

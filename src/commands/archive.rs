@@ -1,0 +1,38 @@
+//! `highwater archive`: the archiver as a process of its own.
+
+use std::process::ExitCode;
+
+use tokio_util::sync::CancellationToken;
+
+use super::Place;
+use crate::connect;
+use crate::metrics;
+use crate::signals::Signals;
+
+/// Keep every event of every dataset in the archive, until Ctrl-C
+///
+/// Events are written as Parquet files of a Delta Lake table, each range of offsets once. Records that can't be read go to
+/// the dataset's dead-letter topic, each with its reason.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    highwater archive\n  \
+    highwater archive --config /etc/highwater/highwater.toml --log-format json")]
+pub(crate) struct Archive {}
+
+impl Archive {
+    /// Runs until a signal.
+    pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
+        let (config, definitions) = place.join()?;
+        tokio::runtime::Runtime::new()?.block_on(async {
+            let mut signals = Signals::listen()?;
+            let cancel = CancellationToken::new();
+            let work = async {
+                let (metrics, _) = metrics::serve(config.metrics.listen).await?;
+                let kafka = connect::kafka(&config, &definitions).await?;
+                tracing::info!("metrics at {metrics}");
+                Ok(highwater_batch::archive::serve(&config, &definitions, &kafka, cancel.clone()).await?)
+            };
+            signals.end(work, &cancel).await
+        })
+    }
+}

@@ -1,0 +1,194 @@
+//! `highwater batch`: runs, their schedule, what they published, and going back.
+
+mod progress;
+mod tables;
+
+use std::process::ExitCode;
+
+use highwater_batch::{Logs, Outcome, Selection, Unknown, Watcher, list, rollback};
+use shared_schemas::view::View;
+use tokio_util::sync::CancellationToken;
+
+use self::progress::Bars;
+use super::Place;
+use super::output::Output;
+use crate::signals::Signals;
+use crate::{USED_WRONGLY, connect};
+
+/// Exact results: computed from the archive, published, rolled back
+#[derive(Debug, clap::Args)]
+pub(crate) struct Batch {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Compute exact results of what is archived, and publish them
+    ///
+    /// Each view's marks move to the archive's last full chunk, or to its end where that is worth a cut. Event days that
+    /// have events between the old marks and the new ones are computed; all others stay. Where no mark moves nothing is
+    /// published. One run at a time: a second one exits 1 and names the first. Ctrl-C ends it, and what was published
+    /// before stands.
+    #[command(after_help = "Examples:\n  \
+        highwater batch run\n  \
+        highwater batch run --view departures --wait\n  \
+        highwater batch run --dataset flights --output json")]
+    Run {
+        /// Only this view; may be given several times
+        #[arg(long, value_name = "NAME")]
+        view: Vec<String>,
+        /// Only views of this dataset; may be given several times
+        #[arg(long, value_name = "NAME")]
+        dataset: Vec<String>,
+        /// Wait while another run is under way, instead of failing
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show what was published, the newest first
+    #[command(after_help = "Examples:\n  \
+        highwater batch list\n  \
+        highwater batch list --view departures --output json")]
+    List {
+        /// Only this view; may be given several times
+        #[arg(long, value_name = "NAME")]
+        view: Vec<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Bring an older publication back, or a later one again
+    ///
+    /// Nothing is computed or deleted: a new publication carries the older one's content. Without `--to` it is the one
+    /// before what answers, so that each further rollback goes one step further back; forward again is a rollback to the
+    /// higher number. Events that then lie above the marks are counted by the speed layer, as far as Kafka still has
+    /// them. A publication below the floor is refused: its rows may be gone.
+    #[command(after_help = "Examples:\n  \
+        highwater batch rollback --view departures\n  \
+        highwater batch rollback --view departures --to 3\n  \
+        highwater batch rollback --view departures --wait --output json")]
+    Rollback {
+        /// The view
+        #[arg(long, value_name = "NAME")]
+        view: String,
+        /// The number of the publication to bring back
+        #[arg(long, value_name = "NUMBER")]
+        to: Option<u64>,
+        /// Wait while a run is under way, instead of failing
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Run whenever `batch.schedule` says so, until Ctrl-C
+    ///
+    /// Runs never overlap: a start that comes during one is left out. What each came to is in the log.
+    #[command(after_help = "Examples:\n  \
+        highwater batch schedule\n  \
+        highwater batch schedule --log-format json")]
+    Schedule,
+}
+
+impl Batch {
+    pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
+        let (config, definitions) = place.join()?;
+        let batch = highwater_batch::Batch::new(config, definitions)?;
+        tokio::runtime::Runtime::new()?.block_on(async {
+            let mut signals = Signals::listen()?;
+            let cancel = CancellationToken::new();
+            let mut work = Box::pin(self.command.run(&batch, &cancel));
+            let name = tokio::select! {
+                done = &mut work => return done,
+                name = signals.next() => name,
+            };
+            tracing::info!("{name}: stopping, once more to hurry");
+            cancel.cancel();
+            tokio::select! {
+                done = &mut work => done,
+                name = signals.next() => anyhow::bail!("{name} again: ended in a hurry"),
+            }
+        })
+    }
+}
+
+impl Command {
+    async fn run(self, batch: &highwater_batch::Batch, cancel: &CancellationToken) -> anyhow::Result<ExitCode> {
+        let views = match self.views(batch) {
+            Ok(views) => views,
+            Err(unknown) => return Ok(used_wrongly(&unknown)),
+        };
+        let prepared = cancel
+            .run_until_cancelled(connect::tables(&batch.store, &batch.definitions))
+            .await;
+        match prepared {
+            Some(prepared) => prepared?,
+            None => anyhow::bail!("ended before ClickHouse was there"),
+        }
+        let store = &batch.store;
+        match self {
+            Self::Run { wait, output, .. } => {
+                let bars = Bars::new();
+                let lease = batch.lease("batch run", wait, &bars, cancel).await?;
+                let reports = batch.run(&views, &bars, cancel).await;
+                drop(lease);
+                bars.finish();
+                output.print(&reports, |reports| tables::reports(reports))?;
+                let failed = reports.iter().any(|report| report.result == Outcome::Failed);
+                Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+            }
+            Self::List { output, .. } => {
+                let mut listed = Vec::new();
+                for (view, _) in &views {
+                    listed.extend(list(store, view).await?);
+                }
+                output.print(&listed, |listed| tables::publications(listed))?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Rollback { to, wait, output, .. } => {
+                let bars = Bars::new();
+                let lease = batch.lease("batch rollback", wait, &bars, cancel).await?;
+                bars.finish();
+                let view: &View = views
+                    .first()
+                    .map(|(view, _)| *view)
+                    .ok_or_else(|| anyhow::anyhow!("no view"))?;
+                let done = rollback(store, view, to).await?;
+                drop(lease);
+                output.print_text(&done, tables::rolled_back)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Schedule => {
+                let watcher: &dyn Watcher = &Logs;
+                batch.schedule(watcher, cancel).await;
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+
+    /// The views that it is about.
+    fn views<'a>(
+        &self,
+        batch: &'a highwater_batch::Batch,
+    ) -> Result<Vec<(&'a View, &'a shared_schemas::dataset::Dataset)>, Unknown> {
+        let mut selection = Selection::default();
+        match self {
+            Self::Run { view, dataset, .. } => {
+                selection.views.clone_from(view);
+                selection.datasets.clone_from(dataset);
+            }
+            Self::List { view, .. } => selection.views.clone_from(view),
+            Self::Rollback { view, .. } => selection.views.push(view.clone()),
+            Self::Schedule => {}
+        }
+        batch.selected(&selection)
+    }
+}
+
+/// Says which names there are.
+pub(super) fn used_wrongly(unknown: &Unknown) -> ExitCode {
+    use std::io::Write;
+    // Nothing is left to do where even this can't be written.
+    let _ = writeln!(std::io::stderr().lock(), "highwater: {unknown}");
+    ExitCode::from(USED_WRONGLY)
+}

@@ -1,0 +1,72 @@
+//! `highwater batch` as a user has it.
+
+use std::path::Path;
+
+use highwater_batch::Lease;
+use highwater_tests::clickhouse::ClickHouse;
+use highwater_tests::stack::Site;
+
+/// A site on a server of its own; nothing is archived.
+fn site(server: &ClickHouse) -> anyhow::Result<Site> {
+    Site::with_addresses("127.0.0.1:9", server.url())
+}
+
+fn lease(site: &Site) -> std::path::PathBuf {
+    site.path().join(Path::new("data/archive/batch.lock"))
+}
+
+#[test]
+fn a_second_run_names_the_first_or_waits_for_it() -> anyhow::Result<()> {
+    let server = ClickHouse::start()?;
+    tokio::runtime::Runtime::new()?.block_on(async {
+        let site = site(&server)?;
+        let first = Lease::take(&lease(&site), "batch run")?;
+        let (code, stdout, stderr) = site.run(&["batch", "run"]).await?;
+        assert_eq!((code, stdout.as_str()), (Some(1), ""));
+        let named = format!("another is under way: {}", first.holder());
+        assert!(stderr.contains(&named), "{stderr}");
+        let (code, _, stderr) = site.run(&["batch", "rollback", "--view", "departures"]).await?;
+        assert_eq!(code, Some(1));
+        assert!(stderr.contains(&named), "{stderr}");
+
+        let waits = site.run(&["batch", "run", "--wait", "--output", "json"]);
+        let ends = async {
+            // It waits as soon as it has said so; whether it is still waiting when the lease is given up does not matter.
+            drop(first);
+        };
+        let (waited, ()) = tokio::join!(waits, ends);
+        let (code, stdout, stderr) = waited?;
+        assert_eq!(code, Some(0), "{stderr}");
+        let reports: serde_json::Value = serde_json::from_str(&stdout)?;
+        assert_eq!(reports[0]["view"], "departures");
+        assert_eq!(reports[0]["result"], "nothing_to_do");
+        assert_eq!(reports[0]["why"], "nothing is archived yet");
+        anyhow::Ok(())
+    })
+}
+
+#[test]
+fn names_that_are_not_there_are_used_wrongly() -> anyhow::Result<()> {
+    let server = ClickHouse::start()?;
+    tokio::runtime::Runtime::new()?.block_on(async {
+        let site = site(&server)?;
+        let (code, _, stderr) = site.run(&["batch", "run", "--view", "arrivals"]).await?;
+        assert_eq!(
+            (code, stderr.trim()),
+            (Some(2), "highwater: there is no view `arrivals`: there is departures")
+        );
+        let (code, _, stderr) = site.run(&["batch", "run", "--dataset", "x"]).await?;
+        assert_eq!(
+            (code, stderr.trim()),
+            (Some(2), "highwater: there is no dataset `x`: there is flights")
+        );
+        let (code, _, stderr) = site.run(&["batch", "rollback", "--view", "departures"]).await?;
+        assert_eq!(
+            (code, stderr.trim()),
+            (Some(1), "highwater: view `departures` has no publication")
+        );
+        let (code, stdout, _) = site.run(&["batch", "list", "--output", "json"]).await?;
+        assert_eq!((code, stdout.trim()), (Some(0), "[]"));
+        anyhow::Ok(())
+    })
+}

@@ -1,0 +1,368 @@
+//! The whole platform in a test's own process: the layers themselves, on real servers, with a topic, a database and an
+//! archive of their own; a producer; and an oracle that knows only what was sent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use highwater_batch::{Batch, Logs, Outcome, Selection, ViewReport};
+use local_stack::topics::{self, Topic};
+use metrics_exporter_prometheus::PrometheusBuilder;
+use rdkafka::ClientConfig;
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use serde_json::Value;
+use shared_connections::log::Kafka;
+use shared_connections::store::Store;
+use shared_schemas::config::Config;
+use shared_schemas::definitions::Definitions;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::stack::{PATIENCE, shared, unique};
+
+const POLL: Duration = Duration::from_millis(50);
+/// 2013-01-01T00:00:00Z: the first event's time.
+const FIRST: i64 = 1_356_998_400;
+
+/// Two views over one dataset; `small` chunks, so that marks move.
+pub const VIEWS: &str = r#"
+[dataset.events]
+topic = "TOPIC"
+partitions = 2
+event_time = "at"
+event_id = ["n"]
+chunk = 256
+max_event_size = "4KiB"
+dedupe = { window = "1h" }
+
+[dataset.events.fields]
+at = { type = "timestamp", unit = "s" }
+n = "int64"
+kind = "string"
+value = "int64?"
+
+[view.hourly]
+dataset = "events"
+grain = "1h"
+dimensions = ["kind"]
+
+[view.hourly.measures]
+events = "count()"
+value = "sum(value)"
+highest = "max(value)"
+
+[view.daily]
+dataset = "events"
+grain = "1d"
+
+[view.daily.measures]
+events = "count()"
+value = "sum(value)"
+"#;
+
+/// An event: all of it follows from its number, so a total says which were counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Event(pub u64);
+
+impl Event {
+    /// Its time in seconds: about half an hour apart, some of them days late.
+    pub fn at(self) -> i64 {
+        let late = if self.0 % 17 == 3 { 4 * 86_400 } else { 0 };
+        FIRST + i64::try_from(self.0).unwrap_or_default() * 1_801 - late
+    }
+
+    /// One of three.
+    pub fn kind(self) -> &'static str {
+        ["a", "b", "c"][usize::try_from(self.0 % 3).unwrap_or_default()]
+    }
+
+    /// Null now and then.
+    pub fn value(self) -> Option<i64> {
+        (!self.0.is_multiple_of(5)).then(|| i64::try_from(self.0 * self.0 % 100_003).unwrap_or_default())
+    }
+
+    /// As it is sent.
+    pub fn json(self) -> String {
+        serde_json::json!({"at": self.at(), "n": self.0, "kind": self.kind(), "value": self.value()}).to_string()
+    }
+}
+
+/// For each hour and kind: how many events, and the sum of their values.
+pub type Cells = BTreeMap<(String, String), (u64, i64)>;
+
+/// What the view `hourly` must answer.
+pub fn cells<'a>(events: impl IntoIterator<Item = &'a Event>) -> Cells {
+    let mut cells = Cells::new();
+    for event in events {
+        let hour = event.at() - event.at().rem_euclid(3600);
+        let time = chrono::DateTime::from_timestamp(hour, 0).unwrap_or_default();
+        let cell = cells
+            .entry((time.format("%Y-%m-%dT%H:%M:%SZ").to_string(), event.kind().to_owned()))
+            .or_default();
+        cell.0 += 1;
+        cell.1 += event.value().unwrap_or_default();
+    }
+    cells
+}
+
+/// How many events, and the sum of their values.
+pub fn total(cells: &Cells) -> (u64, i64) {
+    cells
+        .values()
+        .fold((0, 0), |all, cell| (all.0 + cell.0, all.1 + cell.1))
+}
+
+/// The layers, as many as run.
+pub struct Platform {
+    /// The configuration of all layers.
+    pub config: Config,
+    /// The definitions.
+    pub definitions: Definitions,
+    sent: Mutex<BTreeSet<Event>>,
+    /// Where the topic is.
+    pub topic: String,
+    layers: BTreeMap<&'static str, (CancellationToken, JoinHandle<anyhow::Result<()>>)>,
+    api: Option<String>,
+    http: reqwest::Client,
+    producer: FutureProducer,
+    #[expect(dead_code, reason = "removed when dropped")]
+    folder: TempDir,
+}
+
+impl Platform {
+    /// On the shared Kafka, and on the ClickHouse at that address, or the shared one. Nothing runs yet.
+    pub async fn new(clickhouse: Option<&str>) -> anyhow::Result<Self> {
+        let servers = shared().await?.addresses();
+        let folder = TempDir::with_prefix("highwater-test-")?;
+        let text = format!(
+            "[kafka]\nbrokers = \"{}\"\ngroup = \"{}\"\n[clickhouse]\nurl = \"{}\"\ndatabase = \"{}\"\n\
+             [archive]\nurl = \"file:archive\"\ncommit_every = \"200ms\"\n[speed]\nflush = \"50ms\"\n\
+             [serve]\nlisten = \"127.0.0.1:0\"\n[batch]\ncut_wait = \"30s\"\n",
+            servers.kafka,
+            unique("group"),
+            clickhouse.unwrap_or(&servers.clickhouse),
+            unique("platform"),
+        );
+        let reading = Config::parse(&text, "highwater.toml", folder.path(), &|_| None);
+        ensure!(reading.mistakes.is_empty(), "{}", reading.mistakes);
+        let topic = unique("events");
+        let definitions = Definitions::parse([("views.toml", VIEWS.replace("TOPIC", &topic))])
+            .map_err(|mistakes| anyhow::anyhow!("{mistakes}"))?;
+        topics::ensure(&servers.kafka, &[], &Topic::of_dataset(&topic, 2, 4096)).await?;
+        let config = reading.config;
+        Store::new(&config.clickhouse).create_tables(&definitions).await?;
+        let producer = ClientConfig::new()
+            .set("bootstrap.servers", &servers.kafka)
+            .set("enable.idempotence", "true")
+            .set("linger.ms", "2")
+            .create()?;
+        Ok(Self {
+            config,
+            definitions,
+            sent: Mutex::default(),
+            topic,
+            layers: BTreeMap::new(),
+            api: None,
+            http: reqwest::Client::new(),
+            producer,
+            folder,
+        })
+    }
+
+    /// The store.
+    pub fn store(&self) -> Store {
+        Store::new(&self.config.clickhouse)
+    }
+
+    /// Starts the speed layer.
+    pub fn start_speed(&mut self) -> anyhow::Result<()> {
+        let (kafka, store, cancel) = (Kafka::new(&self.config.kafka)?, self.store(), CancellationToken::new());
+        let (config, definitions, ends) = (self.config.clone(), self.definitions.clone(), cancel.clone());
+        let run = async move { Ok(highwater_speed::run(&config.speed, &definitions, &kafka, &store, ends).await?) };
+        self.layers.insert("speed", (cancel, tokio::spawn(run)));
+        Ok(())
+    }
+
+    /// Starts the archiver.
+    pub fn start_archive(&mut self) -> anyhow::Result<()> {
+        let (kafka, cancel) = (Kafka::new(&self.config.kafka)?, CancellationToken::new());
+        let (config, definitions, ends) = (self.config.clone(), self.definitions.clone(), cancel.clone());
+        let run = async move { Ok(highwater_batch::archive::serve(&config, &definitions, &kafka, ends).await?) };
+        self.layers.insert("archive", (cancel, tokio::spawn(run)));
+        Ok(())
+    }
+
+    /// Starts the query API.
+    pub async fn start_serving(&mut self) -> anyhow::Result<()> {
+        let cancel = CancellationToken::new();
+        let metrics = PrometheusBuilder::new().build_recorder().handle();
+        let definitions = Arc::new(self.definitions.clone());
+        let bound =
+            highwater_serving::serve(&self.config.serve, definitions, self.store(), metrics, cancel.clone()).await?;
+        self.api = Some(format!("http://{}", bound.address()));
+        let run = async move { Ok(bound.run().await?) };
+        self.layers.insert("serving", (cancel, tokio::spawn(run)));
+        Ok(())
+    }
+
+    /// Starts all three.
+    pub async fn start(&mut self) -> anyhow::Result<()> {
+        self.start_archive()?;
+        self.start_speed()?;
+        self.start_serving().await
+    }
+
+    /// Stops a layer in order.
+    pub async fn stop(&mut self, layer: &str) -> anyhow::Result<()> {
+        let (cancel, run) = self.layers.remove(layer).context("it does not run")?;
+        cancel.cancel();
+        tokio::time::timeout(PATIENCE, run).await??
+    }
+
+    /// Stops all layers that run.
+    pub async fn stop_all(mut self) -> anyhow::Result<()> {
+        while let Some(layer) = self.layers.keys().next().copied() {
+            self.stop(layer).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends events, in order within a partition, and waits until Kafka has them. Repeats of what was sent change nothing
+    /// that may be counted.
+    pub async fn send(&self, events: impl IntoIterator<Item = Event>) -> anyhow::Result<()> {
+        let mut waiting = Vec::new();
+        for event in events {
+            self.sent.lock().unwrap_or_else(PoisonError::into_inner).insert(event);
+            waiting.push(self.deliver(event.0, event.json().as_bytes())?);
+        }
+        for delivery in waiting {
+            delivery.await?.map_err(|(error, _)| error)?;
+        }
+        Ok(())
+    }
+
+    /// All that was sent and may be counted.
+    pub fn sent(&self) -> BTreeSet<Event> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sends bytes that are no event.
+    pub async fn send_bad(&self, values: impl IntoIterator<Item = Vec<u8>>) -> anyhow::Result<()> {
+        for value in values {
+            self.deliver(0, &value)?.await?.map_err(|(error, _)| error)?;
+        }
+        Ok(())
+    }
+
+    fn deliver(&self, key: u64, value: &[u8]) -> anyhow::Result<rdkafka::producer::DeliveryFuture> {
+        // The partition follows from the key alone, so that a repeat meets its first.
+        let key = key.to_string();
+        let record = FutureRecord::to(&self.topic).key(&key).payload(value);
+        self.producer.send_result(record).map_err(|(error, _)| error.into())
+    }
+
+    /// What one of the API's paths answers.
+    pub async fn ask(&self, path: &str) -> anyhow::Result<Value> {
+        let api = self.api.as_ref().context("the API does not run")?;
+        let response = self.http.get(format!("{api}{path}")).send().await?;
+        let status = response.status();
+        let text = response.text().await?;
+        ensure!(status.is_success(), "{path}: {status}: {text}");
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// The cells of the view `hourly` as `merged`, `batch` or `speed` has them.
+    pub async fn answer(&self, layers: &str) -> anyhow::Result<Cells> {
+        let path = format!(
+            "/api/v1/views/hourly/query?from=2012-12-01T00:00:00Z&to=2020-01-01T00:00:00Z&grain=1h&dimensions=kind\
+             &measures=events,value&limit=50000&layers={layers}"
+        );
+        let answer = self.ask(&path).await?;
+        let text = |row: &Value, name: &str| row[name].as_str().map(str::to_owned).context("no text");
+        let mut cells = Cells::new();
+        for row in answer["data"].as_array().context("no rows")? {
+            let events = row["events"].as_u64().context("no count")?;
+            let value = row["value"].as_str().map_or(Ok(0), str::parse)?;
+            let cell = cells.insert((text(row, "time")?, text(row, "kind")?), (events, value));
+            ensure!(cell.is_none(), "a cell came twice: {row}");
+        }
+        Ok(cells)
+    }
+
+    /// Waits until the merged answer is all that was sent, cell by cell. It never is more on the way.
+    pub async fn until_whole(&self) -> anyhow::Result<()> {
+        let expected = cells(&self.sent());
+        let began = Instant::now();
+        loop {
+            let now = self.answer("merged").await?;
+            if now == expected {
+                return Ok(());
+            }
+            for (cell, (events, _)) in &now {
+                let most = expected.get(cell).map_or(0, |(events, _)| *events);
+                ensure!(*events <= most, "{cell:?} has {events} events, {most} were sent");
+            }
+            if began.elapsed() > PATIENCE {
+                let differ = expected
+                    .iter()
+                    .filter(|(cell, value)| now.get(*cell) != Some(*value))
+                    .count();
+                bail!("{:?} of {:?}, {differ} cells differ", total(&now), total(&expected));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until the archive holds all records of the topic.
+    pub async fn until_archived(&self) -> anyhow::Result<()> {
+        let kafka = Kafka::new(&self.config.kafka)?;
+        let dataset = &self.definitions.datasets[0];
+        let topic = kafka.topic(&self.topic).await?;
+        let began = Instant::now();
+        loop {
+            let archive = highwater_batch::archive::Archive::open(&self.config.archive, dataset).await?;
+            let mut whole = archive.is_some();
+            for number in 0..topic.partitions {
+                let partition = shared_schemas::handoff::Partition {
+                    topic: topic.id,
+                    number,
+                };
+                let end = kafka.bounds(&self.topic, number).await?.to;
+                let archived = archive
+                    .as_ref()
+                    .and_then(|archive| archive.ends().get(&partition).copied());
+                whole &= archived.unwrap_or_default() >= end;
+            }
+            if whole {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < PATIENCE, "the archive never has all records");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Runs a batch for these views, all if none is named.
+    pub async fn batch(&self, views: &[&str]) -> anyhow::Result<Vec<ViewReport>> {
+        let batch = Batch::new(self.config.clone(), self.definitions.clone())?;
+        let selection = Selection {
+            views: views.iter().map(|&view| view.to_owned()).collect(),
+            datasets: Vec::new(),
+        };
+        let views = batch.selected(&selection)?;
+        let cancel = CancellationToken::new();
+        let _lease = batch.lease("a test's run", true, &Logs, &cancel).await?;
+        Ok(batch.run(&views, &Logs, &cancel).await)
+    }
+
+    /// Runs a batch that must publish both views.
+    pub async fn publish(&self) -> anyhow::Result<Vec<ViewReport>> {
+        let reports = self.batch(&[]).await?;
+        for report in &reports {
+            ensure!(report.result == Outcome::Published, "{report:?}");
+        }
+        Ok(reports)
+    }
+}
