@@ -7,6 +7,7 @@ mod output;
 mod produce;
 mod serve;
 mod speed;
+mod status;
 mod topics;
 mod up;
 
@@ -61,6 +62,7 @@ enum Command {
     Produce(produce::Produce),
     Serve(serve::Serve),
     Speed(speed::Speed),
+    Status(status::Status),
     Topics(topics::Topics),
     Up(up::Up),
 }
@@ -75,6 +77,7 @@ impl Arguments {
             Command::Produce(produce) => produce.run(&self.place),
             Command::Serve(serve) => serve.run(&self.place),
             Command::Speed(speed) => speed.run(&self.place),
+            Command::Status(status) => status.run(&self.place),
             Command::Topics(topics) => topics.run(&self.place),
             Command::Up(up) => up.run(&self.place),
         }

@@ -26,4 +26,6 @@ mod local_stack;
 #[cfg(test)]
 mod produce;
 #[cfg(test)]
+mod status;
+#[cfg(test)]
 mod tidy;
