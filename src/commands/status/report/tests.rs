@@ -178,16 +178,16 @@ dataset flights (topic landings)
   1          40       idle         0    now    2013-11-01T10:00:00Z  complete  0    now
   dead letters  4: empty 1, not_json 3
 
-view daily (dataset flights)
-  publication  none yet: the speed layer answers alone
-  last run     none yet
-
 view hourly (dataset flights)
   publication  1, 2 h 5 min ago, 1 event day, archive version 17
   last run     begun 2 h 6 min ago, published 1
   partition  mark  speed up to  read above the mark
   0          64    100          accepted 36
   1          0     40           accepted 40
+
+view daily (dataset flights)
+  publication  none yet: the speed layer answers alone
+  last run     none yet
 ";
     assert_eq!(screen::text(&report(&whole())), expected);
 }
