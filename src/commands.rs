@@ -5,6 +5,7 @@ mod batch;
 mod check;
 mod output;
 mod produce;
+mod reconcile;
 mod serve;
 mod speed;
 mod status;
@@ -60,6 +61,7 @@ enum Command {
     Batch(batch::Batch),
     Check(check::Check),
     Produce(produce::Produce),
+    Reconcile(reconcile::Reconcile),
     Serve(serve::Serve),
     Speed(speed::Speed),
     Status(status::Status),
@@ -75,6 +77,7 @@ impl Arguments {
             Command::Batch(batch) => batch.run(&self.place),
             Command::Check(check) => check.run(&self.place),
             Command::Produce(produce) => produce.run(&self.place),
+            Command::Reconcile(reconcile) => reconcile.run(&self.place),
             Command::Serve(serve) => serve.run(&self.place),
             Command::Speed(speed) => speed.run(&self.place),
             Command::Status(status) => status.run(&self.place),

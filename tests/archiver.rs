@@ -5,15 +5,14 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use futures::FutureExt;
 use highwater_batch::archive::ServeError;
 use shared_schemas::handoff::{Offset, OffsetRange, OffsetSet};
 
-use world::{World, event};
+use world::{FIELDS, World, event};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_accepted_event_is_archived_once() -> anyhow::Result<()> {
-    let world = World::new(2, "").await?;
+    let world = World::new(2).await?;
     let archiver = world.start()?;
     world.send(0, (0..3000).map(event)).await?;
     world.send(1, (0..500).map(event)).await?;
@@ -38,7 +37,7 @@ async fn killed_archivers_lose_and_double_nothing() -> anyhow::Result<()> {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let world = World::new(2, "").await?;
+    let world = World::new(2).await?;
     let mut sent = [0_u64; 2];
     for _ in 0..12 {
         let archiver = world.start()?;
@@ -75,7 +74,7 @@ async fn killed_archivers_lose_and_double_nothing() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_at_once_archive_everything_once() -> anyhow::Result<()> {
-    let world = World::new(2, "").await?;
+    let world = World::new(2).await?;
     let (one, two) = (world.start()?, world.start()?);
     for round in 0..10 {
         let numbers = round * 100..(round + 1) * 100;
@@ -91,7 +90,7 @@ async fn two_at_once_archive_everything_once() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_kafka_forgot_is_a_gap() -> anyhow::Result<()> {
-    let world = World::new(1, "").await?;
+    let world = World::new(1).await?;
     world.send(0, (0..100).map(event)).await?;
     world.delete_below(0, 30).await?;
     let archiver = world.start()?;
@@ -116,7 +115,7 @@ async fn what_kafka_forgot_is_a_gap() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn new_partitions_and_new_incarnations_are_followed() -> anyhow::Result<()> {
-    let world = World::new(1, "").await?;
+    let world = World::new(1).await?;
     let archiver = world.start()?;
     world.send(0, (0..50).map(event)).await?;
     world.until_archived(&[50]).await?;
@@ -145,7 +144,7 @@ async fn new_partitions_and_new_incarnations_are_followed() -> anyhow::Result<()
 /// As when the disk is full: files can't be written. The letter of a bad record tells that a commit was tried.
 #[tokio::test(flavor = "multi_thread")]
 async fn while_nothing_can_be_written_nothing_is_lost() -> anyhow::Result<()> {
-    let world = World::new(1, "").await?;
+    let world = World::new(1).await?;
     let archiver = world.start()?;
     world.send(0, (0..10).map(event)).await?;
     world.until_archived(&[10]).await?;
@@ -171,23 +170,19 @@ async fn while_nothing_can_be_written_nothing_is_lost() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_from_the_start_is_told_before_anything_runs() -> anyhow::Result<()> {
-    let world = World::new(
-        1,
-        "secret = \"string?\"\n[dataset.flights.mask]\nsecret = { hash = \"HIGHWATER_NO_SUCH_KEY\" }",
-    )
-    .await?;
+    let hashed = "secret = \"string?\"\n[dataset.flights.mask]\nsecret = { hash = \"HIGHWATER_NO_SUCH_KEY\" }";
+    let world = World::new(1).await?.with_fields(&format!("{FIELDS}{hashed}"))?;
     let error = world.start()?.ended().await.unwrap_err();
     assert!(matches!(error, ServeError::Decoder { .. }), "{error}");
     assert!(!world.table().exists());
 
-    let world = World::new(1, "").await?.with_topic("there-is-no-such-topic")?;
+    let world = World::new(1).await?;
+    world.start()?.stop().await?;
+    let world = world.with_fields("n = \"string\"\nat = \"timestamp\"")?;
     let error = world.start()?.ended().await.unwrap_err();
-    assert!(matches!(error, ServeError::Kafka { .. }), "{error}");
+    assert!(matches!(error, ServeError::Archive { .. }), "{error}");
 
     // Told to end at once, it ends.
-    let world = World::new(1, "").await?;
-    let archiver = world.start()?;
-    archiver.cancel.cancel();
-    archiver.ended().boxed().await?;
-    Ok(())
+    let world = World::new(1).await?;
+    world.start()?.stop().await
 }

@@ -10,10 +10,10 @@ use highwater_tests::engine::Engine;
 use highwater_tests::flights::{Flight, view};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use shared_schemas::handoff::{Mark, Offset};
+use shared_schemas::handoff::{Mark, Offset, Publication};
 use shared_schemas::store::statement::BELOW_FLOOR;
 use shared_schemas::store::tables::{FLOORS, batch_table_name, speed_table_name};
-use shared_schemas::store::{Merging, view_tables};
+use shared_schemas::store::{Filter, FilterValues, Layers, Merging, Order, Selection, control_tables, view_tables};
 
 use world::{Flush, LOG, PARTITIONS, TOPIC, World, partition};
 
@@ -82,6 +82,66 @@ fn without_layer(lines: &[String]) -> Vec<String> {
         .collect()
 }
 
+/// A part of an answer is what the whole says of it: cells that a filter names, the first rows of an order, and one
+/// layer's share, which with the other's makes the whole.
+async fn assert_parts(world: &World, publication: Option<&Publication>) -> anyhow::Result<()> {
+    let field = |line: &String, index: usize| line.split('\t').nth(index).unwrap_or_default().to_owned();
+    let whole = world.oracle(publication);
+    let filters = [
+        Filter {
+            dimension: "carrier".to_owned(),
+            values: FilterValues::String(vec!["AA".to_owned(), "it's none".to_owned()]),
+        },
+        Filter {
+            dimension: "late".to_owned(),
+            values: FilterValues::Bool(vec![true]),
+        },
+    ];
+    let filtered = Selection {
+        filters: &filters,
+        ..Selection::default()
+    };
+    let mut part = world.part(publication, &filtered).await?;
+    part.sort();
+    let named = |line: &&String| field(line, 1) == "AA" && field(line, 2) == "true";
+    assert_eq!(part, whole.iter().filter(named).cloned().collect::<Vec<_>>());
+
+    let order = [Order {
+        column: "flights".to_owned(),
+        descending: true,
+    }];
+    let first = Selection {
+        order: &order,
+        limit: Some(3),
+        ..Selection::default()
+    };
+    let flights = |line: &String| field(line, 3).parse::<u64>().unwrap_or_default();
+    let mut counts: Vec<_> = whole.iter().map(flights).collect();
+    counts.sort_by_key(|count| std::cmp::Reverse(*count));
+    counts.truncate(3);
+    let found = world.part(publication, &first).await?;
+    assert_eq!(found.iter().map(flights).collect::<Vec<_>>(), counts);
+    assert!(found.iter().all(|line| whole.contains(line)));
+
+    let mut shares: BTreeMap<Vec<String>, u64> = BTreeMap::new();
+    for (layers, name) in [(Layers::Batch, "batch"), (Layers::Speed, "speed")] {
+        let one = Selection {
+            layers,
+            ..Selection::default()
+        };
+        for line in world.part(publication, &one).await? {
+            assert_eq!(field(&line, 10), name);
+            let cell = (0..3).map(|index| field(&line, index)).collect();
+            *shares.entry(cell).or_default() += flights(&line);
+        }
+    }
+    let cells = whole
+        .iter()
+        .map(|line| ((0..3).map(|index| field(line, index)).collect(), flights(line)));
+    assert_eq!(shares, cells.collect());
+    Ok(())
+}
+
 /// Two rival writers, and a reader after every flush, with a mark that lies anywhere.
 async fn rivals(url: &str, database: &str, log: Vec<Flight>, flushes: &[Flush]) -> anyhow::Result<()> {
     let mut world = World::new(url, database, log).await?;
@@ -101,6 +161,9 @@ async fn rivals(url: &str, database: &str, log: Vec<Flight>, flushes: &[Flush]) 
                 world.oracle(publication),
                 "after flush {number}"
             );
+            if number % 3 == 0 {
+                assert_parts(&world, publication).await?;
+            }
         }
     }
     // Both read to the end; one of them dies once more on the way.
@@ -314,7 +377,8 @@ fn tables_are_created_once() -> anyhow::Result<()> {
         for _ in 0..2 {
             let engine = Engine::create(server.url(), "odd `name\\", &view_tables(&view)).await?;
             let sql = "SELECT count() FROM system.tables WHERE database = 'odd `name\\\\'";
-            assert_eq!(engine.execute(sql).await?.trim(), "8");
+            let tables = control_tables().len() + view_tables(&view).len();
+            assert_eq!(engine.execute(sql).await?.trim(), tables.to_string());
         }
         anyhow::Ok(())
     })

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod archiver;
+#[cfg(test)]
 mod batch_command;
 #[cfg(test)]
 mod batch_runs;
@@ -27,5 +28,6 @@ mod local_stack;
 mod produce;
 #[cfg(test)]
 mod status;
+mod serving;
 #[cfg(test)]
 mod tidy;

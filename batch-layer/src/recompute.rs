@@ -10,8 +10,10 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use datafusion::catalog::TableProvider;
 use datafusion::common::{Result, ScalarValue};
 use datafusion::datasource::provider_as_source;
@@ -28,7 +30,7 @@ use shared_schemas::plan::{CellKey, CellPlan};
 use shared_schemas::store::tables::TOPIC_COLUMN;
 use shared_schemas::view::{UTC, View};
 
-use crate::dedupe::without_repeats;
+use crate::dedupe::{without_known_repeats, without_repeats};
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 /// What a sort keeps aside to merge what it spilled: DataFusion's default, but no more than this part of all memory.
@@ -62,6 +64,8 @@ pub struct Recompute {
     session: SessionContext,
     plan: CellPlan,
     event_id: Vec<String>,
+    /// Within which the speed layer knows repeats.
+    window: Duration,
 }
 
 impl Recompute {
@@ -74,6 +78,7 @@ impl Recompute {
             session: session(memory)?,
             plan: CellPlan::new(view, dataset, CellKey::Cell)?,
             event_id: dataset.event_id.clone(),
+            window: dataset.dedupe_window,
         })
     }
 
@@ -93,6 +98,30 @@ impl Recompute {
             .build()?;
         self.run(self.plan.over(without_repeats(events, &self.event_id)?)?)
             .await
+    }
+
+    /// The cells of those days as the speed layer counts the events at those offsets: without the repeats that it can
+    /// know of. All archived events are looked at for that, counted or not.
+    ///
+    /// # Errors
+    /// As [`Recompute::cells`].
+    pub(crate) async fn cells_of_speed(
+        &self,
+        events: Arc<dyn TableProvider>,
+        days: &BTreeSet<EventDay>,
+        counted: &BTreeMap<Partition, OffsetSet>,
+    ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
+        let events = LogicalPlanBuilder::scan("events", provider_as_source(events), None)?
+            .filter(of_days(days))?
+            .build()?;
+        let events = without_known_repeats(events, &self.event_id, self.window)?;
+        let events = LogicalPlanBuilder::from(events).filter(at_offsets(counted))?.build()?;
+        self.run(self.plan.over(events)?).await
+    }
+
+    /// The columns of the cells.
+    pub(crate) fn schema(&self) -> &SchemaRef {
+        self.plan.schema()
     }
 
     /// Runs a plan that gives cells.

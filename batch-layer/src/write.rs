@@ -149,7 +149,7 @@ impl Work<'_> {
 }
 
 /// Days to be computed at a time: of one month, which is a partition of the table, and not too many events.
-fn groups(days: &BTreeSet<EventDay>, ranges: &[ArchivedRange]) -> Vec<BTreeSet<EventDay>> {
+pub(crate) fn groups(days: &BTreeSet<EventDay>, ranges: &[ArchivedRange]) -> Vec<BTreeSet<EventDay>> {
     let mut events: BTreeMap<EventDay, u64> = BTreeMap::new();
     for range in ranges {
         // Offsets have holes and files overlap: at most so many.
@@ -186,7 +186,7 @@ fn month(day: EventDay) -> Option<(i32, u32)> {
 }
 
 /// Days in words.
-fn span(days: &BTreeSet<EventDay>) -> String {
+pub(crate) fn span(days: &BTreeSet<EventDay>) -> String {
     let text = |day: &EventDay| date(*day).map_or_else(|| day.0.to_string(), |date| date.to_string());
     match (days.first(), days.last()) {
         (Some(first), Some(last)) if first == last => text(first),
@@ -196,7 +196,7 @@ fn span(days: &BTreeSet<EventDay>) -> String {
 }
 
 /// What went wrong in a plan; the archive's own error, which names the file, where it was that.
-fn reason(error: &datafusion::error::DataFusionError) -> String {
+pub(crate) fn reason(error: &datafusion::error::DataFusionError) -> String {
     match error.find_root() {
         datafusion::error::DataFusionError::External(error) => sentence(&**error),
         root => sentence(root),

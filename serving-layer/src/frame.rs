@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
@@ -21,8 +21,8 @@ const LONGEST_ID: usize = 128;
 /// How long a request may take as a whole: its statement, and what is read before and after it.
 pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(STATEMENT_LIMIT.as_secs() + 15);
 
-/// Around every request.
-pub(crate) async fn around(request: Request, next: Next) -> Response {
+/// Around every request; none takes longer than the limit.
+pub(crate) async fn around(State(limit): State<Duration>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let id = request_id(request.headers());
     let method = known_method(request.method());
@@ -30,10 +30,10 @@ pub(crate) async fn around(request: Request, next: Next) -> Response {
         .extensions()
         .get::<MatchedPath>()
         .map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
-    let mut response = tokio::time::timeout(REQUEST_LIMIT, next.run(request))
+    let mut response = tokio::time::timeout(limit, next.run(request))
         .await
         .unwrap_or_else(|_| {
-            let detail = format!("there was no answer within {} s", REQUEST_LIMIT.as_secs());
+            let detail = format!("there was no answer within {} s", limit.as_secs());
             Problem::timeout(detail).into_response()
         });
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {

@@ -256,3 +256,47 @@ impl IntoResponse for Problem {
         response
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn of(code: u32, message: &str) -> (u16, &'static str) {
+        let error = StoreError::Refused {
+            doing: "answer a query".to_owned(),
+            code,
+            message: message.to_owned(),
+        };
+        let problem = Problem::of_store(&error);
+        assert!(!problem.detail.contains("SELECT"), "{}", problem.detail);
+        (problem.status.as_u16(), problem.code)
+    }
+
+    #[test]
+    fn what_the_store_says_becomes_what_the_caller_can_do() {
+        assert_eq!(of(159, "Timeout exceeded: elapsed 60 s"), (504, "timeout"));
+        assert_eq!(of(241, "Query memory limit exceeded"), (422, "query_too_large"));
+        assert_eq!(of(241, "(total) memory limit exceeded"), (503, "store_busy"));
+        assert_eq!(of(202, "Too many simultaneous queries"), (503, "store_busy"));
+        let below = shared_schemas::store::statement::BELOW_FLOOR;
+        assert_eq!(of(395, below), (503, "publication_gone"));
+        assert_eq!(of(60, "Unknown table in SELECT"), (500, "internal"));
+        let slow = StoreError::Slow {
+            doing: "answer a query".to_owned(),
+            limit: Duration::from_secs(65),
+        };
+        assert_eq!(Problem::of_store(&slow).status, StatusCode::GATEWAY_TIMEOUT);
+    }
+
+    #[test]
+    fn one_malformed_parameter_makes_a_query_malformed() {
+        let fault = |impossible| Fault {
+            impossible,
+            ..Fault::malformed("grain", "x", "y", "z")
+        };
+        assert_eq!(Problem::of_faults(vec![fault(true), fault(true)]).status, 422);
+        assert_eq!(Problem::of_faults(vec![fault(true), fault(false)]).status, 400);
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -80,19 +81,25 @@ impl Serving {
 
 /// All paths.
 pub(crate) fn router(serving: Arc<Serving>) -> Router {
-    Router::new()
+    let paths = Router::new()
         .route("/api/v1/views", get(list))
         .route("/api/v1/views/{view}", get(page))
         .route("/api/v1/views/{view}/query", get(query_by_address).post(query_by_body))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_text))
+        .with_state(serving);
+    framed(paths, frame::REQUEST_LIMIT)
+}
+
+/// Paths with what every request has, whatever becomes of it.
+fn framed(paths: Router, limit: Duration) -> Router {
+    paths
         .fallback(nothing_there)
         .method_not_allowed_fallback(other_method)
         .layer(DefaultBodyLimit::max(BODY))
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn(frame::around))
-        .with_state(serving)
+        .layer(middleware::from_fn_with_state(limit, frame::around))
 }
 
 async fn list(State(serving): Shared, uri: Uri) -> Result<Response, Problem> {
@@ -241,4 +248,40 @@ fn json<T: Serialize>(body: &T) -> Result<Response, Problem> {
 /// The one "now" of a request, in milliseconds since 1970.
 fn now() -> i64 {
     Utc::now().timestamp_millis()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::{Body, to_bytes};
+    use axum::http::Request;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    /// The status and the document, where there is one.
+    async fn ask(paths: Router, limit: Duration) -> (u16, Value) {
+        let request = Request::get("/it").body(Body::empty()).unwrap();
+        let response = framed(paths, limit).oneshot(request).await.unwrap();
+        let status = response.status().as_u16();
+        let body = to_bytes(response.into_body(), 1 << 16).await.unwrap();
+        (status, serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_problem_that_does_not_say_what_happened() {
+        async fn panics() -> Response {
+            panic!("a secret")
+        }
+        let (status, document) = ask(Router::new().route("/it", get(panics)), frame::REQUEST_LIMIT).await;
+        assert_eq!((status, &document["code"]), (500, &Value::from("internal")));
+        assert!(!document.to_string().contains("secret"), "{document}");
+        assert_eq!(document["request_id"].as_str().map(str::len), Some(36));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_takes_too_long_is_a_problem() {
+        let paths = Router::new().route("/it", get(std::future::pending::<Response>));
+        let (status, document) = ask(paths, Duration::ZERO).await;
+        assert_eq!((status, &document["code"]), (504, &Value::from("timeout")));
+    }
 }

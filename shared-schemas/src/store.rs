@@ -9,7 +9,9 @@
 //! - [`rows`]: cells as Arrow rows of those tables
 //! - [`statement`]: the merging statement
 //! - [`check`]: what a run has written, counted before it is published
+//! - [`cells`]: what an answer is made of, for reconciliation
 
+pub mod cells;
 pub mod check;
 pub mod quote;
 pub mod rows;

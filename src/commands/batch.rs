@@ -1,6 +1,6 @@
 //! `highwater batch`: runs, their schedule, what they published, and going back.
 
-mod progress;
+pub(super) mod progress;
 mod tables;
 
 use std::process::ExitCode;

@@ -5,11 +5,11 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 
 use highwater_tests::stack::PATIENCE;
 
-use super::world::{World, event};
+use super::world::{FIELDS, World, event};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_letter_is_the_record_and_why() -> anyhow::Result<()> {
-    let world = World::new(1, "").await?;
+    let world = World::new(1).await?;
     let producer: FutureProducer = world.client(&[]).create()?;
     let header = |key, value| Header { key, value };
     let headers = OwnedHeaders::new()
@@ -60,7 +60,8 @@ async fn a_letter_is_the_record_and_why() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_of_masked_datasets_tell_nothing() -> anyhow::Result<()> {
-    let world = World::new(1, "secret = \"string?\"\n[dataset.flights.mask]\nsecret = \"redact\"").await?;
+    let masked = "secret = \"string?\"\n[dataset.flights.mask]\nsecret = \"redact\"";
+    let world = World::new(1).await?.with_fields(&format!("{FIELDS}{masked}"))?;
     let producer: FutureProducer = world.client(&[]).create()?;
     let headers = OwnedHeaders::new().insert(Header {
         key: "origin",
@@ -87,7 +88,7 @@ async fn letters_of_masked_datasets_tell_nothing() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_value_that_does_not_fit_is_left_out() -> anyhow::Result<()> {
-    let world = World::new(1, "").await?;
+    let world = World::new(1).await?;
     world.limit_letters(2000).await?;
     // Does not compress.
     let long: String = std::iter::repeat_with(fastrand::alphanumeric).take(20_000).collect();

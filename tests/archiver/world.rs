@@ -27,6 +27,9 @@ use tokio_util::sync::CancellationToken;
 
 const POLL: Duration = Duration::from_millis(20);
 
+/// The dataset's fields.
+pub(super) const FIELDS: &str = "n = \"int64\"\nat = \"timestamp\"\n";
+
 /// An event: its day depends on its number.
 pub(super) fn event(number: u64) -> String {
     format!(
@@ -39,7 +42,6 @@ pub(super) struct World {
     folder: TempDir,
     brokers: String,
     topic: String,
-    extra: String,
     config: Config,
     definitions: Definitions,
     kafka: Kafka,
@@ -63,12 +65,12 @@ impl Letter {
 
 /// An archiver at work.
 pub(super) struct Running {
-    pub(super) cancel: CancellationToken,
+    cancel: CancellationToken,
     task: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Running {
-    /// Its end, by itself or because it was cancelled.
+    /// Its end, by itself.
     pub(super) async fn ended(self) -> Result<(), ServeError> {
         self.task.await.unwrap()
     }
@@ -87,58 +89,46 @@ impl Running {
 }
 
 impl World {
-    /// A topic with that many partitions and one for its dead letters; `extra` are further lines of the fields.
-    pub(super) async fn new(partitions: u32, extra: &str) -> anyhow::Result<Self> {
-        let world = Self::empty(extra).await?;
-        topics::ensure(
-            &world.brokers,
-            &[],
-            &Topic::of_dataset(&world.topic, partitions, 1 << 20),
-        )
-        .await?;
+    /// A topic with that many partitions, and one for its dead letters.
+    pub(super) async fn new(partitions: u32) -> anyhow::Result<Self> {
+        let world = Self::empty().await?;
+        let wanted = Topic::of_dataset(&world.topic, partitions, 1 << 20);
+        topics::ensure(&world.brokers, &[], &wanted).await?;
         Ok(world)
     }
 
     /// One partition, and no topic for dead letters.
     pub(super) async fn without_letters() -> anyhow::Result<Self> {
-        let world = Self::empty("").await?;
+        let world = Self::empty().await?;
         let [own, _] = Topic::of_dataset(&world.topic, 1, 1 << 20);
         topics::ensure(&world.brokers, &[], &[own]).await?;
         Ok(world)
     }
 
-    async fn empty(extra: &str) -> anyhow::Result<Self> {
+    async fn empty() -> anyhow::Result<Self> {
+        let (folder, topic) = (TempDir::new()?, unique("archiver"));
         let brokers = shared().await?.addresses().kafka.clone();
-        Self::made(TempDir::new()?, brokers, unique("archiver"), extra.to_owned())
-    }
-
-    fn made(folder: TempDir, brokers: String, topic: String, extra: String) -> anyhow::Result<Self> {
+        let group = unique("group");
         let text = format!(
-            "[kafka]\nbrokers = \"{brokers}\"\ngroup = \"{}\"\n[archive]\nurl = \"file:archive\"\ncommit_every = \"100ms\"\n",
-            unique("group")
+            "[kafka]\nbrokers = \"{brokers}\"\ngroup = \"{group}\"\n\
+             [archive]\nurl = \"file:archive\"\ncommit_every = \"100ms\"\n"
         );
         let reading = Config::parse(&text, "test.toml", folder.path(), &|_| None);
         ensure!(reading.mistakes.is_empty(), "{}", reading.mistakes);
-        let text = format!(
-            "[dataset.flights]\ntopic = \"{topic}\"\nevent_time = \"at\"\n\
-             [dataset.flights.fields]\nn = \"int64\"\nat = \"timestamp\"\n{extra}\n"
-        );
-        let definitions =
-            Definitions::parse([("flights.toml", text)]).map_err(|mistakes| anyhow::anyhow!("{mistakes}"))?;
         Ok(Self {
+            definitions: definitions(&topic, FIELDS)?,
             kafka: Kafka::new(&reading.config.kafka)?,
             config: reading.config,
-            definitions,
             folder,
             brokers,
             topic,
-            extra,
         })
     }
 
-    /// The same with another topic in the dataset.
-    pub(super) fn with_topic(self, topic: &str) -> anyhow::Result<Self> {
-        Self::made(self.folder, self.brokers, topic.to_owned(), self.extra)
+    /// The same with other fields in the dataset.
+    pub(super) fn with_fields(mut self, fields: &str) -> anyhow::Result<Self> {
+        self.definitions = definitions(&self.topic, fields)?;
+        Ok(self)
     }
 
     pub(super) fn topic(&self) -> &str {
@@ -390,6 +380,12 @@ impl World {
         };
         eventually("the group's offsets are shown", shown).await
     }
+}
+
+fn definitions(topic: &str, fields: &str) -> anyhow::Result<Definitions> {
+    let text =
+        format!("[dataset.flights]\ntopic = \"{topic}\"\nevent_time = \"at\"\n[dataset.flights.fields]\n{fields}\n");
+    Definitions::parse([("flights.toml", text)]).map_err(|mistakes| anyhow::anyhow!("{mistakes}"))
 }
 
 /// Asks until there is an answer.

@@ -225,15 +225,30 @@ impl World {
                     fingerprint: view.fingerprint,
                     partition: partition(number),
                     start: *start,
-                    ledger: Ledger {
-                        next: upto(*start),
-                        ..Ledger::default()
-                    },
+                    ledger: self.ledger(number, *start, upto(*start)),
                 })
                 .collect();
             self.batch.store.record_progress(&progress).await?;
         }
         Ok(())
+    }
+
+    fn ledger(&self, number: u32, start: Start, next: Offset) -> Ledger {
+        let read = self
+            .events(
+                number,
+                OffsetRange {
+                    from: start.0,
+                    to: next,
+                },
+            )
+            .count() as u64;
+        Ledger {
+            next,
+            read,
+            holes: next.0 - start.0.0 - read,
+            ..Ledger::default()
+        }
     }
 
     /// Runs these views, all if none is named.

@@ -18,7 +18,7 @@ use shared_schemas::handoff::{
 };
 use shared_schemas::plan::{CellKey, CellPlan, START_COLUMN, WINDOW_COLUMN};
 use shared_schemas::store::tables::{batch_table_name, speed_table_name};
-use shared_schemas::store::{Merging, batch_rows, speed_rows, view_tables};
+use shared_schemas::store::{Merging, Selection, batch_rows, speed_rows, view_tables};
 use shared_schemas::view::View;
 
 /// A topic id with its highest bit set: nothing on the way may take it for a signed number.
@@ -266,6 +266,17 @@ impl World {
         let mut lines: Vec<_> = lines.iter().map(|line| normal(line)).collect();
         lines.sort();
         Ok(lines)
+    }
+
+    /// The answer to a part of the question.
+    pub(super) async fn part(
+        &self,
+        publication: Option<&Publication>,
+        selection: &Selection<'_>,
+    ) -> anyhow::Result<Vec<String>> {
+        let statement = self.question(publication).selecting(selection)?;
+        let lines = self.engine.run(&statement).await?;
+        Ok(lines.iter().map(|line| normal(line)).collect())
     }
 
     /// What the answer must be, from the log and what arrived.

@@ -1,9 +1,6 @@
 //! All datasets' archivers, as one program runs them.
 
-use std::time::Duration;
-
-use backon::{ExponentialBuilder, Retryable};
-use shared_connections::log::{Kafka, LogError};
+use shared_connections::log::Kafka;
 use shared_schemas::config::Config;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::decode::{DecodeSetupError, Decoder, EnvironmentKeys, Options};
@@ -15,11 +12,7 @@ use super::archiver::Archiver;
 use super::dead_letters::LetterError;
 use super::error::ArchiveError;
 use super::metrics;
-use super::stall::sentence;
 use super::table::Archive;
-
-/// How long Kafka and the archive's place may be away when the program starts.
-const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why the archivers can't start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -31,14 +24,6 @@ pub enum ServeError {
         dataset: String,
         /// Why.
         source: DecodeSetupError,
-    },
-    /// Kafka was not there within 30 seconds, or has not what is needed.
-    #[error("dataset {dataset} can't be archived")]
-    Kafka {
-        /// The dataset.
-        dataset: String,
-        /// Why.
-        source: LogError,
     },
     /// The archive can't be opened.
     #[error("dataset {dataset} can't be archived")]
@@ -61,11 +46,12 @@ pub enum ServeError {
     Panicked,
 }
 
-/// Archives all datasets until cancelled. Once they run, troubles are told and waited out; nothing else ends them.
+/// Archives all datasets until cancelled. Once they run, troubles are told and waited out; a Kafka that is not there and a
+/// topic that is not made yet are such troubles.
 ///
 /// # Errors
 /// What keeps any of them from starting, before any has: mask keys that are not set, a place that can't be used, a field
-/// that is archived with another type; Kafka, a topic or the place if they are away for 30 seconds.
+/// that is archived with another type.
 pub async fn serve(
     config: &Config,
     definitions: &Definitions,
@@ -107,7 +93,6 @@ pub async fn serve(
     if panicked { Err(ServeError::Panicked) } else { Ok(()) }
 }
 
-/// Waits for Kafka and for the archive's place, but not for ever; a topic that is not there is told at once.
 async fn start(
     config: &Config,
     dataset: &Dataset,
@@ -115,40 +100,14 @@ async fn start(
     cancel: &CancellationToken,
 ) -> Result<Archiver, ServeError> {
     let name = || dataset.name.clone();
-    let waits = ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(250))
-        .with_max_delay(Duration::from_secs(5))
-        .without_max_times()
-        .with_total_delay(Some(START_PATIENCE));
-    (|| kafka.topic(&dataset.topic))
-        .retry(waits)
-        .when(LogError::is_passing)
-        .notify(|error, wait| told(dataset, error, wait))
-        .await
-        .map_err(|source| ServeError::Kafka {
-            dataset: name(),
-            source,
-        })?;
-    let archive = (|| Archive::open_or_create(&config.archive, dataset))
-        .retry(waits)
-        .when(|error| matches!(error, ArchiveError::Log { .. }))
-        .notify(|error, wait| told(dataset, error, wait))
-        .await
-        .map_err(|source| ServeError::Archive {
-            dataset: name(),
-            source,
-        })?;
-    Archiver::new(config, dataset, kafka, archive, cancel.clone()).map_err(|source| ServeError::Letters {
+    let archive = Archive::open_or_create(&config.archive, dataset).await;
+    let archive = archive.map_err(|source| ServeError::Archive {
+        dataset: name(),
+        source,
+    })?;
+    let archiver = Archiver::new(config, dataset, kafka, archive, cancel.clone());
+    archiver.map_err(|source| ServeError::Letters {
         dataset: name(),
         source,
     })
-}
-
-fn told(dataset: &Dataset, error: &dyn std::error::Error, wait: Duration) {
-    let said = sentence(error);
-    tracing::info!(
-        dataset = dataset.name,
-        "trying again in {} ms: {said}",
-        wait.as_millis()
-    );
 }

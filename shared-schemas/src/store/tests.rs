@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::tables::{batch_table, control_tables, speed_table};
-use super::{Merging, STATEMENT_LIMIT, StatementError};
+use super::{Filter, FilterValues, Layers, Merging, Order, STATEMENT_LIMIT, Selection, StatementError, bound_column};
 use crate::handoff::floor::COLLECT_WAITS;
 use crate::handoff::{EventDay, Mark, Offset, Partition, Publication, RunId, TopicId};
 use crate::view::View;
@@ -214,4 +214,136 @@ fn a_question_must_fit_the_view() {
     }
     .statement();
     assert!(matches!(odd, Err(StatementError::Bucket { .. })));
+}
+
+#[test]
+fn a_selection_is_pinned() {
+    let mut view = compile(&source(
+        None,
+        &[
+            ("carrier", "carrier"),
+            ("late", "delay > 15"),
+            ("tail", "delay"),
+            ("landed", "at"),
+            ("day", "CAST(at AS DATE)"),
+        ],
+        &[("flights", "count()"), ("distance", "sum(distance)")],
+    ));
+    view.fingerprint = crate::fingerprint::Fingerprint(0xAB);
+    let publication = publication();
+    let filter = |dimension: &str, values| Filter {
+        dimension: dimension.to_owned(),
+        values,
+    };
+    let filters = [
+        filter(
+            "carrier",
+            FilterValues::String(vec!["it's".to_owned(), "\\".to_owned()]),
+        ),
+        filter("late", FilterValues::Bool(vec![true, false])),
+        filter("tail", FilterValues::Int64(vec![i64::MIN])),
+        filter("landed", FilterValues::Timestamp(vec![1_500_000])),
+        filter("day", FilterValues::Date(vec![-1])),
+    ];
+    let order = [("distance", true), ("time", false)].map(|(column, descending)| Order {
+        column: column.to_owned(),
+        descending,
+    });
+    let selection = Selection {
+        filters: &filters,
+        order: &order,
+        limit: Some(7),
+        layers: Layers::Merged,
+    };
+    let question = Merging {
+        measures: &["flights", "distance"],
+        ..question(&view, Some(&publication))
+    };
+    let statement = question.selecting(&selection).unwrap();
+    let values: Vec<_> = statement.parameters[2..7]
+        .iter()
+        .map(|(_, value)| value.as_str())
+        .collect();
+    assert_eq!(
+        values,
+        [
+            r"['it\'s','\\']",
+            "[true,false]",
+            "[-9223372036854775808]",
+            "[1500000]",
+            "[-1]"
+        ]
+    );
+    let conditions = "`carrier` IN {p2:Array(String)} AND `late` IN {p3:Array(Bool)} AND `tail` IN {p4:Array(Int64)} AND \
+                      `landed` IN arrayMap(moment -> fromUnixTimestamp64Micro(moment, 'UTC'), {p5:Array(Int64)}) AND \
+                      `day` IN arrayMap(day -> toDate32(day), {p6:Array(Int32)}) AND (";
+    // Of both layers' rows alike, before either's own conditions.
+    assert_eq!(statement.sql.matches(conditions).count(), 2, "{}", statement.sql);
+    assert!(
+        statement
+            .sql
+            .ends_with(") ORDER BY `distance` DESC, `time`, time, `carrier` LIMIT 7"),
+        "{}",
+        statement.sql
+    );
+    assert!(statement.sql.contains(&format!("AS `{}`", bound_column("distance"))));
+
+    let sql = |layers| {
+        question
+            .selecting(&Selection {
+                layers,
+                ..selection.clone()
+            })
+            .unwrap()
+            .sql
+    };
+    assert!(sql(Layers::Batch).contains("batch_") && !sql(Layers::Batch).contains("speed_"));
+    assert!(sql(Layers::Speed).contains("speed_") && !sql(Layers::Speed).contains("batch_"));
+    assert!(sql(Layers::Speed).contains("`_start` >="));
+}
+
+#[test]
+fn the_batch_share_of_nothing_is_nothing() {
+    let view = view();
+    let selection = Selection {
+        layers: Layers::Batch,
+        ..Selection::default()
+    };
+    let sql = question(&view, None).selecting(&selection).unwrap().sql;
+    assert!(
+        sql.contains("`_window` < toDateTime64({p1:Int64}, 0, 'UTC') AND 0\n"),
+        "{sql}"
+    );
+}
+
+#[test]
+fn a_selection_must_fit_the_question() {
+    let view = view();
+    let error = |selection: Selection<'_>| question(&view, None).selecting(&selection).unwrap_err().to_string();
+    let filters = |dimension: &str| {
+        [Filter {
+            dimension: dimension.to_owned(),
+            values: FilterValues::Int64(vec![1]),
+        }]
+    };
+    let (tail, carrier) = (filters("tail"), filters("carrier"));
+    let filtered = |filters| Selection {
+        filters,
+        ..Selection::default()
+    };
+    assert_eq!(error(filtered(&tail)), "view `hourly` has no dimension `tail`");
+    assert_eq!(
+        error(filtered(&carrier)),
+        "the filter's values are of another type than dimension `carrier` of view `hourly`"
+    );
+    // `origin` is a dimension of the view, and not of the answer.
+    let order = [Order {
+        column: "origin".to_owned(),
+        descending: false,
+    }];
+    let ordered = Selection {
+        order: &order,
+        ..Selection::default()
+    };
+    assert_eq!(error(ordered), "an answer without `origin` cannot be in its order");
 }

@@ -1,0 +1,465 @@
+//! Compares what the store answers from with a computation from the archive, cell by cell and measure by measure.
+//!
+//! Below the mark the newest publication's batch rows are compared, above it the speed layer's, both merged as an answer
+//! merges them, over the offsets that both the speed layer and the archive hold; those that the archive does not have yet
+//! are waited for, within bounds. What is compared with is the exact computation: all repeats dropped.
+//!
+//! The speed layer can't know every repeat. So where a measure differs, the cell is computed once more by the speed
+//! layer's own rule, with the archive's events: if the store holds just that, the difference is explained. Everything else
+//! is unexplained: lost, counted twice, or a definition that changed its meaning.
+
+mod comparable;
+mod compare;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use serde::Serialize;
+use shared_connections::store::{Facts, Ledger};
+use shared_schemas::dataset::Dataset;
+use shared_schemas::handoff::{ChunkSize, EventDay, Mark, Offset, OffsetSet, Partition, Publication, Start, counts};
+use shared_schemas::plan::{CellKey, MergePlan};
+use shared_schemas::store::Statement;
+use shared_schemas::store::cells::{HeldCells, highest_of_start, speed_days};
+use shared_schemas::view::View;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::archive::{Archive, Pinned};
+use crate::error::{RunError, sentence};
+use crate::progress::{Step, Watcher};
+use crate::recompute::{Recompute, below, topic_text};
+use crate::retry::patiently;
+use crate::run::Batch;
+use crate::write::{groups, reason, span};
+
+use comparable::Comparable;
+pub use comparable::LeftOut;
+pub use compare::Difference;
+use compare::{Cells, Compare};
+
+/// How often the archive is looked at while it is behind.
+const LOOKS: Duration = Duration::from_millis(250);
+/// Beyond two commits of the archiver, how long it is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// So many differences are listed at most, unexplained ones first.
+const LISTED: usize = 1000;
+/// How often all is compared again, without the starts whose rows moved meanwhile.
+const TRIES: usize = 2;
+
+/// What reconciling a view came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Reconciled {
+    /// The view.
+    pub view: String,
+    /// How many cells were compared: window, dimensions and measure.
+    pub compared: u64,
+    /// How many are equal; sums of doubles within their bound.
+    pub equal: u64,
+    /// How many are not.
+    pub different: u64,
+    /// How many of these nothing explains.
+    pub unexplained: u64,
+    /// The differences, unexplained ones first; a thousand at most.
+    pub differences: Vec<Difference>,
+    /// Which offsets were compared.
+    pub partitions: Vec<PartitionCompared>,
+    /// What the speed layer's own books say against it.
+    pub alarms: Vec<String>,
+    /// Why nothing was compared.
+    pub why: Option<String>,
+}
+
+/// Which offsets of a partition were compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PartitionCompared {
+    /// The topic's incarnation, 32 hexadecimal digits.
+    pub topic: String,
+    /// Kafka's partition number.
+    pub partition: u32,
+    /// Batch rows below it, speed rows from it on.
+    pub mark: u64,
+    /// Everything below was compared.
+    pub up_to: u64,
+    /// Where the archive ends.
+    pub archive_end: u64,
+    /// How far the speed layer has come without a hole.
+    pub speed_next: u64,
+    /// Why what lies beyond was left out, if anything does.
+    pub left_out: Option<LeftOut>,
+}
+
+impl Reconciled {
+    /// Whether something was compared and nothing is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.compared > 0 && self.unexplained == 0 && self.alarms.is_empty() && self.why.is_none()
+    }
+}
+
+/// Reconciles these views, one after the other.
+pub async fn reconcile(
+    batch: &Batch,
+    views: &[(&View, &Dataset)],
+    watcher: &dyn Watcher,
+    cancel: &CancellationToken,
+) -> Vec<Reconciled> {
+    let mut all = Vec::new();
+    for (view, dataset) in views {
+        let of_view = OfView {
+            batch,
+            view,
+            dataset,
+            watcher,
+        };
+        let done = cancel.run_until_cancelled(Box::pin(of_view.reconcile())).await;
+        all.push(
+            done.unwrap_or(Err(RunError::Cancelled))
+                .unwrap_or_else(|error| Reconciled {
+                    view: view.name.clone(),
+                    why: Some(sentence(&error)),
+                    ..Reconciled::default()
+                }),
+        );
+    }
+    all
+}
+
+struct OfView<'a> {
+    batch: &'a Batch,
+    view: &'a View,
+    dataset: &'a Dataset,
+    watcher: &'a dyn Watcher,
+}
+
+/// What is compared: facts, an archive version, and what both hold of each partition.
+struct Ground {
+    facts: Facts,
+    pinned: Pinned,
+    partitions: BTreeMap<Partition, Comparable>,
+}
+
+impl OfView<'_> {
+    async fn reconcile(&self) -> Result<Reconciled, RunError> {
+        let Some(archive) = Archive::open(&self.batch.config.archive, self.dataset).await? else {
+            return Ok(Reconciled {
+                view: self.view.name.clone(),
+                why: Some("nothing is archived yet".to_owned()),
+                ..Reconciled::default()
+            });
+        };
+        let mut moved = BTreeSet::new();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let ground = self.settle(&archive, &moved).await?;
+            let compare = self.compare(&ground).await?;
+            let moving = self.moving(&ground).await?;
+            // Rows that moved while others were compared made differences that are none.
+            if moving.is_empty() || compare.different.is_empty() || tries > TRIES {
+                return self.sum_up(&ground, compare).await;
+            }
+            moved.extend(moving);
+        }
+    }
+
+    /// Waits until the archive has what the speed layer has counted, and rows stand still; not for long. Starts of
+    /// partitions in `moved` that are not complete are left out.
+    async fn settle(&self, archive: &Archive, moved: &BTreeSet<Partition>) -> Result<Ground, RunError> {
+        let patience = self.batch.config.archive.commit_every * 2 + PATIENCE;
+        let begun = Instant::now();
+        loop {
+            let facts = patiently(|| self.batch.store.facts(self.view)).await?;
+            let pinned = archive.pin().await?;
+            let ground = self.ground(facts, pinned, moved).await?;
+            let waits = |(partition, found): (&Partition, &Comparable)| match found.left_out {
+                None | Some(LeftOut::ArchiveGap) => false,
+                Some(LeftOut::ArchiveBehind) => true,
+                Some(LeftOut::Moving) => !moved.contains(partition),
+            };
+            if !ground.partitions.iter().any(waits) || begun.elapsed() >= patience {
+                return Ok(ground);
+            }
+            tokio::time::sleep(LOOKS).await;
+        }
+    }
+
+    async fn ground(&self, facts: Facts, pinned: Pinned, moved: &BTreeSet<Partition>) -> Result<Ground, RunError> {
+        let chunk = self.chunk()?;
+        let nothing = OffsetSet::default();
+        let marks = facts
+            .newest()
+            .map(|newest| newest.publication.marks.clone())
+            .unwrap_or_default();
+        let known: BTreeSet<_> = facts
+            .progress
+            .keys()
+            .chain(pinned.ends.keys())
+            .chain(marks.keys())
+            .copied()
+            .collect();
+        let mut partitions = BTreeMap::new();
+        for partition in known {
+            let mark = facts.mark(partition);
+            let progress = facts.progress(partition);
+            let end = pinned.ends.get(&partition).copied().unwrap_or_default();
+            let gaps = pinned.gaps.get(&partition).unwrap_or(&nothing);
+            let find = |moves| Comparable::of(mark, chunk, &progress, end, gaps, moves);
+            let mut found = find(moved.contains(&partition));
+            if let Some((start, next)) = found.open
+                && self.highest(partition, start).await? > next
+            {
+                found = find(true);
+            }
+            partitions.insert(partition, found);
+        }
+        Ok(Ground {
+            facts,
+            pinned,
+            partitions,
+        })
+    }
+
+    /// The partitions whose open starts have rows beyond what was compared.
+    async fn moving(&self, ground: &Ground) -> Result<Vec<Partition>, RunError> {
+        let mut moving = Vec::new();
+        for (partition, found) in &ground.partitions {
+            if let Some((start, next)) = found.open
+                && self.highest(*partition, start).await? > next
+            {
+                moving.push(*partition);
+            }
+        }
+        Ok(moving)
+    }
+
+    async fn highest(&self, partition: Partition, start: Start) -> Result<Offset, RunError> {
+        let statement = highest_of_start(self.batch.store.database(), self.view, partition, start);
+        Ok(Offset(
+            self.numbers(&statement).await?.first().copied().unwrap_or_default(),
+        ))
+    }
+
+    /// The answer's numbers, one a line.
+    async fn numbers<N: std::str::FromStr>(&self, statement: &Statement) -> Result<Vec<N>, RunError> {
+        let answer = patiently(|| self.batch.store.answer(statement, "TabSeparated")).await?;
+        let text = String::from_utf8_lossy(&answer.body);
+        Ok(text.lines().filter_map(|line| line.trim().parse().ok()).collect())
+    }
+
+    async fn compare(&self, ground: &Ground) -> Result<Compare, RunError> {
+        let plan_error = |error: datafusion::error::DataFusionError| RunError::Plan(error.to_string());
+        let recompute = Recompute::new(self.view, self.dataset, self.batch.config.batch.memory).map_err(plan_error)?;
+        let merge = MergePlan::new(self.view, CellKey::Cell).map_err(plan_error)?;
+        let publication = ground.facts.newest().map(|newest| &newest.publication);
+        let cut_short = self.cut_short(ground).await?;
+        let ranges = ground.pinned.ranges();
+        let days = self.days(ground, publication).await?;
+        let mut all = Compare::default();
+        let mut done = 0;
+        for group in groups(&days, &ranges) {
+            let step = Step::Computes {
+                done,
+                days: days.len(),
+                rows: all.compared,
+                at: group.first().copied(),
+            };
+            self.watcher.step(&self.view.name, &step);
+            done += group.len();
+            let held = self.held(ground, publication, &group, &recompute).await?;
+            let exact = self.exact(&recompute, ground, &group).await?;
+            let mut found = Compare::of(self.view, &held, &exact);
+            if !found.different.is_empty() {
+                let predicted = self.predicted(&recompute, &merge, ground, &group).await?;
+                found.explain(self.view, &held, &predicted, cut_short);
+            }
+            all.compared += found.compared;
+            all.equal += found.equal;
+            all.different.append(&mut found.different);
+        }
+        Ok(all)
+    }
+
+    /// All days that either side may have cells of.
+    async fn days(&self, ground: &Ground, publication: Option<&Publication>) -> Result<BTreeSet<EventDay>, RunError> {
+        let archived = ground.pinned.ranges().into_iter().map(|range| range.day);
+        let published = publication
+            .into_iter()
+            .flat_map(|publication| publication.days.keys().copied());
+        let of_speed = self
+            .numbers::<i32>(&speed_days(self.batch.store.database(), self.view))
+            .await?;
+        Ok(archived
+            .chain(published)
+            .chain(of_speed.into_iter().map(EventDay))
+            .collect())
+    }
+
+    async fn held(
+        &self,
+        ground: &Ground,
+        publication: Option<&Publication>,
+        days: &BTreeSet<EventDay>,
+        recompute: &Recompute,
+    ) -> Result<Cells, RunError> {
+        let starts = ground
+            .partitions
+            .iter()
+            .map(|(partition, found)| (*partition, (found.mark, found.upto)));
+        let starts = starts.collect();
+        let cells = HeldCells {
+            database: self.batch.store.database(),
+            view: self.view,
+            publication,
+            starts: &starts,
+            days,
+        };
+        let arrow_error = |error: arrow::error::ArrowError| RunError::Plan(error.to_string());
+        let Some(statement) = cells.statement() else {
+            return Cells::new(self.view, recompute.schema(), &[]).map_err(arrow_error);
+        };
+        let answer = patiently(|| self.batch.store.answer(&statement, "ArrowStream")).await?;
+        Cells::from_stream(self.view, recompute.schema(), &answer.body).map_err(arrow_error)
+    }
+
+    /// Every event at the compared offsets once.
+    async fn exact(
+        &self,
+        recompute: &Recompute,
+        ground: &Ground,
+        days: &BTreeSet<EventDay>,
+    ) -> Result<Cells, RunError> {
+        let mut counted = ground.of_speed(self.chunk()?);
+        for (partition, below) in below(&ground.marks()) {
+            counted.entry(partition).or_default().extend(&below);
+        }
+        let failed = |error| computing(days, &error);
+        let cells = recompute
+            .cells(ground.pinned.events(days), days, &counted)
+            .await
+            .map_err(failed)?;
+        let cells: Vec<_> = cells.try_collect().await.map_err(failed)?;
+        Cells::new(self.view, recompute.schema(), &cells).map_err(|error| RunError::Plan(error.to_string()))
+    }
+
+    /// What both layers should hold by their own rules: batch below the marks, speed from there on.
+    async fn predicted(
+        &self,
+        recompute: &Recompute,
+        merge: &MergePlan,
+        ground: &Ground,
+        days: &BTreeSet<EventDay>,
+    ) -> Result<Cells, RunError> {
+        let failed = |error| computing(days, &error);
+        let events = || ground.pinned.events(days);
+        let batch = recompute
+            .cells(events(), days, &below(&ground.marks()))
+            .await
+            .map_err(failed)?;
+        let mut cells: Vec<_> = batch.try_collect().await.map_err(failed)?;
+        let of_speed = ground.of_speed(self.chunk()?);
+        let speed = recompute
+            .cells_of_speed(events(), days, &of_speed)
+            .await
+            .map_err(failed)?;
+        cells.extend(speed.try_collect::<Vec<_>>().await.map_err(failed)?);
+        let merged = merge.run(cells).await.map_err(failed)?;
+        Cells::new(self.view, recompute.schema(), &[merged]).map_err(|error| RunError::Plan(error.to_string()))
+    }
+
+    /// The ledgers of the compared starts.
+    async fn ledgers(&self, ground: &Ground) -> Result<Vec<(Partition, Start, Ledger)>, RunError> {
+        let chunk = self.chunk()?;
+        let mut ledgers = patiently(|| self.batch.store.ledgers(self.view)).await?;
+        ledgers.retain(|(partition, start, _)| {
+            let found = ground.partitions.get(partition);
+            found.is_some_and(|found| *start < found.upto && counts(found.mark, *start, chunk))
+        });
+        Ok(ledgers)
+    }
+
+    /// Whether the filter of a compared start had forgotten what it should have known.
+    async fn cut_short(&self, ground: &Ground) -> Result<bool, RunError> {
+        let unsure = |ledger: &Ledger| ledger.counts.get("unsure").is_some_and(|times| *times > 0);
+        Ok(self.ledgers(ground).await?.iter().any(|(_, _, ledger)| unsure(ledger)))
+    }
+
+    async fn sum_up(&self, ground: &Ground, compare: Compare) -> Result<Reconciled, RunError> {
+        let chunk = self.chunk()?;
+        let Compare {
+            compared,
+            equal,
+            mut different,
+        } = compare;
+        different.sort_by_key(|difference| difference.explained.is_some());
+        let unexplained = different
+            .iter()
+            .filter(|difference| difference.explained.is_none())
+            .count() as u64;
+        let count = different.len() as u64;
+        different.truncate(LISTED);
+        let alarms = self
+            .ledgers(ground)
+            .await?
+            .into_iter()
+            .filter_map(|(partition, start, ledger)| {
+                let spanned = ledger.next.0.saturating_sub(start.0.0);
+                let told = ledger.read.saturating_add(ledger.holes);
+                (told != spanned).then(|| {
+                    format!(
+                        "partition {}, start {}: {} records and {} holes were told of {spanned} offsets",
+                        partition.number, start.0, ledger.read, ledger.holes
+                    )
+                })
+            });
+        let partitions = ground.partitions.iter().map(|(partition, found)| PartitionCompared {
+            topic: topic_text(partition.topic),
+            partition: partition.number,
+            mark: found.mark.0.0,
+            up_to: found.end.0,
+            archive_end: ground.pinned.ends.get(partition).copied().unwrap_or_default().0,
+            speed_next: ground.facts.progress(*partition).coverage(found.mark, chunk).covered.0,
+            left_out: found.left_out,
+        });
+        Ok(Reconciled {
+            view: self.view.name.clone(),
+            compared,
+            equal,
+            different: count,
+            unexplained,
+            differences: different,
+            partitions: partitions.collect(),
+            alarms: alarms.collect(),
+            why: (compared == 0).then(|| "the speed layer and the archive hold no events in common yet".to_owned()),
+        })
+    }
+
+    fn chunk(&self) -> Result<ChunkSize, RunError> {
+        ChunkSize::new(self.dataset.chunk).map_err(|error| RunError::Plan(error.to_string()))
+    }
+}
+
+impl Ground {
+    fn marks(&self) -> BTreeMap<Partition, Mark> {
+        self.partitions
+            .iter()
+            .map(|(partition, found)| (*partition, found.mark))
+            .collect()
+    }
+
+    /// The offsets that the compared speed rows count.
+    fn of_speed(&self, chunk: ChunkSize) -> BTreeMap<Partition, OffsetSet> {
+        let counted = self.partitions.iter().map(|(partition, found)| {
+            let gaps = self.facts.progress(*partition).gaps_from(found.mark, chunk);
+            (*partition, found.of_speed(&gaps))
+        });
+        counted.collect()
+    }
+}
+
+fn computing(days: &BTreeSet<EventDay>, error: &datafusion::error::DataFusionError) -> RunError {
+    RunError::Compute {
+        days: span(days),
+        why: reason(error),
+    }
+}

@@ -1,0 +1,344 @@
+//! Cells beside cells: equal, different and why.
+
+use std::collections::BTreeMap;
+
+use arrow::array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch};
+use arrow::compute::{cast, concat_batches};
+use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Schema, SchemaRef, UInt8Type, UInt64Type};
+use arrow::error::ArrowError;
+use arrow::ipc::reader::StreamReader;
+use arrow::row::{OwnedRow, RowConverter, SortField};
+use arrow::util::display::array_value_to_string;
+use serde::Serialize;
+use shared_schemas::measure::{Merge, State, StateType};
+use shared_schemas::plan::WINDOW_COLUMN;
+use shared_schemas::store::cells::LAYERS_COLUMN;
+use shared_schemas::view::{MeasureForm, ValueType, View};
+
+/// A measure of a cell that is not what the archive gives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// The view.
+    pub view: String,
+    /// The start of the cell's window.
+    pub window: String,
+    /// The value of each dimension; null where it has none.
+    pub dimensions: BTreeMap<String, Option<String>>,
+    /// The measure.
+    pub measure: String,
+    /// Its state in the store: `sum=12 count=3`; null where there is no such cell.
+    pub held: Option<String>,
+    /// Its state by the archive, likewise.
+    pub exact: Option<String>,
+    /// Which layers' rows the cell is made of: `batch`, `speed` or `merged`; null where there are none.
+    pub layer: Option<&'static str>,
+    /// Why it may be so; null where nothing explains it.
+    pub explained: Option<&'static str>,
+}
+
+/// A repeat that a window or a partition hides from the speed layer.
+pub(crate) const REPEATS: &str = "repeats that the speed layer could not know, which the next batch run drops";
+/// A repeat that the speed layer's filter had forgotten.
+pub(crate) const CUT_SHORT: &str = "the speed layer's filter was cut short, by its memory or the log's beginning";
+
+/// Cells by their key, as rows of one batch.
+pub(crate) struct Cells {
+    batch: RecordBatch,
+    rows: BTreeMap<OwnedRow, usize>,
+}
+
+impl Cells {
+    /// Cells of one view, each once.
+    pub(crate) fn new(view: &View, schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Self, ArrowError> {
+        let batch = match batches.first() {
+            Some(first) => concat_batches(first.schema_ref(), batches)?,
+            None => RecordBatch::new_empty(SchemaRef::clone(schema)),
+        };
+        let keys: Vec<ArrayRef> = batch.columns().iter().take(key_columns(view)).cloned().collect();
+        let fields = keys.iter().map(|key| SortField::new(key.data_type().clone())).collect();
+        let converted = RowConverter::new(fields)?.convert_columns(&keys)?;
+        let rows = converted
+            .iter()
+            .enumerate()
+            .map(|(at, row)| (row.owned(), at))
+            .collect();
+        Ok(Self { batch, rows })
+    }
+
+    /// Cells as the store sends them: the columns brought to the plan's types.
+    pub(crate) fn from_stream(view: &View, schema: &SchemaRef, body: &[u8]) -> Result<Self, ArrowError> {
+        let layers = Field::new(LAYERS_COLUMN, DataType::UInt8, false).into();
+        let all: Vec<FieldRef> = schema.fields().iter().cloned().chain([layers]).collect();
+        let all = SchemaRef::new(Schema::new(all));
+        let mut batches = Vec::new();
+        for batch in StreamReader::try_new(body, None)? {
+            let batch = batch?;
+            let mut columns = Vec::new();
+            for field in all.fields() {
+                let column = batch
+                    .column_by_name(field.name())
+                    .ok_or_else(|| ArrowError::SchemaError(format!("the store sent no column `{}`", field.name())))?;
+                columns.push(cast(column, field.data_type())?);
+            }
+            batches.push(RecordBatch::try_new(SchemaRef::clone(&all), columns)?);
+        }
+        Self::new(view, schema, &batches)
+    }
+
+    fn state(&self, name: &str, at: usize) -> Option<(&ArrayRef, usize)> {
+        self.batch.column_by_name(name).map(|column| (column, at))
+    }
+
+    fn layer(&self, at: usize) -> Option<&'static str> {
+        let layers = self
+            .batch
+            .column_by_name(LAYERS_COLUMN)?
+            .as_primitive_opt::<UInt8Type>()?;
+        Some(match layers.value(at) {
+            1 => "batch",
+            2 => "speed",
+            _ => "merged",
+        })
+    }
+}
+
+fn key_columns(view: &View) -> usize {
+    1 + view.dimensions.len()
+}
+
+/// A measure with the state columns that it rests on; a ratio's are those of its two.
+struct Compared<'a> {
+    name: &'a str,
+    /// For each aggregate its states.
+    states: Vec<Vec<(String, State)>>,
+}
+
+fn measures(view: &View) -> Vec<Compared<'_>> {
+    let states = |index: usize| {
+        view.measures.get(index).and_then(|measure| match &measure.form {
+            MeasureForm::Aggregate(aggregate) => Some(
+                aggregate
+                    .states()
+                    .into_iter()
+                    .map(|state| (state.column(&measure.name), state))
+                    .collect(),
+            ),
+            MeasureForm::Ratio { .. } => None,
+        })
+    };
+    let compared = view.measures.iter().enumerate().map(|(index, measure)| Compared {
+        name: &measure.name,
+        states: match measure.form {
+            MeasureForm::Aggregate(_) => states(index).into_iter().collect(),
+            MeasureForm::Ratio { numerator, denominator } => {
+                [numerator, denominator].into_iter().filter_map(states).collect()
+            }
+        },
+    });
+    compared.collect()
+}
+
+/// A window, the dimensions, and a measure.
+type MeasureOfCell = (String, BTreeMap<String, Option<String>>, String);
+
+/// What came of a comparison.
+#[derive(Debug, Default)]
+pub(crate) struct Compare {
+    pub(crate) compared: u64,
+    pub(crate) equal: u64,
+    pub(crate) different: Vec<Difference>,
+}
+
+impl Compare {
+    /// Compares what the store holds with what the archive gives, measure by measure.
+    pub(crate) fn of(view: &View, held: &Cells, exact: &Cells) -> Self {
+        let mut found = Self::default();
+        let measures = measures(view);
+        each_cell(held, exact, |held_at, exact_at| {
+            for measure in &measures {
+                found.compared += 1;
+                if measure.is_equal(held, held_at, exact, exact_at) {
+                    found.equal += 1;
+                } else {
+                    found
+                        .different
+                        .push(difference(view, measure, (held, held_at), (exact, exact_at)));
+                }
+            }
+        });
+        found
+    }
+
+    /// Finds what explains differences: where the store holds what the speed layer's own rule gives. `cut_short` says that
+    /// a filter was, so that there may be more repeats than that rule lets through.
+    pub(crate) fn explain(&mut self, view: &View, held: &Cells, predicted: &Cells, cut_short: bool) {
+        let measures = measures(view);
+        let mut explained: BTreeMap<MeasureOfCell, &'static str> = BTreeMap::new();
+        each_cell(held, predicted, |held_at, predicted_at| {
+            for measure in &measures {
+                let why = if measure.is_equal(held, held_at, predicted, predicted_at) {
+                    REPEATS
+                } else if cut_short && measure.counts_more(held, held_at, predicted, predicted_at) {
+                    CUT_SHORT
+                } else {
+                    continue;
+                };
+                let (window, dimensions) = key(view, (held, held_at), (predicted, predicted_at));
+                explained.insert((window, dimensions, measure.name.to_owned()), why);
+            }
+        });
+        for difference in &mut self.different {
+            let Difference {
+                window,
+                dimensions,
+                measure,
+                ..
+            } = difference;
+            let key = (window.clone(), dimensions.clone(), measure.clone());
+            difference.explained = explained.get(&key).copied();
+        }
+    }
+}
+
+/// Calls for each key that either has, with its rows.
+fn each_cell(a: &Cells, b: &Cells, mut call: impl FnMut(Option<usize>, Option<usize>)) {
+    for (key, at) in &a.rows {
+        call(Some(*at), b.rows.get(key).copied());
+    }
+    for at in b
+        .rows
+        .iter()
+        .filter(|(key, _)| !a.rows.contains_key(*key))
+        .map(|(_, at)| *at)
+    {
+        call(None, Some(at));
+    }
+}
+
+impl Compared<'_> {
+    fn is_equal(&self, a: &Cells, a_at: Option<usize>, b: &Cells, b_at: Option<usize>) -> bool {
+        let (Some(a_at), Some(b_at)) = (a_at, b_at) else {
+            return false;
+        };
+        self.states.iter().all(|of_aggregate| {
+            let tolerance = tolerance(of_aggregate, b, b_at);
+            of_aggregate
+                .iter()
+                .all(|(name, state)| match (a.state(name, a_at), b.state(name, b_at)) {
+                    (Some((a, a_at)), Some((b, b_at))) => match tolerance.filter(|_| is_rounded(state)) {
+                        Some(tolerance) => close(float(a, a_at), float(b, b_at), tolerance),
+                        None => same(a, a_at, b, b_at),
+                    },
+                    _ => false,
+                })
+        })
+    }
+
+    /// Whether each count of it is at least as high.
+    fn counts_more(&self, a: &Cells, a_at: Option<usize>, b: &Cells, b_at: Option<usize>) -> bool {
+        let count = |cells: &Cells, at: Option<usize>, name: &str| {
+            let (column, at) = cells.state(name, at?)?;
+            column.as_primitive_opt::<UInt64Type>().map(|counts| counts.value(at))
+        };
+        let counts = self
+            .states
+            .iter()
+            .flatten()
+            .filter(|(_, state)| state.state_type == StateType::Count);
+        a_at.is_some()
+            && counts
+                .clone()
+                .all(|(name, _)| count(a, a_at, name) >= count(b, b_at, name))
+    }
+}
+
+/// Whether additions in another order give another value.
+fn is_rounded(state: &State) -> bool {
+    state.merge == Merge::Sum && state.state_type == StateType::Value(ValueType::Float64)
+}
+
+/// How far sums of doubles may lie apart: twice `n · ε · Σ |x|`, each side's bound. `None` where nothing is rounded.
+fn tolerance(states: &[(String, State)], exact: &Cells, at: usize) -> Option<f64> {
+    states.iter().find(|(_, state)| is_rounded(state))?;
+    let of = |suffix: &str| {
+        states
+            .iter()
+            .find(|(_, state)| state.suffix == suffix)
+            .and_then(|(name, _)| exact.state(name, at))
+    };
+    let (magnitude, at) = of("magnitude")?;
+    let magnitude = float(magnitude, at)?;
+    let (counts, at) = of("count")?;
+    let count = counts.as_primitive_opt::<UInt64Type>()?.value(at);
+    #[expect(clippy::cast_precision_loss, reason = "a bound")]
+    let count = count as f64;
+    Some(2.0 * count * f64::EPSILON * magnitude)
+}
+
+fn float(column: &ArrayRef, at: usize) -> Option<f64> {
+    let column: &Float64Array = column.as_primitive_opt::<Float64Type>()?;
+    column.is_valid(at).then(|| column.value(at))
+}
+
+fn close(a: Option<f64>, b: Option<f64>, tolerance: f64) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) if a.is_finite() && b.is_finite() => (a - b).abs() <= tolerance,
+        // A sum beyond all doubles has no value, in whatever order it came to that.
+        (Some(a), Some(b)) => !a.is_finite() && !b.is_finite(),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+fn same(a: &ArrayRef, a_at: usize, b: &ArrayRef, b_at: usize) -> bool {
+    a.data_type() == b.data_type() && a.slice(a_at, 1).as_ref() == b.slice(b_at, 1).as_ref()
+}
+
+fn text(column: &ArrayRef, at: usize) -> Option<String> {
+    column
+        .is_valid(at)
+        .then(|| array_value_to_string(column, at).unwrap_or_default())
+}
+
+fn key(
+    view: &View,
+    (a, a_at): (&Cells, Option<usize>),
+    (b, b_at): (&Cells, Option<usize>),
+) -> (String, BTreeMap<String, Option<String>>) {
+    let Some((cells, at)) = a_at.map(|at| (a, at)).or(b_at.map(|at| (b, at))) else {
+        return Default::default();
+    };
+    let value = |name: &str| cells.state(name, at).and_then(|(column, at)| text(column, at));
+    let dimensions = view
+        .dimensions
+        .iter()
+        .map(|dimension| (dimension.name.clone(), value(&dimension.name)));
+    (value(WINDOW_COLUMN).unwrap_or_default(), dimensions.collect())
+}
+
+fn difference(
+    view: &View,
+    measure: &Compared<'_>,
+    held: (&Cells, Option<usize>),
+    exact: (&Cells, Option<usize>),
+) -> Difference {
+    let (window, dimensions) = key(view, held, exact);
+    let shown = |(cells, at): (&Cells, Option<usize>)| {
+        let at = at?;
+        let states = measure.states.iter().flatten().map(|(name, _)| {
+            let value = cells.state(name, at).and_then(|(column, at)| text(column, at));
+            format!("{name}={}", value.as_deref().unwrap_or("null"))
+        });
+        Some(states.collect::<Vec<_>>().join(" "))
+    };
+    Difference {
+        view: view.name.clone(),
+        window,
+        dimensions,
+        measure: measure.name.to_owned(),
+        held: shown(held),
+        exact: shown(exact),
+        layer: held.1.and_then(|at| held.0.layer(at)),
+        explained: None,
+    }
+}

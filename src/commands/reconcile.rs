@@ -1,0 +1,127 @@
+//! `highwater reconcile`: what is answered, beside a computation from the archive.
+
+use std::process::ExitCode;
+
+use highwater_batch::{Reconciled, Selection};
+use tokio_util::sync::CancellationToken;
+
+use super::Place;
+use super::batch::progress::Bars;
+use super::batch::used_wrongly;
+use super::output::{Output, columns};
+use crate::connect;
+use crate::signals::Signals;
+
+/// So many differences of a view are shown in the table; JSON lists more.
+const SHOWN: usize = 20;
+
+/// Compare what is answered with a computation from the archive, cell by cell
+///
+/// Batch rows below the marks and the speed layer's rows above them are compared with all archived events counted once,
+/// over the offsets that both the archive and the speed layer hold. A difference is explained where the speed layer could
+/// not know a repeat: the next batch run drops it. With anything unexplained, or nothing to compare, it exits 1.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    highwater reconcile\n  \
+    highwater reconcile --view departures\n  \
+    highwater reconcile --output json")]
+pub(crate) struct Reconcile {
+    /// Only this view; may be given several times
+    #[arg(long, value_name = "NAME")]
+    view: Vec<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Reconcile {
+    pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
+        let (config, definitions) = place.join()?;
+        let batch = highwater_batch::Batch::new(config, definitions)?;
+        tokio::runtime::Runtime::new()?.block_on(async {
+            let mut signals = Signals::listen()?;
+            tokio::select! {
+                done = Box::pin(self.compare(&batch)) => done,
+                name = signals.next() => anyhow::bail!("{name}: not everything was compared"),
+            }
+        })
+    }
+
+    async fn compare(self, batch: &highwater_batch::Batch) -> anyhow::Result<ExitCode> {
+        let selection = Selection {
+            views: self.view,
+            datasets: Vec::new(),
+        };
+        let views = match batch.selected(&selection) {
+            Ok(views) => views,
+            Err(unknown) => return Ok(used_wrongly(&unknown)),
+        };
+        connect::tables(&batch.store, &batch.definitions).await?;
+        let bars = Bars::new();
+        let all = highwater_batch::reconcile(batch, &views, &bars, &CancellationToken::new()).await;
+        bars.finish();
+        self.output.print_text(&all, |all| text(all))?;
+        Ok(if all.iter().all(Reconciled::is_sound) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
+}
+
+fn text(all: &[Reconciled]) -> String {
+    let head = ["view", "compared", "equal", "different", "unexplained"]
+        .map(str::to_owned)
+        .to_vec();
+    let line = |one: &Reconciled| {
+        let counts = [one.compared, one.equal, one.different, one.unexplained].map(|count| count.to_string());
+        std::iter::once(one.view.clone()).chain(counts).collect()
+    };
+    let mut text = columns(&std::iter::once(head).chain(all.iter().map(line)).collect::<Vec<_>>());
+    for one in all {
+        for line in remarks(one) {
+            text.push_str(&format!("{}: {line}\n", one.view));
+        }
+    }
+    text
+}
+
+/// What else there is to say of a view.
+fn remarks(one: &Reconciled) -> Vec<String> {
+    let mut remarks: Vec<String> = one.why.iter().cloned().collect();
+    for partition in one.partitions.iter().filter(|partition| partition.left_out.is_some()) {
+        let why = match partition.left_out {
+            Some(highwater_batch::reconcile::LeftOut::ArchiveBehind) => "the archive has not come that far yet",
+            Some(highwater_batch::reconcile::LeftOut::ArchiveGap) => "the archive lacks events there",
+            _ => "rows are being written there",
+        };
+        remarks.push(format!(
+            "partition {}: compared up to offset {}, and not on to {}: {why}",
+            partition.partition, partition.up_to, partition.speed_next
+        ));
+    }
+    remarks.extend(one.alarms.iter().cloned());
+    for difference in one.differences.iter().take(SHOWN) {
+        let dimensions = difference
+            .dimensions
+            .iter()
+            .map(|(name, value)| format!(" {name}={}", null(value.as_deref())));
+        remarks.push(format!(
+            "{}{} {}: answered {}, archived {} ({})",
+            difference.window,
+            dimensions.collect::<String>(),
+            difference.measure,
+            null(difference.held.as_deref()),
+            null(difference.exact.as_deref()),
+            difference.explained.unwrap_or("unexplained"),
+        ));
+    }
+    let more = one.different.saturating_sub(SHOWN as u64);
+    if more > 0 {
+        remarks.push(format!("and {more} more differences"));
+    }
+    remarks
+}
+
+fn null(value: Option<&str>) -> &str {
+    value.unwrap_or("null")
+}
