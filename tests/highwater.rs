@@ -27,6 +27,7 @@ mod local_stack;
 #[cfg(test)]
 mod produce;
 #[cfg(test)]
+mod status;
 mod serving;
 #[cfg(test)]
 mod tidy;
