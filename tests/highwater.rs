@@ -27,7 +27,8 @@ mod local_stack;
 #[cfg(test)]
 mod produce;
 #[cfg(test)]
-mod status;
 mod serving;
+#[cfg(test)]
+mod status;
 #[cfg(test)]
 mod tidy;
