@@ -39,7 +39,11 @@ impl Serve {
             let cancel = CancellationToken::new();
             let work = async {
                 let metrics = metrics::record()?;
-                let store = connect::store(&config, &definitions).await?;
+                // Boxed, since it is large and waited for once.
+                let connected = Box::pin(connect::store(&config, &definitions));
+                let Some(store) = cancel.run_until_cancelled(connected).await.transpose()? else {
+                    return Ok(());
+                };
                 let definitions = Arc::new(definitions);
                 let bound =
                     highwater_serving::serve(&config.serve, definitions, store, metrics, cancel.clone()).await?;
