@@ -26,8 +26,8 @@ mod law;
 mod local_stack;
 #[cfg(test)]
 mod produce;
+mod serving;
 #[cfg(test)]
 mod status;
-mod serving;
 #[cfg(test)]
 mod tidy;
