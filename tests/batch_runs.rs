@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use highwater_batch::list::State;
 use highwater_batch::{Outcome, Step, ViewReport, Watcher, list, rollback};
 use highwater_tests::clickhouse::ClickHouse;
+use highwater_tests::stack::PATIENCE;
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{Floor, Mark, Offset, Publication, PublicationNumber, RunId, Start};
 use tokio::sync::{Notify, Semaphore};
@@ -411,14 +412,15 @@ fn scheduled_runs_publish_by_themselves_until_cancelled() -> anyhow::Result<()> 
         world.archive([8, 8], 1).await?;
         let at_the_end = Published(Semaphore::new(0));
         let more = async {
-            // Both views.
-            at_the_end.0.acquire_many(2).await?.forget();
+            // All three views.
+            at_the_end.0.acquire_many(3).await?.forget();
             world.archive([40, 40], 1).await?;
-            at_the_end.0.acquire_many(2).await?.forget();
+            at_the_end.0.acquire_many(3).await?.forget();
             cancel.cancel();
             anyhow::Ok(())
         };
-        let (more, ()) = tokio::join!(more, world.batch.schedule(&at_the_end, &cancel));
+        let both = async { tokio::join!(more, world.batch.schedule(&at_the_end, &cancel)) };
+        let (more, ()) = tokio::time::timeout(PATIENCE, both).await?;
         more?;
         assert_eq!(world.newest("hourly").await?.number, PublicationNumber(2));
         assert_eq!(world.answer().await?, world.truth([40, 40]));

@@ -26,6 +26,7 @@ mod law;
 mod local_stack;
 #[cfg(test)]
 mod produce;
+#[cfg(test)]
 mod serving;
 #[cfg(test)]
 mod status;

@@ -44,6 +44,9 @@ at = "timestamp"
 carrier = "string?"
 flight = "int64"
 delay = "int64?"
+distance = "float64?"
+fare = "decimal(10,2)?"
+day = "date?"
 
 [view.hourly]
 dataset = "flights"
@@ -62,6 +65,27 @@ grain = "1d"
 [view.daily.measures]
 flights = "count()"
 mean = "avg(delay)"
+
+[view.kinds]
+dataset = "flights"
+grain = "1h"
+filter = "flight <> 40"
+dimensions = ["day", { name = "late", expr = "delay > 15" }, "flight"]
+
+[view.kinds.measures]
+flights = "count()"
+distance = "sum(distance)"
+shortest = "min(distance)"
+mean_distance = "avg(distance)"
+fare = "sum(fare)"
+mean_fare = "avg(fare)"
+dearest = "max(fare)"
+first = "min(at)"
+last_day = "max(day)"
+last_carrier = "max(carrier)"
+any_late = "max(delay > 20)"
+delayed = { measure = "count()", where = "delay > 15" }
+share_delayed = { ratio = ["delayed", "flights"] }
 "#;
 
 /// An event of the log.
@@ -81,6 +105,10 @@ impl Event {
         let at = chrono::DateTime::from_timestamp(FIRST_SECOND + self.at, 0).unwrap_or_default();
         serde_json::json!({
             "at": at.to_rfc3339(), "carrier": self.carrier, "flight": self.flight, "delay": self.delay,
+            // No double holds these, so sums in another order differ.
+            "distance": self.delay.map(|delay| f64::from(i32::try_from(delay).unwrap_or_default()) * 0.1),
+            "fare": self.delay.map(|delay| format!("{delay}.{:02}", self.flight % 100)),
+            "day": (self.flight % 5 != 0).then(|| at.format("%Y-%m-%d").to_string()),
         })
         .to_string()
     }

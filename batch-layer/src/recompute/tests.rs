@@ -10,7 +10,7 @@ use datafusion::datasource::MemTable;
 use futures::TryStreamExt;
 use proptest::prelude::*;
 use shared_schemas::definitions::Definitions;
-use shared_schemas::plan::event_schema;
+use shared_schemas::plan::{MergePlan, event_schema};
 
 use super::*;
 
@@ -169,46 +169,127 @@ fn sorted(cells: &RecordBatch) -> Vec<String> {
     lines
 }
 
-async fn computed(
-    events: &[Event],
-    days: &BTreeSet<EventDay>,
-    marks: &BTreeMap<Partition, Mark>,
-    memory: u64,
-) -> RecordBatch {
-    let definitions = definitions();
-    let (dataset, view) = (&definitions.datasets[0], &definitions.views[0]);
-    let archive = batch(dataset, events);
-    // Several pieces in any order, as files are.
+/// The events as a table, in several pieces in any order, as files are.
+fn table(events: &[Event]) -> Arc<MemTable> {
+    let archive = batch(&definitions().datasets[0], events);
     let pieces = (0..archive.num_rows()).rev().map(|row| archive.slice(row, 1)).collect();
-    let table = MemTable::try_new(archive.schema(), vec![pieces]).unwrap();
-    let recompute = Recompute::new(view, dataset, memory).unwrap();
-    let stream = recompute.cells(Arc::new(table), days, &below(marks)).await.unwrap();
-    let batches: Vec<_> = stream.try_collect().await.unwrap();
+    Arc::new(MemTable::try_new(archive.schema(), vec![pieces]).unwrap())
+}
+
+fn recompute(window: Duration) -> Recompute {
+    let definitions = definitions();
+    let dataset = Dataset {
+        dedupe_window: window,
+        ..definitions.datasets[0].clone()
+    };
+    Recompute::new(&definitions.views[0], &dataset, 64 << 20).unwrap()
+}
+
+/// A computation's cells in one batch.
+async fn all(recompute: &Recompute, cells: BoxStream<'static, Result<RecordBatch>>) -> RecordBatch {
+    let batches: Vec<_> = cells.try_collect().await.unwrap();
     concat_batches(recompute.plan.schema(), &batches).unwrap()
 }
 
+async fn computed(events: &[Event], days: &BTreeSet<EventDay>, marks: &BTreeMap<Partition, Mark>) -> RecordBatch {
+    let recompute = recompute(Duration::ZERO);
+    let cells = recompute.cells(table(events), days, &below(marks)).await.unwrap();
+    all(&recompute, cells).await
+}
+
+/// What the plan gives for these events, none of which is left out.
+async fn plain(events: &[Event]) -> RecordBatch {
+    let definitions = definitions();
+    let (dataset, view) = (&definitions.datasets[0], &definitions.views[0]);
+    let mut events = batch(dataset, events);
+    events.remove_column(events.schema().index_of(TOPIC_COLUMN).unwrap());
+    CellPlan::new(view, dataset, CellKey::Cell)
+        .unwrap()
+        .run(vec![events])
+        .await
+        .unwrap()
+}
+
+fn partitions() -> [Partition; 3] {
+    [(TOPICS[0], 0), (TOPICS[0], 1), (TOPICS[1], 0)].map(|(topic, number)| Partition { topic, number })
+}
+
+fn marks_of(marks: Vec<Option<u64>>) -> BTreeMap<Partition, Mark> {
+    let known = partitions().into_iter().zip(marks);
+    known
+        .filter_map(|(partition, mark)| Some((partition, Mark(Offset(mark?)))))
+        .collect()
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .build()
+        .unwrap()
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     /// Whatever the log, its repeats and the marks: the cells are those of the events that the rule keeps.
     #[test]
     fn repeats_go_and_nothing_else(
         events in logs(), marks in prop::collection::vec(prop::option::weighted(0.9, 0..=LOG), 3), both_days in any::<bool>(),
     ) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
-        let partitions = [(TOPICS[0], 0), (TOPICS[0], 1), (TOPICS[1], 0)].map(|(topic, number)| Partition { topic, number });
-        let marks = partitions.into_iter().zip(marks).filter_map(|(partition, mark)| Some((partition, Mark(Offset(mark?))))).collect();
+        let marks = marks_of(marks);
         let days: BTreeSet<_> = (0..=i32::from(both_days)).map(EventDay).collect();
-        let definitions = definitions();
-        let (dataset, view) = (&definitions.datasets[0], &definitions.views[0]);
-        let plan = CellPlan::new(view, dataset, CellKey::Cell).unwrap();
-        let (found, expected) = runtime.block_on(async {
-            let survivors = batch(dataset, &kept(&events, &days, &marks));
-            let mut survivors = survivors;
-            survivors.remove_column(survivors.schema().index_of(TOPIC_COLUMN).unwrap());
-            (computed(&events, &days, &marks, 64 << 20).await, plan.run(vec![survivors]).await.unwrap())
+        let (found, expected) = runtime().block_on(async {
+            (computed(&events, &days, &marks).await, plain(&kept(&events, &days, &marks)).await)
         });
         prop_assert_eq!(sorted(&found), sorted(&expected));
+    }
+
+    /// What the speed layer knows to be a repeat is one by its rule, written down once more.
+    #[test]
+    fn known_repeats_are_those_within_the_window(events in logs(), window in 0_i64..6, from in 0..=LOG) {
+        let days = BTreeSet::from([EventDay(0), EventDay(1)]);
+        let same = |a: &Event, b: &Event| (a.carrier, a.flight, a.at) == (b.carrier, b.flight, b.at);
+        let is_known = |event: &Event| event.carrier.is_some() && events.iter().any(|other| {
+            (other.partition, other.offset < event.offset) == (event.partition, true)
+                && same(other, event)
+                && other.kafka_time >= event.kafka_time - window
+        });
+        let counted: Vec<_> = events.iter().filter(|event| event.offset >= from && !is_known(event)).cloned().collect();
+        let offsets = partitions().map(|partition| (partition, OffsetSet::from_iter([OffsetRange { from: Offset(from), to: Offset(LOG) }])));
+        let (found, expected) = runtime().block_on(async {
+            let recompute = recompute(Duration::from_micros(window.unsigned_abs()));
+            let cells = recompute.cells_of_speed(table(&events), &days, &offsets.into()).await.unwrap();
+            (all(&recompute, cells).await, plain(&counted).await)
+        });
+        prop_assert_eq!(sorted(&found), sorted(&expected));
+    }
+
+    /// The central invariant, over the real plans: batch below any marks and speed from there on, merged, are batch over
+    /// everything, as long as the speed layer can see the repeats.
+    #[test]
+    fn batch_below_and_speed_above_any_mark_are_the_whole(
+        mut events in logs(), marks in prop::collection::vec(prop::option::weighted(0.9, 0..=LOG), 3),
+    ) {
+        // Repeats in another partition can not be seen.
+        for event in &mut events {
+            event.flight += 10 * i64::from(event.partition.number) + 100 * i64::from(event.partition.topic == TOPICS[1]);
+        }
+        let days = BTreeSet::from([EventDay(0), EventDay(1)]);
+        let marks = marks_of(marks);
+        let above = partitions().map(|partition| {
+            let from = marks.get(&partition).copied().unwrap_or_default().0;
+            (partition, OffsetSet::from_iter([OffsetRange { from, to: Offset(LOG) }]))
+        });
+        let everything = partitions().map(|partition| (partition, Mark(Offset(LOG)))).into();
+        let (merged, whole) = runtime().block_on(async {
+            let recompute = recompute(Duration::from_secs(1));
+            let batch = recompute.cells(table(&events), &days, &below(&marks)).await.unwrap();
+            let speed = recompute.cells_of_speed(table(&events), &days, &above.into()).await.unwrap();
+            let parts = vec![all(&recompute, batch).await, all(&recompute, speed).await];
+            let merge = MergePlan::new(&definitions().views[0], CellKey::Cell).unwrap();
+            (merge.run(parts).await.unwrap(), computed(&events, &days, &everything).await)
+        });
+        prop_assert_eq!(sorted(&merged), sorted(&whole));
     }
 }
 
@@ -223,12 +304,12 @@ async fn beyond_its_memory_it_spills() {
         partition,
         offset,
         kafka_time: 0,
-        at: i64::try_from(offset % 200_000).unwrap(),
+        at: i64::try_from(offset % 160_000).unwrap(),
         carrier: Some("AA"),
         flight: 1,
         delay: Some(1),
     };
-    let events: Vec<_> = (0..300_000).map(event).collect();
+    let events: Vec<_> = (0..240_000).map(event).collect();
     let definitions = definitions();
     let (dataset, view) = (&definitions.datasets[0], &definitions.views[0]);
     let archive = batch(dataset, &events);
@@ -238,7 +319,7 @@ async fn beyond_its_memory_it_spills() {
         .collect();
     let table = Arc::new(MemTable::try_new(archive.schema(), vec![pieces]).unwrap());
     let recompute = Recompute::new(view, dataset, 12 << 20).unwrap();
-    let counted = below(&BTreeMap::from([(partition, Mark(Offset(300_000)))]));
+    let counted = below(&BTreeMap::from([(partition, Mark(Offset(240_000)))]));
     let stream = recompute
         .cells(table, &BTreeSet::from([EventDay(0)]), &counted)
         .await
@@ -246,5 +327,5 @@ async fn beyond_its_memory_it_spills() {
     let cells: Vec<RecordBatch> = stream.try_collect().await.unwrap();
     let cells = concat_batches(recompute.plan.schema(), &cells).unwrap();
     let text = pretty_format_batches(&[cells]).unwrap().to_string();
-    assert!(text.contains("| 200000 "), "{text}");
+    assert!(text.contains("| 160000 "), "{text}");
 }

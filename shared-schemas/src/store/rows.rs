@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Date32Array, FixedSizeBinaryArray, RecordBatch, UInt64Array};
-use arrow::datatypes::{Field, Int32Type, Schema, TimestampMicrosecondType, UInt64Type};
+use arrow::datatypes::{Date32Type, Field, Int32Type, Schema, TimestampMicrosecondType, UInt64Type};
 use arrow::error::ArrowError;
 use arrow::ipc::writer::StreamWriter;
 
@@ -94,8 +94,22 @@ pub fn arrow_stream(batches: &[RecordBatch]) -> Result<Vec<u8>, ArrowError> {
         return Ok(Vec::new());
     };
     let mut writer = StreamWriter::try_new(Vec::new(), first.schema_ref())?;
-    batches.iter().try_for_each(|batch| writer.write(batch))?;
+    for batch in batches {
+        writer.write(&without_days_below_nulls(batch)?)?;
+    }
     writer.into_inner()
+}
+
+/// The same rows, with day 0 below every null of a column of dates. Arrow leaves open what stands there, DataFusion's `max`
+/// leaves the lowest number, and ClickHouse refuses a whole insert for a number there that is no date of its own.
+fn without_days_below_nulls(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let plain = |column: &ArrayRef| -> ArrayRef {
+        match column.as_primitive_opt::<Date32Type>() {
+            Some(dates) if dates.null_count() > 0 => Arc::new(dates.iter().collect::<Date32Array>()),
+            _ => Arc::clone(column),
+        }
+    };
+    RecordBatch::try_new(batch.schema(), batch.columns().iter().map(plain).collect())
 }
 
 fn column<'a>(cells: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, ArrowError> {
