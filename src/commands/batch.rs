@@ -13,7 +13,7 @@ use self::progress::Bars;
 use super::Place;
 use super::output::Output;
 use crate::signals::Signals;
-use crate::{USED_WRONGLY, connect};
+use crate::{USED_WRONGLY, connect, metrics};
 
 /// Exact results: computed from the archive, published, rolled back
 #[derive(Debug, clap::Args)]
@@ -159,6 +159,8 @@ impl Command {
                 Ok(ExitCode::SUCCESS)
             }
             Self::Schedule => {
+                let (told, _) = metrics::serve(batch.config.metrics.listen).await?;
+                tracing::info!("metrics at {told}");
                 let watcher: &dyn Watcher = &Logs;
                 batch.schedule(watcher, cancel).await;
                 Ok(ExitCode::SUCCESS)

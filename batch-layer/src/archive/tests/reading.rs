@@ -48,6 +48,27 @@ async fn readers_get_the_plans_columns() {
     assert_eq!(none.count().await.unwrap(), 0);
 }
 
+#[tokio::test]
+async fn the_log_says_by_which_rules_offsets_were_read() {
+    let (site, dataset) = (Site::new(), flights());
+    let mut archive = site.archive(&dataset).await;
+    for offsets in [range(0, 4), range(4, 9)] {
+        archive.commit(&commit(&dataset, partition(1), offsets)).await.unwrap();
+    }
+    let mut changed = dataset.clone();
+    changed.future *= 2;
+    let mut archive = site.archive(&changed).await;
+    archive
+        .commit(&commit(&changed, partition(1), range(9, 12)))
+        .await
+        .unwrap();
+    let pinned = archive.pin().await.unwrap();
+    let rules = [&dataset, &changed].map(|dataset| Fingerprint::of_rules(dataset).to_string());
+    let expected = [(&rules[0], range(0, 9)), (&rules[1], range(9, 12))];
+    let expected = expected.map(|(rules, range)| ((partition(1), rules.as_str()), range));
+    assert_eq!(pinned.rules(), expected.into());
+}
+
 /// Any reader of Delta Lake sees the table, with Highwater's other columns.
 #[tokio::test]
 async fn delta_readers_see_all_columns() {
