@@ -8,6 +8,7 @@ mod produce;
 mod reconcile;
 mod serve;
 mod speed;
+mod status;
 mod topics;
 mod up;
 
@@ -63,6 +64,7 @@ enum Command {
     Reconcile(reconcile::Reconcile),
     Serve(serve::Serve),
     Speed(speed::Speed),
+    Status(status::Status),
     Topics(topics::Topics),
     Up(up::Up),
 }
@@ -78,6 +80,7 @@ impl Arguments {
             Command::Reconcile(reconcile) => reconcile.run(&self.place),
             Command::Serve(serve) => serve.run(&self.place),
             Command::Speed(speed) => speed.run(&self.place),
+            Command::Status(status) => status.run(&self.place),
             Command::Topics(topics) => topics.run(&self.place),
             Command::Up(up) => up.run(&self.place),
         }

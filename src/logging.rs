@@ -3,7 +3,10 @@
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+
+/// What `HIGHWATER_LOG` adds to. Delta Lake tells each step of each commit, and conflicts as errors that the archive
+/// resolves; what matters of it comes back as an error, and is told once.
+const USUAL: &str = "info,deltalake_core=off,buoyant_kernel=off";
 
 /// How logs are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -17,14 +20,9 @@ pub(crate) enum LogFormat {
 
 /// Starts logging; once, first thing.
 pub(crate) fn start(format: LogFormat) {
-    let mut filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
-        .with_env_var("HIGHWATER_LOG")
-        .from_env_lossy();
-    // Two archivers that meet are settled by the archive, and told by it.
-    if let Ok(quiet) = "deltalake_core::kernel::transaction=off".parse() {
-        filter = filter.add_directive(quiet);
-    }
+    let chosen = std::env::var("HIGHWATER_LOG").unwrap_or_default();
+    // Of two directives for the same target the later one counts.
+    let filter = EnvFilter::builder().parse_lossy(format!("{USUAL},{chosen}"));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

@@ -47,7 +47,7 @@ async fn killed_archivers_lose_and_double_nothing() -> anyhow::Result<()> {
             world.send(i32::try_from(partition)?, records).await?;
             *sent += count;
         }
-        // Not a wait for anything: the instant of a death.
+        // sleeps: the instant of a death, not a wait for anything
         tokio::time::sleep(std::time::Duration::from_millis(random.u64(0..700))).await;
         archiver.kill().await;
     }

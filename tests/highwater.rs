@@ -29,4 +29,6 @@ mod produce;
 #[cfg(test)]
 mod serving;
 #[cfg(test)]
+mod status;
+#[cfg(test)]
 mod tidy;

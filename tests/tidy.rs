@@ -8,6 +8,7 @@ mod examples;
 mod invariants;
 mod layers;
 mod lockfile;
+mod metrics;
 mod sources;
 
 use std::{

@@ -165,6 +165,14 @@ impl Lease {
         }
     }
 
+    /// Who holds it now, as far as can be told without taking it; `None` for nobody, or somebody who does not say so. The
+    /// words of a holder that was killed stay: on this machine they count for as long as there is its process.
+    pub fn holder_at(path: &Path) -> Option<Holder> {
+        let holder: Holder = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        let is_gone = holder.host == host() && !Path::new("/proc").join(holder.pid.to_string()).exists();
+        (!is_gone).then_some(holder)
+    }
+
     /// Who holds it: we.
     pub fn holder(&self) -> &Holder {
         &self.holder
@@ -224,8 +232,30 @@ mod tests {
             std::process::id()
         );
         assert!(said.starts_with(&expected), "{said}");
+        assert_eq!(Lease::holder_at(&path).as_ref(), Some(first.holder()));
         drop(first);
+        assert_eq!(Lease::holder_at(&path), None);
         assert_eq!(Lease::take(&path, "rollback").unwrap().holder().doing, "rollback");
+    }
+
+    #[test]
+    fn whoever_was_killed_holds_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE_NAME);
+        let lease = Lease::take(&path, "batch run").unwrap();
+        // Beyond the numbers that Linux gives to processes.
+        let killed = Holder {
+            pid: u32::MAX,
+            ..lease.holder().clone()
+        };
+        std::fs::write(&path, serde_json::to_vec(&killed).unwrap()).unwrap();
+        assert_eq!(Lease::holder_at(&path), None);
+        let elsewhere = Holder {
+            host: "another machine".to_owned(),
+            ..killed
+        };
+        std::fs::write(&path, serde_json::to_vec(&elsewhere).unwrap()).unwrap();
+        assert_eq!(Lease::holder_at(&path), Some(elsewhere));
     }
 
     #[tokio::test]

@@ -14,9 +14,11 @@
 //! - [`frame`]: what every request has: an id, a time limit, a place in the metrics
 //! - [`routes`]: the paths
 //! - [`watch`]: metrics of the views, and what readiness tells
+//! - [`connection`]: so many connections, none idle for ever
 //! - [`server`]: listening and ending; [`serve`] is the entry point
 
 pub mod answer;
+mod connection;
 pub mod coverage;
 #[cfg(test)]
 mod fixture;

@@ -110,9 +110,8 @@ async fn once(store: &Store, view: &View, has_event_id: bool, query: &Query) -> 
 /// # Errors
 /// The store's.
 pub async fn facts(store: &Store, view: &View) -> Result<(Facts, Vec<FreshnessOfPartition>), StoreError> {
-    // Freshness first: what it says is counted, the rows that are read later hold.
-    let freshness = store.freshness(view).await?;
-    Ok((store.facts(view).await?, freshness))
+    // What freshness says is counted, the rows that are read later hold; so it matters only that both come before them.
+    tokio::try_join!(store.facts(view), store.freshness(view))
 }
 
 fn statement(store: &Store, view: &View, facts: &Facts, query: &Query) -> Result<Statement, StatementError> {

@@ -3,26 +3,20 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::serve::Listener;
 use metrics_exporter_prometheus::PrometheusHandle;
 use shared_connections::store::Store;
 use shared_schemas::config::ServeConfig;
 use shared_schemas::definitions::Definitions;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::connection::Bounded;
 use crate::routes::{Serving, router};
 use crate::watch::{Watch, Watched};
 
-/// As many connections at once, idle ones among them; more wait to be accepted.
-const CONNECTIONS: usize = 1_024;
 /// How long requests under way may go on after the end was asked for.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -105,10 +99,7 @@ impl Bound {
         // A child: where serving ends by itself the watch ends too, and nobody else does.
         let ended = cancel.child_token();
         let watching = tokio::spawn(watch.run(ended.clone()));
-        let listener = Bounded {
-            listener,
-            places: Arc::new(Semaphore::new(CONNECTIONS)),
-        };
+        let listener = Bounded::new(listener);
         let server = axum::serve(listener, router(serving)).with_graceful_shutdown(cancel.clone().cancelled_owned());
         let hurry = async {
             cancel.cancelled().await;
@@ -126,68 +117,5 @@ impl Bound {
             tracing::error!("the loop that looks at the views ended by itself: {error}");
         }
         served
-    }
-}
-
-/// A listener that accepts so many connections at once.
-struct Bounded {
-    listener: TcpListener,
-    places: Arc<Semaphore>,
-}
-
-/// A connection and its place.
-struct Placed {
-    stream: TcpStream,
-    _place: Option<OwnedSemaphorePermit>,
-}
-
-impl Listener for Bounded {
-    type Io = Placed;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Placed, SocketAddr) {
-        // The semaphore is never closed, so there is always a place in the end.
-        let place = Arc::clone(&self.places).acquire_owned().await.ok();
-        let (stream, address) = Listener::accept(&mut self.listener).await;
-        // Answers are written whole; a delay would only add to them.
-        let _ = stream.set_nodelay(true);
-        let placed = Placed { stream, _place: place };
-        (placed, address)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-}
-
-impl AsyncRead for Placed {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Placed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buffer)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

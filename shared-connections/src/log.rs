@@ -12,6 +12,7 @@
 //! - [`slice`]: what a reader hands over
 //! - [`reader`]: a reader, as its layer sees it
 //! - [`kafka`]: how to reach Kafka, and what can be asked of it
+//! - [`letters`]: dead letters, counted
 //! - [`error`]: what can go wrong
 //! - `worker`, `open`: the thread that reads, and the slices it fills
 //! - `watch`: the thread that asks where the logs end
@@ -20,6 +21,7 @@
 pub mod error;
 mod headers;
 pub mod kafka;
+pub mod letters;
 mod open;
 pub mod reader;
 pub mod slice;
@@ -29,5 +31,6 @@ mod worker;
 
 pub use error::LogError;
 pub use kafka::{Kafka, Topic};
+pub use letters::DeadLetters;
 pub use reader::{Reader, ReaderOptions};
 pub use slice::{Event, Outcome, ReadRecord, Refused, Slice};

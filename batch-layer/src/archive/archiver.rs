@@ -345,6 +345,7 @@ impl Archiver {
                 Err(Trouble::Broken(broken)) => return Err(self.broken(broken)),
                 Err(trouble) => trouble,
             };
+            self.show_lag(topic, reader);
             if self.pause(&trouble).await.is_none() {
                 return Err(End::Cancelled);
             }

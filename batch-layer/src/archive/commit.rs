@@ -219,7 +219,7 @@ impl Archive {
     async fn write_file(&self, rows: Rows, schema: arrow::datatypes::SchemaRef, now: i64) -> Result<Add, ArchiveError> {
         let encoded = spawn_blocking(move || rows.encode(&schema, now)).await;
         let failed = |path: &str, source| ArchiveError::Write {
-            path: path.to_owned(),
+            path: format!("{}/{path}", self.place),
             source,
         };
         let encoded = encoded.map_err(|error| failed("a file", error.into()))?;

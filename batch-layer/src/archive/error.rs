@@ -26,9 +26,9 @@ pub enum ArchiveError {
         source: Box<DeltaTableError>,
     },
     /// A file can't be written.
-    #[error("{path} can't be written to the archive")]
+    #[error("{path} of the archive can't be written")]
     Write {
-        /// The file, within the table.
+        /// The file, with the table's place.
         path: String,
         /// What the store says.
         #[source]

@@ -172,6 +172,12 @@ impl Rows {
         spans.reduce(|(low, high), (first, last)| (low.min(first), high.max(last)))
     }
 
+    /// The fingerprint of the rules by which the rows were read.
+    fn rules(&self) -> Option<&str> {
+        let texts = self.batches.first()?.column_by_name(SCHEMA_COLUMN)?;
+        texts.as_string_opt::<i32>()?.iter().next().flatten()
+    }
+
     /// Delta's statistics, of the columns that Highwater itself asks for.
     fn statistics(&self) -> String {
         let rows: usize = self.batches.iter().map(RecordBatch::num_rows).sum();
@@ -188,6 +194,13 @@ impl Rows {
             lowest[column] = value(low);
             highest[column] = value(high);
             nulls[column] = json!(0);
+        }
+        // One commit is of one set of rules.
+        if let Some(rules) = self.rules() {
+            for bounds in [&mut lowest, &mut highest] {
+                bounds[SCHEMA_COLUMN] = json!(rules);
+            }
+            nulls[SCHEMA_COLUMN] = json!(0);
         }
         json!({"numRecords": rows, "minValues": lowest, "maxValues": highest, "nullCount": nulls}).to_string()
     }

@@ -12,7 +12,7 @@ use futures::TryStreamExt;
 use object_store::ObjectStore;
 use serde::Deserialize;
 use shared_schemas::dataset::{KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
-use shared_schemas::handoff::{ArchivedRange, EventDay, Offset, OffsetSet, Partition};
+use shared_schemas::handoff::{ArchivedRange, EventDay, Offset, OffsetRange, OffsetSet, Partition};
 
 use super::columns::{DATE_COLUMN, TOPIC_COLUMN};
 use super::error::ArchiveError;
@@ -45,6 +45,8 @@ pub(super) struct File {
     pub(super) range: ArchivedRange,
     /// The lowest and highest Kafka time, in milliseconds.
     times: (i64, i64),
+    /// The fingerprint of the rules by which its events were read; unknown where the log does not say.
+    rules: Option<String>,
 }
 
 impl std::fmt::Debug for Pinned {
@@ -63,6 +65,24 @@ impl Pinned {
     /// What each file holds: its day, its partition and its lowest and highest offset.
     pub fn ranges(&self) -> Vec<ArchivedRange> {
         self.files.iter().map(|file| file.range).collect()
+    }
+
+    /// By which rules the events were read: the fingerprint of each, and within which offsets there are events under it.
+    pub fn rules(&self) -> BTreeMap<(Partition, &str), OffsetRange> {
+        let mut rules: BTreeMap<_, OffsetRange> = BTreeMap::new();
+        for file in self.files.iter() {
+            let Some(of_file) = file.rules.as_deref() else {
+                continue;
+            };
+            let range = OffsetRange {
+                from: file.range.first,
+                to: file.range.last.next(),
+            };
+            let known = rules.entry((file.range.partition, of_file)).or_insert(range);
+            known.from = known.from.min(range.from);
+            known.to = known.to.max(range.to);
+        }
+        rules
     }
 
     /// The lowest and the highest Kafka time, in milliseconds, of the partition's archived events from that offset on;
@@ -141,19 +161,16 @@ pub(super) fn files_of(state: &DeltaTableState, place: &str) -> Result<Vec<File>
         .iter()
         .map(|view| {
             let path = view.object_store_path();
-            let described = describe(&view.partition_values_map(), view.stats().as_deref(), view.size());
-            described
-                .map(|(range, times, rows, size)| File {
-                    path: path.clone(),
-                    size,
-                    rows,
-                    range,
-                    times,
-                })
-                .ok_or_else(|| ArchiveError::Foreign {
-                    place: place.to_owned(),
-                    what: format!("its log does not say what {path} holds"),
-                })
+            let described = describe(
+                &path,
+                &view.partition_values_map(),
+                view.stats().as_deref(),
+                view.size(),
+            );
+            described.ok_or_else(|| ArchiveError::Foreign {
+                place: place.to_owned(),
+                what: format!("its log does not say what {path} holds"),
+            })
         })
         .collect()
 }
@@ -172,13 +189,16 @@ struct Bounds {
     offset: u64,
     #[serde(rename = "_kafka_time")]
     kafka_time: String,
+    #[serde(rename = "_schema")]
+    rules: Option<String>,
 }
 
 fn describe(
+    path: &object_store::path::Path,
     places: &std::collections::HashMap<String, Option<String>>,
     statistics: Option<&str>,
     size: i64,
-) -> Option<(ArchivedRange, (i64, i64), u64, u64)> {
+) -> Option<File> {
     let value = |name: &str| places.get(name)?.as_deref();
     let statistics: Statistics = serde_json::from_str(statistics?).ok()?;
     let range = ArchivedRange {
@@ -195,7 +215,14 @@ fn describe(
         millis(&statistics.min_values.kafka_time)?,
         millis(&statistics.max_values.kafka_time)?,
     );
-    Some((range, times, statistics.num_records, u64::try_from(size).ok()?))
+    Some(File {
+        path: path.clone(),
+        size: u64::try_from(size).ok()?,
+        rows: statistics.num_records,
+        range,
+        times,
+        rules: statistics.min_values.rules,
+    })
 }
 
 /// The error of a file that can't be read.

@@ -81,11 +81,11 @@ impl Stall {
         if now.said != said {
             let dataset = &self.dataset;
             if trouble.is_passing() {
-                tracing::warn!(dataset, "the archiver waits, and loses nothing: {said}");
+                tracing::warn!(dataset, "the archiver waits and holds what it has read: {said}");
             } else {
                 tracing::error!(
                     dataset,
-                    "the archiver has stopped committing, and loses nothing until Kafka does: {said}"
+                    "the archiver can't commit; it holds what it has read and tries again: {said}"
                 );
             }
             now.said = said;

@@ -190,7 +190,7 @@ impl Kafka {
     }
 
     /// Runs a question, which blocks, away from the async threads.
-    async fn ask<T: Send + 'static>(
+    pub(super) async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Self) -> Result<T, LogError> + Send + 'static,
     ) -> Result<T, LogError> {
@@ -268,6 +268,14 @@ impl Kafka {
         self.reader_config(group)
             .create_with_context(Listener)
             .map_err(LogError::of_client)
+    }
+
+    /// A client that reads topics of dead letters, and is told where they end.
+    pub(super) fn letters_consumer(&self) -> Result<BaseConsumer<Listener>, LogError> {
+        // librdkafka wants a group of whoever reads; nothing is ever committed to it.
+        let mut config = self.reader_config(self.group("status"));
+        config.set("enable.partition.eof", "true");
+        config.create_with_context(Listener).map_err(LogError::of_client)
     }
 
     fn reader_config(&self, group: String) -> ClientConfig {

@@ -1,0 +1,201 @@
+//! What needs attention, in sentences: nothing of it is a failure of looking.
+
+use std::collections::BTreeMap;
+
+use shared_schemas::dataset::Dataset;
+use shared_schemas::definitions::Definitions;
+use shared_schemas::fingerprint::Fingerprint;
+use shared_schemas::handoff::{ChunkSize, OffsetRange, OffsetSet, Partition, TopicId};
+use shared_schemas::view::View;
+
+use super::look::{ArchiveSight, Sight, ViewSight};
+use super::report::{State, topic_in_use};
+use super::told::{ago, count, offsets, seconds_since};
+
+/// Of so many characters is a fingerprint known to people.
+const SHORT: usize = 8;
+
+/// All warnings, in the order of the definitions.
+pub(super) fn warnings(definitions: &Definitions, sight: &Sight) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for dataset in &definitions.datasets {
+        let about = About {
+            dataset,
+            rules: Fingerprint::of_rules(dataset).to_string(),
+            topic: topic_in_use(dataset, definitions, sight),
+            warnings: &mut warnings,
+        };
+        about.warn(definitions, sight);
+    }
+    warnings
+}
+
+struct About<'a> {
+    dataset: &'a Dataset,
+    /// The fingerprint of the rules as they are defined now.
+    rules: String,
+    topic: Option<TopicId>,
+    warnings: &'a mut Vec<String>,
+}
+
+impl About<'_> {
+    fn warn(mut self, definitions: &Definitions, sight: &Sight) {
+        let archive = sight
+            .archives
+            .get(&self.dataset.name)
+            .and_then(|seen| seen.as_ref().ok());
+        if let Some(Some(archive)) = archive {
+            self.archive(archive);
+        }
+        for view in definitions
+            .views
+            .iter()
+            .filter(|view| view.dataset == self.dataset.name)
+        {
+            if let Some(Ok(seen)) = sight.store.views.get(&view.name) {
+                self.workers(view, seen, sight);
+                self.read_otherwise(view, seen);
+                self.gaps(view, seen);
+            }
+        }
+        let letters = sight
+            .kafka
+            .letters
+            .get(&self.dataset.topic)
+            .and_then(|seen| seen.as_ref().ok());
+        if let Some(letters) = letters.filter(|letters| letters.unread > 0) {
+            self.warnings.push(format!(
+                "dataset {}: not all dead letters are counted, {} of topic {}.dead-letters were not looked at",
+                self.dataset.name,
+                count(letters.unread, "offset"),
+                self.dataset.topic,
+            ));
+        }
+    }
+
+    /// Partitions that no worker takes further.
+    fn workers(&mut self, view: &View, seen: &ViewSight, sight: &Sight) {
+        let topic = self.topic;
+        let rows = seen.freshness.iter().filter(|row| is_in_use(row.partition, topic));
+        for row in rows {
+            let what = match State::of_row(row, sight.at) {
+                State::Stopped => "has stopped: the log ended below what it had read, or the topic was made again",
+                State::Silent => "is silent: does `highwater speed` run?",
+                State::KafkaAway => "finds no Kafka",
+                _ => continue,
+            };
+            self.warnings.push(format!(
+                "view {}: the speed layer of partition {} {what} (it spoke last {})",
+                view.name,
+                row.partition.number,
+                ago(seconds_since(row.seen, sight.at)),
+            ));
+        }
+    }
+
+    /// What was read under other rules than those of the definitions.
+    fn read_otherwise(&mut self, view: &View, seen: &ViewSight) {
+        let mut other: BTreeMap<(Partition, &str), OffsetRange> = BTreeMap::new();
+        for (partition, start, ledger) in seen.ledgers.iter().filter(|(_, _, ledger)| ledger.rules != self.rules) {
+            let range = OffsetRange {
+                from: start.0,
+                to: ledger.next,
+            };
+            let known = other.entry((*partition, &ledger.rules)).or_insert(range);
+            known.from = known.from.min(range.from);
+            known.to = known.to.max(range.to);
+        }
+        for ((partition, rules), range) in other {
+            let who = format!("view {}: the speed layer", view.name);
+            self.otherwise(&who, "read", partition, range, rules);
+        }
+        if let Some(newest) = seen.facts.newest().filter(|newest| newest.rules != self.rules) {
+            self.warnings.push(format!(
+                "view {}: publication {} was computed under rules {}, and the definitions have {}",
+                view.name,
+                newest.publication.number.0,
+                short(&newest.rules),
+                short(&self.rules),
+            ));
+        }
+    }
+
+    fn archive(&mut self, archive: &ArchiveSight) {
+        let topic = self.topic;
+        for ((partition, rules), range) in &archive.rules {
+            if *rules != self.rules && is_in_use(*partition, topic) {
+                let who = format!("dataset {}: the archive", self.dataset.name);
+                self.otherwise(&who, "holds", *partition, *range, rules);
+            }
+        }
+        for (partition, gaps) in archive
+            .gaps
+            .iter()
+            .filter(|(partition, _)| is_in_use(**partition, topic))
+        {
+            let who = format!("dataset {}: the archive", self.dataset.name);
+            self.lacks(&who, *partition, gaps);
+        }
+        let earlier = archive.ends.keys().filter(|partition| !is_in_use(**partition, topic));
+        let earlier = u64::try_from(earlier.count()).unwrap_or(u64::MAX);
+        if earlier > 0 {
+            self.warnings.push(format!(
+                "dataset {}: the archive also holds {} of an earlier topic of that name",
+                self.dataset.name,
+                count(earlier, "partition"),
+            ));
+        }
+    }
+
+    /// What neither layer has, or could be sure of, of what now answers.
+    fn gaps(&mut self, view: &View, seen: &ViewSight) {
+        let Ok(chunk) = ChunkSize::new(self.dataset.chunk) else {
+            return;
+        };
+        if let Some(newest) = seen.facts.newest() {
+            for (partition, gaps) in &newest.publication.gaps {
+                let who = format!("view {}: publication {}", view.name, newest.publication.number.0);
+                self.lacks(&who, *partition, gaps);
+            }
+        }
+        for (partition, progress) in &seen.facts.progress {
+            let gaps = progress.gaps_from(seen.facts.mark(*partition), chunk);
+            self.lacks(&format!("view {}: the speed layer", view.name), *partition, &gaps);
+        }
+    }
+
+    fn otherwise(&mut self, who: &str, does: &str, partition: Partition, range: OffsetRange, rules: &str) {
+        self.warnings.push(format!(
+            "{who} {does} partition {}, {}, under rules {}, and the definitions have {}",
+            partition.number,
+            offsets(range),
+            short(rules),
+            short(&self.rules),
+        ));
+    }
+
+    fn lacks(&mut self, who: &str, partition: Partition, gaps: &OffsetSet) {
+        let Some((first, others)) = gaps.ranges().split_first() else {
+            return;
+        };
+        let more = match u64::try_from(others.len()) {
+            Ok(0) => String::new(),
+            others => format!(" and {} more", count(others.unwrap_or(u64::MAX), "range")),
+        };
+        self.warnings.push(format!(
+            "{who} lacks {}{more} of partition {}: Kafka no longer had them",
+            offsets(*first),
+            partition.number,
+        ));
+    }
+}
+
+/// Whether the partition is one of the topic that is in use; where that is not known, every one is.
+fn is_in_use(partition: Partition, topic: Option<TopicId>) -> bool {
+    topic.is_none_or(|topic| partition.topic == topic)
+}
+
+/// The beginning of a fingerprint.
+fn short(fingerprint: &str) -> String {
+    fingerprint.chars().take(SHORT).collect()
+}
