@@ -1,5 +1,6 @@
 //! What a run says on its way, for whoever watches it.
 
+use std::fmt;
 use std::time::Duration;
 
 use shared_schemas::handoff::{EventDay, PublicationNumber, RunId};
@@ -57,6 +58,36 @@ pub enum Step {
     },
 }
 
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WaitsForLease { holder } => write!(f, "waits for {holder}"),
+            Self::Chosen {
+                archive_version,
+                days,
+                cuts,
+                run,
+            } => write!(
+                f,
+                "run {:032x}: {days} event days to compute from archive version {archive_version}, {cuts} cuts asked for",
+                run.0
+            ),
+            Self::Computes { done, days, rows, .. } => write!(f, "{done} of {days} event days, {rows} cells"),
+            Self::Checks => write!(f, "counts what was written"),
+            Self::Waits { cuts, left } => {
+                write!(
+                    f,
+                    "waits for the speed layer at {cuts} cuts, {} s at most",
+                    left.as_secs()
+                )
+            }
+            Self::FallsBack { cuts } => write!(f, "does without {cuts} cuts, up to the chunk before"),
+            Self::StartsOver => write!(f, "another publication came first: begins anew"),
+            Self::Published { number } => write!(f, "published {}", number.0),
+        }
+    }
+}
+
 /// Is told of each step. Called from the run itself: it must not block.
 pub trait Watcher: Send + Sync {
     /// A run of that view came to that step.
@@ -70,8 +101,8 @@ pub struct Logs;
 impl Watcher for Logs {
     fn step(&self, view: &str, step: &Step) {
         match step {
-            Step::Computes { .. } | Step::Waits { .. } | Step::Checks => tracing::debug!(view, ?step, "batch run"),
-            _ => tracing::info!(view, ?step, "batch run"),
+            Step::Computes { .. } | Step::Waits { .. } | Step::Checks => tracing::debug!(view, "batch run: {step}"),
+            _ => tracing::info!(view, "batch run: {step}"),
         }
     }
 }

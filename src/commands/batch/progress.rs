@@ -47,24 +47,9 @@ impl Watcher for Bars {
             bar.enable_steady_tick(TICK);
             bar
         });
-        bar.set_message(words(step));
+        bar.set_message(step.to_string());
         if matches!(step, Step::Published { .. }) {
             bar.finish();
         }
-    }
-}
-
-fn words(step: &Step) -> String {
-    match step {
-        Step::WaitsForLease { holder } => format!("waits for {holder}"),
-        Step::Chosen { days, .. } => format!("{days} event days to compute"),
-        Step::Computes { done, days, rows, .. } => format!("day {done} of {days}, {rows} cells"),
-        Step::Checks => "counts what was written".to_owned(),
-        Step::Waits { cuts, left } => {
-            format!("waits for the speed layer at {cuts} cuts, {} s at most", left.as_secs())
-        }
-        Step::FallsBack { cuts } => format!("does without {cuts} cuts, up to the chunk before"),
-        Step::StartsOver => "another publication came first: begins anew".to_owned(),
-        Step::Published { number } => format!("published {}", number.0),
     }
 }
