@@ -29,6 +29,11 @@ pub(crate) async fn store(config: &Config, definitions: &Definitions) -> anyhow:
     Ok(store)
 }
 
+/// Both, ClickHouse first.
+pub(crate) async fn both(config: &Config, definitions: &Definitions) -> anyhow::Result<(Store, Kafka)> {
+    Ok((store(config, definitions).await?, kafka(config, definitions).await?))
+}
+
 /// Waits until that ClickHouse is there, and makes the tables that are not.
 pub(crate) async fn tables(store: &Store, definitions: &Definitions) -> anyhow::Result<()> {
     let mut told = false;

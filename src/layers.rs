@@ -7,14 +7,14 @@ use anyhow::Context;
 use shared_schemas::config::Config;
 use shared_schemas::definitions::Definitions;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{connect, metrics};
 
 /// The running layers. Dropping it ends them wherever they are.
 pub(crate) struct Layers {
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
-    cancel: CancellationToken,
+    cancel: DropGuard,
     /// The query API's URL.
     pub(crate) api: Option<String>,
     /// Where metrics are told, by layer.
@@ -24,8 +24,7 @@ pub(crate) struct Layers {
 impl Layers {
     /// Starts all layers on servers that are there.
     pub(crate) async fn start(config: &Config, definitions: &Definitions) -> anyhow::Result<Self> {
-        let store = connect::store(config, definitions).await?;
-        let kafka = connect::kafka(config, definitions).await?;
+        let (store, kafka) = connect::both(config, definitions).await?;
         let (told, recorded) = metrics::serve(config.metrics.listen).await?;
         let cancel = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -49,7 +48,7 @@ impl Layers {
         });
         Ok(Self {
             tasks,
-            cancel,
+            cancel: cancel.drop_guard(),
             api: Some(format!("http://{address}")),
             metrics: BTreeMap::from([("up".to_owned(), told)]),
         })
@@ -69,7 +68,7 @@ impl Layers {
 
     /// Tells all layers to end, and waits until they have.
     pub(crate) async fn stop(mut self) {
-        self.cancel.cancel();
+        drop(self.cancel);
         while let Some(ended) = self.tasks.join_next().await {
             match ended {
                 Ok((layer, Ok(()))) => tracing::info!("the {layer} has ended"),

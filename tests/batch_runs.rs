@@ -10,7 +10,7 @@ use highwater_batch::list::State;
 use highwater_batch::{Outcome, Step, ViewReport, Watcher, list, rollback};
 use highwater_tests::clickhouse::ClickHouse;
 use highwater_tests::stack::PATIENCE;
-use shared_schemas::fingerprint::Fingerprint;
+use shared_connections::store::Origin;
 use shared_schemas::handoff::{Floor, Mark, Offset, Publication, PublicationNumber, RunId, Start};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -280,7 +280,7 @@ fn a_run_that_finds_another_publication_begins_anew() -> anyhow::Result<()> {
             let marks = BTreeMap::from([(partition(0), Mark(Offset(0)))]);
             let publication = Publication::of_run(None, RunId(5), marks, &BTreeMap::new(), &BTreeSet::new());
             let view = world.view("hourly");
-            world.batch.store.publish(view, &publication, Fingerprint(0), 0).await
+            world.batch.store.publish(view, &publication, &Origin::default()).await
         };
         let (reports, rival) = tokio::join!(world.run(&["hourly"], &at_the_cut, &cancel), rival);
         rival?;

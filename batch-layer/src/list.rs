@@ -118,7 +118,7 @@ impl Listed {
             last_day: publication.days.last_key_value().map(|(day, _)| day_text(*day)),
             marks: marks(publication),
             gaps: publication.gaps.values().map(|gaps| gaps.ranges().len()).sum(),
-            archive_version: published.archive_version,
+            archive_version: published.origin.archive_version,
         }
     }
 }

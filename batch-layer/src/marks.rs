@@ -25,7 +25,6 @@ impl Marks {
     pub(crate) fn all(&self) -> BTreeMap<Partition, Mark> {
         let mut all = self.settled.clone();
         all.extend(&self.cuts);
-        all.retain(|_, mark| *mark > Mark::default());
         all
     }
 

@@ -7,9 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use shared_connections::log::Kafka;
-use shared_connections::store::{Facts, Published, Store, StoreError};
+use shared_connections::store::{Facts, Origin, Published, Store, StoreError};
 use shared_schemas::dataset::Dataset;
-use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::marks::CUT_SETTLES;
 use shared_schemas::handoff::{
     ChunkSize, CutState, Floor, Mark, Offset, Partition, Publication, Standing, Verdict, cut_state, may_publish, newest,
@@ -152,8 +151,7 @@ pub(crate) async fn send(
     store: &Store,
     view: &View,
     publication: &Publication,
-    rules: Fingerprint,
-    archive_version: u64,
+    origin: &Origin,
 ) -> Result<Sent, RunError> {
     let unsure = |source| RunError::Unsure {
         number: publication.number,
@@ -162,7 +160,7 @@ pub(crate) async fn send(
     let mut sends = 0;
     loop {
         sends += 1;
-        let sent = store.publish(view, publication, rules, archive_version).await;
+        let sent = store.publish(view, publication, origin).await;
         let (all, floor) = line(store, view).await.map_err(unsure)?;
         match Standing::of(publication, &all, &floor) {
             Standing::Newest | Standing::Succeeded => return Ok(Sent::Published),

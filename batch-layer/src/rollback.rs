@@ -4,8 +4,7 @@
 //! workers read again what then lies above the marks.
 
 use serde::Serialize;
-use shared_connections::store::{Published, Store, StoreError};
-use shared_schemas::fingerprint::Fingerprint;
+use shared_connections::store::{Origin, Published, Store, StoreError};
 use shared_schemas::handoff::{Publication, PublicationNumber, RunId, newest};
 use shared_schemas::view::View;
 use uuid::Uuid;
@@ -117,8 +116,7 @@ pub async fn rollback(store: &Store, view: &View, to: Option<u64>) -> Result<Rol
             return Ok(done(view, newest, newest, false));
         }
         let row = Publication::rollback(newest, target, RunId(Uuid::now_v7().as_u128()));
-        let (rules, version) = origin(target, &published);
-        match send(store, view, &row, rules, version).await? {
+        match send(store, view, &row, &origin(target, &published)).await? {
             Sent::Published => return Ok(done(view, newest, &row, true)),
             Sent::Beaten => {}
         }
@@ -151,15 +149,12 @@ fn target<'a>(
         .ok_or_else(|| unknown(number.0))
 }
 
-/// By which rules the content was computed, and from which version of the archive.
-fn origin(target: &Publication, published: &[Published]) -> (Fingerprint, u64) {
+/// What the content was computed from.
+fn origin(target: &Publication, published: &[Published]) -> Origin {
     let row = published
         .iter()
         .find(|published| published.publication.key() == target.key());
-    row.map_or_else(Default::default, |row| {
-        let rules = u128::from_str_radix(&row.rules, 16).unwrap_or_default();
-        (Fingerprint(rules), row.archive_version)
-    })
+    row.map(|row| row.origin.clone()).unwrap_or_default()
 }
 
 fn done(view: &View, before: &Publication, now: &Publication, published: bool) -> RolledBack {

@@ -10,9 +10,11 @@
 //! Views wait for their cuts side by side and compute one after the other, each with all the memory. A view that fails
 //! keeps its old publication, and the others go on.
 
+use std::collections::BTreeMap;
+
 use futures::future::join_all;
 use shared_connections::log::{Kafka, LogError};
-use shared_connections::store::{Cut, Store};
+use shared_connections::store::{Cut, Origin, Store};
 use shared_schemas::config::Config;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::definitions::Definitions;
@@ -306,6 +308,18 @@ fn nothing_to_do(marks: &Marks, dataset: &Dataset) -> String {
     }
 }
 
+/// Of each partition the last event day with an event below the mark.
+fn last_days(marks: &BTreeMap<Partition, Mark>, archived: &[ArchivedRange]) -> BTreeMap<Partition, EventDay> {
+    let mut last: BTreeMap<Partition, EventDay> = BTreeMap::new();
+    for range in archived {
+        if marks.get(&range.partition).is_some_and(|mark| range.first < mark.0) {
+            let day = last.entry(range.partition).or_insert(range.day);
+            *day = range.day.max(*day);
+        }
+    }
+    last
+}
+
 /// One try, from the marks chosen to the publication.
 struct Attempt<'a, 'b> {
     run: &'a OfView<'a>,
@@ -361,8 +375,12 @@ impl Attempt<'_, '_> {
             };
             match run.or_cancelled(waited).await? {
                 Waited::Publish => {
-                    let rules = Fingerprint::of_rules(run.dataset);
-                    let sent = send(&run.batch.store, run.view, &publication, rules, self.pinned.version).await?;
+                    let origin = Origin {
+                        rules: Fingerprint::of_rules(run.dataset),
+                        archive_version: self.pinned.version,
+                        last_days: last_days(&publication.marks, &self.ranges),
+                    };
+                    let sent = send(&run.batch.store, run.view, &publication, &origin).await?;
                     if matches!(sent, Sent::Beaten) {
                         return Ok(Tried::StartOver);
                     }

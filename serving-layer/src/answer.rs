@@ -243,7 +243,7 @@ impl AnsweredPublication {
             id: format!("{}-{:032x}", publication.number.0, publication.run.0),
             published_at: rfc3339_millis(published.at),
             marks: publication.marks.iter().map(mark).collect(),
-            archive_version: published.archive_version,
+            archive_version: published.origin.archive_version,
         }
     }
 }

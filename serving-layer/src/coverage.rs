@@ -146,11 +146,14 @@ fn counted_once(facts: &Facts) -> BTreeMap<Partition, Offset> {
 /// Up to which event time every partition of the topic was counted: the lowest of their highest event times.
 ///
 /// A partition with nothing left to read holds no other back when it is idle, or when its worker has counted nothing yet. Where batch has passed the speed layer's
-/// worker, or there is none, what is known is that some event of the last published day was counted.
+/// worker, or there is none, what is known is that some event of the partition's last published day was counted.
 fn watermark(facts: &Facts, freshness: &[FreshnessOfPartition], now: i64) -> Option<i64> {
     let newest = facts.newest().map(|published| &published.publication);
-    let last_day = newest.and_then(|publication| publication.days.keys().max());
-    let published = last_day.map(|day| i64::from(day.0) * MICROS_PER_DAY);
+    let last_days = facts.newest().map(|published| &published.origin.last_days);
+    let published = |partition| {
+        let day = last_days.and_then(|days| days.get(&partition))?;
+        Some(i64::from(day.0) * MICROS_PER_DAY)
+    };
 
     let topic = freshness::topic(freshness);
     let partitions: BTreeSet<Partition> = freshness
@@ -164,7 +167,7 @@ fn watermark(facts: &Facts, freshness: &[FreshnessOfPartition], now: i64) -> Opt
         .chain(facts.progress.keys().copied())
         .filter(|partition| topic.is_none_or(|topic| partition.topic == topic))
         .collect();
-    let mut idle = published;
+    let mut idle = None;
     let mut held: Option<Option<i64>> = None;
     for partition in partitions {
         let row = freshness.iter().find(|row| row.partition == partition);
@@ -174,7 +177,7 @@ fn watermark(facts: &Facts, freshness: &[FreshnessOfPartition], now: i64) -> Opt
             .unwrap_or_default();
         let own = row.and_then(|row| row.watermark);
         let counted = if next <= facts.mark(partition).0 && facts.mark(partition).0 > Offset::default() {
-            own.max(published)
+            own.max(published(partition))
         } else {
             own
         };

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
-use shared_connections::store::{Facts, FreshnessOfPartition, Published};
+use shared_connections::store::{Facts, FreshnessOfPartition, Origin, Published};
 use shared_schemas::definitions::Definitions;
 use shared_schemas::handoff::{EventDay, Mark, Offset, Partition, Publication, RunId, SpeedProgress, Start, TopicId};
 use shared_schemas::view::View;
@@ -66,11 +66,18 @@ pub(crate) fn facts(marks: &[(u32, u64)], days: &[i32], progress: &[(u32, u64, u
             .map(|(number, mark)| (partition(*number), Mark(Offset(*mark))))
             .collect();
         let days: BTreeSet<_> = days.iter().map(|day| EventDay(*day)).collect();
+        let last = days.last().copied();
+        let below = marks.iter().filter(|(_, mark)| mark.0 > Offset::default());
+        let last_days = below.filter_map(|(partition, _)| Some((*partition, last?))).collect();
         facts.publications.push(Published {
             publication: Publication::of_run(None, RunId(3), marks, &BTreeMap::new(), &days),
             at: 1_000,
-            archive_version: 17,
-            rules: String::new(),
+            origin: Origin {
+                archive_version: 17,
+                // Each partition has events of every day.
+                last_days,
+                ..Origin::default()
+            },
         });
     }
     for (number, start, next) in progress {

@@ -72,7 +72,8 @@ pub enum State {
 impl State {
     /// What is known at `now`, in milliseconds since 1970.
     pub fn of(row: &FreshnessOfPartition, now: i64) -> Self {
-        if now.saturating_sub(row.seen) > SILENT {
+        // A moment far ahead is of a clock that was set back since: nothing newer can replace it.
+        if now.saturating_sub(row.seen).abs() > SILENT {
             return Self::Unknown;
         }
         match row.state.as_str() {

@@ -15,4 +15,4 @@ pub mod record;
 pub use client::{Answer, Store};
 pub use error::StoreError;
 pub use facts::{Cut, Facts, FreshnessOfPartition, Published, Run};
-pub use record::{Ledger, ProgressRow};
+pub use record::{Ledger, Origin, ProgressRow};

@@ -21,6 +21,7 @@ pub struct Aggregate {
     schema: SchemaRef,
     pending: BTreeMap<(u32, Start), Vec<RecordBatch>>,
     rows: usize,
+    bytes: usize,
     cells: OpenCells,
 }
 
@@ -48,6 +49,7 @@ impl Aggregate {
             schema: Arc::new(Schema::new(fields)),
             pending: BTreeMap::new(),
             rows: 0,
+            bytes: 0,
             cells,
         })
     }
@@ -55,6 +57,11 @@ impl Aggregate {
     /// The events waiting for a flush; one that counts for two starts is two.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// The bytes that the waiting events hold on to. Batches share buffers, so some may be told twice.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The open cells.
@@ -83,6 +90,7 @@ impl Aggregate {
             let mut columns = part.columns()[..self.schema.fields().len() - 1].to_vec();
             columns.push(starts);
             self.rows += part.num_rows();
+            self.bytes += part.get_array_memory_size();
             let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns)?;
             self.pending.entry((partition, start)).or_default().push(batch);
         }
@@ -95,7 +103,7 @@ impl Aggregate {
     /// DataFusion's: memory.
     pub async fn fold(&mut self) -> Result<Touched, DataFusionError> {
         let pending = std::mem::take(&mut self.pending);
-        self.rows = 0;
+        (self.rows, self.bytes) = (0, 0);
         let mut failed_filters = Vec::new();
         for ((partition, start), batches) in &pending {
             let failed = self.plan.failed_filters(batches.clone()).await?;

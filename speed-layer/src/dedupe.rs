@@ -66,8 +66,42 @@ pub struct Filter {
     seen: HashMap<u128, i64, BuildHasherDefault<Identity>>,
     /// The same in order of arrival, to forget by.
     arrived: VecDeque<(i64, u128)>,
-    newest: i64,
+    recent: Recent,
     complete_from: i64,
+}
+
+/// The lowest Kafka timestamp of the last records: what is forgotten is counted back from there, so that one record
+/// with a timestamp far ahead makes nothing be forgotten.
+#[derive(Debug)]
+struct Recent {
+    /// The lowest of the block before, and of this one.
+    lowest: [i64; 2],
+    records: usize,
+}
+
+impl Recent {
+    /// Records in a block.
+    const BLOCK: usize = 512;
+
+    fn new() -> Self {
+        Self {
+            lowest: [i64::MIN, i64::MAX],
+            records: 0,
+        }
+    }
+
+    fn take(&mut self, at: i64) {
+        self.lowest[1] = self.lowest[1].min(at);
+        self.records += 1;
+        if self.records == Self::BLOCK {
+            self.lowest = [self.lowest[1], i64::MAX];
+            self.records = 0;
+        }
+    }
+
+    fn lowest(&self) -> i64 {
+        self.lowest[0].min(self.lowest[1])
+    }
 }
 
 impl Filter {
@@ -76,10 +110,10 @@ impl Filter {
     pub fn new(dataset: &Dataset, memory: u64, complete_from: i64) -> Self {
         Self {
             window: window(dataset),
-            most: usize::try_from(memory / ENTRY).unwrap_or(usize::MAX).max(FEWEST),
+            most: capacity(memory),
             seen: HashMap::default(),
             arrived: VecDeque::new(),
-            newest: i64::MIN,
+            recent: Recent::new(),
             complete_from,
         }
     }
@@ -93,7 +127,7 @@ impl Filter {
             self.seen.insert(id.0, at);
             self.arrived.push_back((at, id.0));
         }
-        self.newest = self.newest.max(at);
+        self.recent.take(at);
         let judgement = match before {
             Some(before) if before >= back => Judgement::Repeat,
             _ if back < self.complete_from => Judgement::Unsure,
@@ -113,9 +147,9 @@ impl Filter {
         self.complete_from
     }
 
-    /// Forgets what lies two windows back, and the oldest where there are too many.
+    /// Forgets what lies two windows back of the last records, and the oldest where there are too many.
     fn forget(&mut self) {
-        let horizon = self.newest.saturating_sub(self.window.saturating_mul(2));
+        let horizon = self.recent.lowest().saturating_sub(self.window.saturating_mul(2));
         while let Some(&(at, id)) = self.arrived.front() {
             if at >= horizon && self.arrived.len() <= self.most {
                 break;
@@ -128,6 +162,11 @@ impl Filter {
             self.complete_from = self.complete_from.max(at.saturating_add(1));
         }
     }
+}
+
+/// How many events a filter remembers with so many bytes.
+pub fn capacity(memory: u64) -> usize {
+    usize::try_from(memory / ENTRY).unwrap_or(usize::MAX).max(FEWEST)
 }
 
 /// The dataset's window in ms.

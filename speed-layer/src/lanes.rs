@@ -18,7 +18,7 @@ use shared_schemas::decode::EnvironmentKeys;
 use shared_schemas::handoff::{Offset, OffsetRange};
 use shared_schemas::plan::event_schema;
 
-use crate::dedupe::{Filter, Identities, Judgement, window};
+use crate::dedupe::{Filter, Identities, Judgement, capacity, window};
 use crate::error::SpeedError;
 use crate::starts::{Fate, Records};
 
@@ -111,9 +111,12 @@ impl Lanes {
                 let first = times.get(&partition).copied().unwrap_or_else(now);
                 let target = first.saturating_sub(window(dataset).saturating_mul(2));
                 let warm = kafka.offset_at(&dataset.topic, partition, target.max(0)).await?;
-                lane.cursor = warm.max(bounds.from).min(counts_from);
+                // Further back than it can remember, reading is in vain: one old timestamp must not mean the whole log.
+                let capacity = u64::try_from(capacity(memory)).unwrap_or(u64::MAX);
+                let earliest = bounds.from.max(Offset(counts_from.0.saturating_sub(capacity)));
+                lane.cursor = warm.max(earliest).min(counts_from);
                 let whole_log = bounds.from == Offset(0) && lane.cursor == Offset(0);
-                lane.cut_short = !whole_log && warm <= bounds.from;
+                lane.cut_short = !whole_log && warm <= earliest;
                 let complete_from = if whole_log { i64::MIN } else { target };
                 lane.filter = Some(Filter::new(dataset, memory, complete_from));
             }
@@ -164,13 +167,13 @@ impl Lanes {
             return Step::Warming;
         };
         lane.cursor = range.to;
+        // What a filter did not see it can't judge by.
+        lane.cut_short = true;
         let counts = OffsetRange {
             from: range.from.max(lane.counts_from),
             to: range.to,
         };
         if counts.is_empty() {
-            // What a filter does not see it may not judge by.
-            lane.cut_short = true;
             return Step::Warming;
         }
         Step::Lost {
@@ -267,8 +270,10 @@ async fn first_times(
     let mut wanted = BTreeMap::new();
     for (&partition, &offset) in from {
         let bounds = kafka.bounds(&dataset.topic, partition).await?;
-        if offset.max(bounds.from) < bounds.to {
-            wanted.insert(partition, offset.max(bounds.from));
+        // At the log's end the record before tells the time as well as the next one.
+        let last = Offset(offset.0.min(bounds.to.0.saturating_sub(1))).max(bounds.from);
+        if last < bounds.to {
+            wanted.insert(partition, last);
         }
     }
     let mut times = BTreeMap::new();

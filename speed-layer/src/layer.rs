@@ -7,6 +7,7 @@ use shared_connections::store::Store;
 use shared_schemas::config::SpeedConfig;
 use shared_schemas::decode::{Decoder, EnvironmentKeys, Options};
 use shared_schemas::definitions::Definitions;
+use shared_schemas::view::View;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +38,13 @@ pub async fn run(
             source,
         })?;
         let of_dataset = definitions.views.iter().filter(|view| view.dataset == dataset.name);
-        let views: Vec<_> = of_dataset.cloned().collect();
+        let mut views: Vec<View> = Vec::new();
+        for view in of_dataset {
+            // Two names for one definition share their rows: they are counted once.
+            if views.iter().all(|other| other.fingerprint != view.fingerprint) {
+                views.push(view.clone());
+            }
+        }
         if !views.is_empty() {
             setups.push(Setup {
                 dataset: Arc::new(dataset.clone()),

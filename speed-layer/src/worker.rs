@@ -24,11 +24,13 @@ use crate::flush::{self, persist};
 use crate::lanes::{Lanes, Read, Step};
 use crate::look::{self, Looked};
 use crate::starts::{Starts, Wanted};
-use catch_up::CatchUp;
+use catch_up::{Behind, CatchUp};
 use fresh::Seen;
 
 /// A flush comes early when so many events wait: memory for them is bounded, and no flush takes long.
 const MOST_WAITING: usize = 65_536;
+/// The part of `speed.memory` that waiting events may take; the rest is for open cells and what a flush makes of them.
+const WAITING_PART: u64 = 4;
 /// How long a flush may take once everything is to end. What it does not write is read again.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -116,6 +118,22 @@ pub(crate) async fn keep(setup: Setup) {
     }
 }
 
+/// What was read, and by whom.
+enum Came {
+    /// Behind the log's head.
+    Behind(Behind),
+    /// At the log's head; `None` where its reader has ended.
+    Ahead(Option<Result<Step, SpeedError>>),
+}
+
+/// What comes first. In no fixed order: one that always has something must not keep the other waiting.
+async fn next_of(catch_up: &mut CatchUp, front: &mut Lanes) -> Came {
+    tokio::select! {
+        step = catch_up.next() => Came::Behind(step),
+        step = front.next() => Came::Ahead(step),
+    }
+}
+
 /// Comes when everything was told to end, and has had its time for a last flush.
 async fn drained(cancel: &CancellationToken) {
     cancel.cancelled().await;
@@ -149,6 +167,18 @@ impl Worker {
             });
         }
         take_in(&mut views, &looked, &topic);
+        for view in &mut views {
+            // What an earlier worker counted is still counted: without this a quiet topic would look new.
+            let told = persist("read how fresh the rows are", async || {
+                setup.store.freshness(&view.view).await
+            })
+            .await;
+            for row in told.into_iter().filter(|row| row.partition.topic == topic.id) {
+                if let Some(of_partition) = view.partitions.get_mut(&row.partition.number) {
+                    of_partition.watermark = row.watermark;
+                }
+            }
+        }
         // The views that are furthest decide where the log's head is; others catch up with a reader of their own.
         let open = |number: &u32| {
             let of_views = views.iter().filter_map(|view| view.partitions.get(number));
@@ -189,29 +219,33 @@ impl Worker {
                 _ = ticks.tick() => true,
                 changed = self.looked.changed() => {
                     if changed.is_err() {
-                        break Ended::Cancelled;
+                        // Whoever looks ends with the worker, or broke down.
+                        if cancel.is_cancelled() {
+                            break Ended::Cancelled;
+                        }
+                        return Err(self.broken());
                     }
                     if let Some(ended) = self.take_look().await? {
                         break ended;
                     }
                     false
                 }
-                step = self.catch_up.next() => {
-                    self.behind(step).await?;
-                    false
-                }
-                step = self.front.next() => {
-                    let Some(step) = step else {
-                        return Err(self.front.failure().map_or_else(|| self.broken(), SpeedError::Log));
-                    };
-                    if let Some(ended) = self.apply(step?, true).await? {
-                        break ended;
+                came = next_of(&mut self.catch_up, &mut self.front) => {
+                    match came {
+                        Came::Behind(step) => self.behind(step).await?,
+                        Came::Ahead(None) => {
+                            return Err(self.front.failure().map_or_else(|| self.broken(), SpeedError::Log));
+                        }
+                        Came::Ahead(Some(step)) => {
+                            if let Some(ended) = self.apply(step?, true).await? {
+                                break ended;
+                            }
+                        }
                     }
                     false
                 }
             };
-            let waiting: usize = self.views.iter().map(|view| view.aggregate.rows()).sum();
-            if (flush || waiting >= MOST_WAITING)
+            if (flush || self.is_full())
                 && let Some(ended) = self.flush().await?
             {
                 break ended;
@@ -224,6 +258,13 @@ impl Worker {
         self.catch_up.stop().await;
         self.front.stop().await;
         Ok(ended)
+    }
+
+    /// Whether as much waits for a flush as may.
+    fn is_full(&self) -> bool {
+        let waiting = self.views.iter().map(|view| &view.aggregate);
+        let (rows, bytes) = waiting.fold((0, 0), |(rows, bytes), view| (rows + view.rows(), bytes + view.bytes()));
+        rows >= MOST_WAITING || bytes as u64 >= self.setup.speed.memory / WAITING_PART
     }
 
     fn broken(&self) -> SpeedError {
@@ -263,11 +304,14 @@ impl Worker {
             let Some(of_partition) = view.partitions.get_mut(&read.partition) else {
                 continue;
             };
-            of_partition.watermark = of_partition.watermark.max(read.watermark);
-            for (start, range) in of_partition
+            let taken = of_partition
                 .starts
-                .take(&read.records, &of_partition.wanted, &self.rules)
-            {
+                .take(&read.records, &of_partition.wanted, &self.rules);
+            if !taken.is_empty() {
+                // Of a view that counts nothing of this yet, it says nothing.
+                of_partition.watermark = of_partition.watermark.max(read.watermark);
+            }
+            for (start, range) in taken {
                 view.aggregate
                     .add(read.partition, start, range, &read.batches)
                     .map_err(|source| SpeedError::Batch {
@@ -295,6 +339,9 @@ impl Worker {
                 of_partition.wanted.progress.record_gap(start, piece);
                 gaps.push((view.view.fingerprint, partition, start, piece));
             }
+        }
+        if gaps.is_empty() {
+            return;
         }
         tracing::warn!(
             topic = self.setup.dataset.topic,
@@ -341,7 +388,12 @@ impl Worker {
             let gone = dropped_by(view, |of| of.starts.retain_wanted(&of.wanted));
             self.setup.drop_cells(view, &gone)?;
         }
+        self.end_catching_up_if_done().await;
         self.seek_what_is_lacking();
+        // What is told to be counted is in the store by then.
+        if let Some(ended) = self.flush().await? {
+            return Ok(Some(ended));
+        }
         self.tell().await;
         self.commit();
         // New partitions of the topic need readers too.
@@ -353,6 +405,10 @@ impl Worker {
 
     /// For lag monitoring only.
     fn commit(&self) {
+        if self.front.reader().trouble().is_some() {
+            // A commit that waits for Kafka would keep the reader from ending.
+            return;
+        }
         let cursors = (0..self.topic.partitions).filter_map(|number| Some((number, self.front.cursor(number)?)));
         self.front.reader().commit(&cursors.collect());
     }

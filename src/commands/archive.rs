@@ -28,7 +28,10 @@ impl Archive {
             let cancel = CancellationToken::new();
             let work = async {
                 let (metrics, _) = metrics::serve(config.metrics.listen).await?;
-                let kafka = connect::kafka(&config, &definitions).await?;
+                let connected = Box::pin(connect::kafka(&config, &definitions));
+                let Some(kafka) = cancel.run_until_cancelled(connected).await.transpose()? else {
+                    return Ok(());
+                };
                 tracing::info!("metrics at {metrics}");
                 Ok(highwater_batch::archive::serve(&config, &definitions, &kafka, cancel.clone()).await?)
             };

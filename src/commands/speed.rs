@@ -25,8 +25,10 @@ impl Speed {
             let cancel = CancellationToken::new();
             let (metrics, _) = metrics::serve(config.metrics.listen).await?;
             let work = async {
-                let store = connect::store(&config, &definitions).await?;
-                let kafka = connect::kafka(&config, &definitions).await?;
+                let connected = Box::pin(connect::both(&config, &definitions));
+                let Some((store, kafka)) = cancel.run_until_cancelled(connected).await.transpose()? else {
+                    return Ok(());
+                };
                 tracing::info!("metrics at {metrics}");
                 Ok(highwater_speed::run(&config.speed, &definitions, &kafka, &store, cancel.clone()).await?)
             };

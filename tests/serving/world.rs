@@ -12,7 +12,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use highwater_tests::clickhouse::ClickHouse;
 use highwater_tests::stack::{program, signal, until};
 use serde_json::{Value, json};
-use shared_connections::store::{FreshnessOfPartition, Ledger, ProgressRow, Store};
+use shared_connections::store::{FreshnessOfPartition, Ledger, Origin, ProgressRow, Store};
 use shared_schemas::config::Config;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::decode::{Decoder, EnvironmentKeys, Options, Record};
@@ -305,14 +305,7 @@ impl World {
             .collect();
         let below = |event: &&Event| marks[&partition(event.partition)].0 > Offset(event.offset);
         let events: Vec<_> = log.iter().filter(below).collect();
-        let days: BTreeSet<_> = events
-            .iter()
-            .map(|event| {
-                let at = event.value["at"].as_str().context("an event has a time")?;
-                let seconds = chrono::DateTime::parse_from_rfc3339(at)?.timestamp();
-                Ok(EventDay(i32::try_from(seconds.div_euclid(86_400))?))
-            })
-            .collect::<anyhow::Result<_>>()?;
+        let days: BTreeSet<_> = events.iter().map(|event| day(event)).collect::<anyhow::Result<_>>()?;
         let run = RunId(parent.map_or(77, |parent| parent.run.0 + 1));
         let number = parent.map_or(PublicationNumber(0), |parent| parent.number);
         self.store.record_run(view, run, number).await?;
@@ -321,8 +314,20 @@ impl World {
         let rows = batch_rows(&cells, run)?;
         self.store.insert(&batch_table_name(view), &[rows]).await?;
         let publication = Publication::of_run(parent, run, marks, &BTreeMap::new(), &days);
-        let rules = Fingerprint::of_rules(self.dataset(view));
-        self.store.publish(view, &publication, rules, 17).await?;
+        let last_day = |partition: &Partition| {
+            let of_partition = events.iter().filter(|event| event.partition == partition.number);
+            of_partition.filter_map(|event| day(event).ok()).max()
+        };
+        let origin = Origin {
+            rules: Fingerprint::of_rules(self.dataset(view)),
+            archive_version: 17,
+            last_days: publication
+                .marks
+                .keys()
+                .filter_map(|partition| Some((*partition, last_day(partition)?)))
+                .collect(),
+        };
+        self.store.publish(view, &publication, &origin).await?;
         Ok(publication)
     }
 
@@ -370,4 +375,11 @@ fn with_start(batch: &RecordBatch, start: u64) -> anyhow::Result<RecordBatch> {
     let starts: ArrayRef = Arc::new(UInt64Array::from(vec![start; batch.num_rows()]));
     let columns = batch.columns().iter().cloned().chain([starts]).collect();
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
+}
+
+/// The day of an event's time.
+fn day(event: &Event) -> anyhow::Result<EventDay> {
+    let at = event.value["at"].as_str().context("an event has a time")?;
+    let seconds = chrono::DateTime::parse_from_rfc3339(at)?.timestamp();
+    Ok(EventDay(i32::try_from(seconds.div_euclid(86_400))?))
 }

@@ -6,7 +6,7 @@
 //! name count as dependent there only if the commit is told that it read them. After a conflict, or an error that leaves
 //! open whether the entry was written, the newest version is read and everything is checked again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -89,21 +89,30 @@ impl Archive {
         }
         let adds = self.write(commit).await?;
         let result = self.enter(commit, &adds).await;
-        if !self.names(&adds) {
-            // Not committed, or by a rival with the same ranges. A folder has no entry that arrives late.
-            self.discard(&adds).await;
+        // Of tries before this one, too: what became of them is known once the log can be read again.
+        self.undecided.extend(adds);
+        // An error may come after the entry was written, from what is done behind it: only the newest version tells.
+        if result.is_ok() || self.refresh().await.is_ok() {
+            let tried = std::mem::take(&mut self.undecided);
+            self.discard(&self.unnamed(tried)).await;
         }
         result
     }
 
-    /// Whether the version that this handle knows has the files. They are committed together, so one tells of all.
-    fn names(&self, adds: &[Add]) -> bool {
-        let Some(add) = adds.first() else {
-            return true;
-        };
-        // Where the log can't tell, they stay: a file too many harms nobody.
-        let files = self.state.snapshot().try_log_data();
-        files.map_or(true, |files| files.iter().any(|file| file.path() == add.path))
+    /// Those of the files that the version that this handle knows has not: not committed, or by a rival with the same
+    /// ranges. A folder has no entry that arrives late.
+    fn unnamed(&self, mut adds: Vec<Add>) -> Vec<Add> {
+        match self.state.snapshot().try_log_data() {
+            Ok(files) => {
+                let tried: HashSet<_> = adds.iter().map(|add| add.path.clone()).collect();
+                let paths = files.iter().map(|file| file.path().to_string());
+                let named: HashSet<_> = paths.filter(|path| tried.contains(path)).collect();
+                adds.retain(|add| !named.contains(&add.path));
+                adds
+            }
+            // Where the log can't tell, they stay: a file too many harms nobody.
+            Err(_) => Vec::new(),
+        }
     }
 
     /// Writes the entry of the log.

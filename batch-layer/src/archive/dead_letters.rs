@@ -102,6 +102,17 @@ pub(super) struct DeadLetters {
     masked: bool,
 }
 
+/// How much of the original a letter keeps, so that it fits its topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    /// Key, value and headers.
+    All,
+    /// Key and headers.
+    Key,
+    /// Nothing but where it came from and why it was refused.
+    Reason,
+}
+
 impl DeadLetters {
     /// For a dataset. Kafka need not be there.
     pub(super) fn new(config: &KafkaConfig, dataset: &Dataset) -> Result<Self, LetterError> {
@@ -145,13 +156,16 @@ impl DeadLetters {
     }
 
     async fn send(&self, letter: &Letter) -> Result<(), LetterError> {
-        match self.try_send(letter, true).await {
-            Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
-                self.try_send(letter, false).await
+        let mut result = self.try_send(letter, Kept::All).await;
+        for kept in [Kept::Key, Kept::Reason] {
+            let is_too_large =
+                |error: &KafkaError| error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge);
+            if !result.as_ref().err().is_some_and(is_too_large) {
+                break;
             }
-            result => result,
+            result = self.try_send(letter, kept).await;
         }
-        .map_err(|source| match source.rdkafka_error_code() {
+        result.map_err(|source| match source.rdkafka_error_code() {
             Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => LetterError::NoTopic {
                 topic: self.topic.clone(),
             },
@@ -162,17 +176,17 @@ impl DeadLetters {
         })
     }
 
-    async fn try_send(&self, letter: &Letter, with_value: bool) -> Result<(), KafkaError> {
-        let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic).headers(self.headers(letter));
+    async fn try_send(&self, letter: &Letter, kept: Kept) -> Result<(), KafkaError> {
+        let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic).headers(self.headers(letter, kept));
         if !self.masked {
-            record.key = letter.record.key.as_deref();
-            record.payload = letter.record.value.as_deref().filter(|_| with_value);
+            record.key = letter.record.key.as_deref().filter(|_| kept != Kept::Reason);
+            record.payload = letter.record.value.as_deref().filter(|_| kept == Kept::All);
         }
         let sent = self.producer.send(record, PATIENCE).await;
         sent.map(drop).map_err(|(error, _)| error)
     }
 
-    fn headers(&self, letter: &Letter) -> OwnedHeaders {
+    fn headers(&self, letter: &Letter, kept: Kept) -> OwnedHeaders {
         let Letter { partition, record } = letter;
         let source = format!("{}/{partition}/{}", self.source, record.offset);
         let own = [
@@ -182,7 +196,7 @@ impl DeadLetters {
             ("source", &source),
         ];
         let mut headers = OwnedHeaders::new();
-        if !self.masked {
+        if !self.masked && kept != Kept::Reason {
             // A record that was a dead letter before has these already.
             let foreign = record.headers.iter().filter(|(name, _)| !own_header(name));
             for (key, value) in foreign {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use deltalake::DeltaTableError;
+use deltalake::kernel::Add;
 use deltalake::logstore::{LogStoreRef, StorageConfig, logstore_for};
 use deltalake::operations::create::CreateBuilder;
 use deltalake::protocol::SaveMode;
@@ -37,6 +38,8 @@ pub struct Archive {
     /// The version that the next commit builds upon.
     pub(super) state: DeltaTableState,
     pub(super) standing: Standing,
+    /// Files of tries of which the log could not be asked yet.
+    pub(super) undecided: Vec<Add>,
 }
 
 impl std::fmt::Debug for Archive {
@@ -69,6 +72,7 @@ impl Archive {
             log,
             state,
             standing,
+            undecided: Vec::new(),
         }))
     }
 

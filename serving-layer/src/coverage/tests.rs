@@ -96,6 +96,17 @@ fn batch_alone_knows_the_last_day_it_computed() {
 }
 
 #[test]
+fn a_partition_that_nobody_has_counted_keeps_every_bucket_open() {
+    let day = 20_000;
+    let facts = facts(&[(0, 8), (1, 0)], &[day], &[]);
+    assert_eq!(watermark(&facts, &[]), None, "nothing of partition 1 is in any answer");
+    // The worker has read it, but not to where its own batch rows end.
+    let behind = fresh(1, 0, 9, "live", Some(500));
+    let ahead = fresh(0, 9, 9, "live", Some(700));
+    assert_eq!(watermark(&facts, &[behind, ahead]), Some(500));
+}
+
+#[test]
 fn rows_of_an_earlier_topic_say_nothing() {
     let facts = facts(&[], &[], &[(0, 0, 4)]);
     let mut earlier = fresh(0, 2, 9, "live", Some(1));

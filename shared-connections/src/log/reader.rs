@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
@@ -24,6 +25,10 @@ use super::worker::Worker;
 /// Slices that wait for the layer while it is busy with one. With more it would hold more memory and gain nothing; with
 /// fewer the thread would stand still whenever the layer hesitates.
 const WAITING: usize = 4;
+/// How long a reader may take to end.
+const ENDING: Duration = Duration::from_secs(2);
+/// Whether it has ended is looked at so often.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// How a dataset is read.
 pub struct ReaderOptions<'a> {
@@ -149,9 +154,12 @@ impl Reader {
         self.events.close();
         while self.events.try_recv().is_ok() {}
         drop(self.consumer);
-        let joined = tokio::task::spawn_blocking(move || self.thread.join());
-        // A panic of the thread was told by `failure`.
-        let _ = joined.await;
+        // A panic of the thread was told by `failure`. One that waits for a Kafka that is away is left to itself: it holds
+        // nothing that anybody needs.
+        let began = Instant::now();
+        while !self.thread.is_finished() && began.elapsed() < ENDING {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 }
 

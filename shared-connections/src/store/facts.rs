@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use clickhouse::Row;
 use serde::Deserialize;
+use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{
     EventDay, Floor, Mark, Offset, OffsetRange, OffsetSet, Partition, Publication, PublicationNumber, RunId,
     SpeedProgress, Start, TopicId, newest, wanted_cuts,
@@ -17,7 +18,7 @@ use shared_schemas::view::View;
 
 use super::client::Store;
 use super::error::StoreError;
-use super::record::Ledger;
+use super::record::{Ledger, Origin};
 
 /// More publications than can share the highest few numbers; older ones are read only when none of these answers.
 const RECENT: usize = 8;
@@ -29,10 +30,8 @@ pub struct Published {
     pub publication: Publication,
     /// When it was inserted, in milliseconds since 1970.
     pub at: i64,
-    /// The archive's version that the run pinned.
-    pub archive_version: u64,
-    /// The hash of the dataset's rules that it was computed by.
-    pub rules: String,
+    /// What its content was computed from.
+    pub origin: Origin,
 }
 
 /// A cut that a run asked for.
@@ -136,6 +135,7 @@ struct PublicationRow {
     days: Vec<(i32, u128)>,
     rules: String,
     archive_version: u64,
+    last_days: Vec<(u128, u32, i32)>,
     at: i64,
 }
 
@@ -167,8 +167,15 @@ impl PublicationRow {
                     .collect(),
             },
             at: self.at,
-            archive_version: self.archive_version,
-            rules: self.rules,
+            origin: Origin {
+                rules: Fingerprint(u128::from_str_radix(&self.rules, 16).unwrap_or_default()),
+                archive_version: self.archive_version,
+                last_days: self
+                    .last_days
+                    .into_iter()
+                    .map(|(topic, number, day)| (partition(topic, number), EventDay(day)))
+                    .collect(),
+            },
         }
     }
 }
@@ -291,7 +298,7 @@ impl Store {
 
     async fn publications_where(&self, view: &View, tail: &str) -> Result<Vec<Published>, StoreError> {
         let sql = format!(
-            "SELECT number, run, parent, content, marks, gaps, days, rules, archive_version, \
+            "SELECT number, run, parent, content, marks, gaps, days, rules, archive_version, last_days, \
              toUnixTimestamp64Milli(published) AS at FROM {} FINAL WHERE fingerprint = {{view:String}} {tail}",
             self.table(PUBLICATIONS)
         );

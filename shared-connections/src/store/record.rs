@@ -9,7 +9,7 @@ use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{
-    Floor, Mark, Offset, OffsetRange, Partition, Publication, PublicationNumber, RunId, Start,
+    EventDay, Floor, Mark, Offset, OffsetRange, Partition, Publication, PublicationNumber, RunId, Start,
 };
 use shared_schemas::store::tables::{CUTS, FLOORS, FRESHNESS, GAPS, PROGRESS, PUBLICATIONS, RUNS};
 use shared_schemas::view::View;
@@ -31,6 +31,17 @@ pub struct Ledger {
     pub holes: u64,
     /// `accepted`, `repeats`, each reason of refusal, `gap`, and what else the layer counts.
     pub counts: BTreeMap<String, u64>,
+}
+
+/// What a publication's content was computed from, for those who read it. No decision of the hand-off rests on it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Origin {
+    /// The hash of the dataset's rules.
+    pub rules: Fingerprint,
+    /// The archive's version that the run pinned.
+    pub archive_version: u64,
+    /// Of each partition the last event day that has events below the mark; none where no event is below it.
+    pub last_days: BTreeMap<Partition, EventDay>,
 }
 
 /// One row of progress.
@@ -98,6 +109,7 @@ struct PublicationRow {
     days: Vec<(i32, u128)>,
     rules: String,
     archive_version: u64,
+    last_days: Vec<(u128, u32, i32)>,
 }
 
 #[derive(Debug, Row, Serialize, Deserialize)]
@@ -211,13 +223,7 @@ impl Store {
     ///
     /// # Errors
     /// ClickHouse's; sending again is safe.
-    pub async fn publish(
-        &self,
-        view: &View,
-        publication: &Publication,
-        rules: Fingerprint,
-        archive_version: u64,
-    ) -> Result<(), StoreError> {
+    pub async fn publish(&self, view: &View, publication: &Publication, origin: &Origin) -> Result<(), StoreError> {
         let gaps = publication.gaps.iter().flat_map(|(partition, set)| {
             set.ranges()
                 .iter()
@@ -236,8 +242,13 @@ impl Store {
             marks: marks(&publication.marks),
             gaps: gaps.collect(),
             days: publication.days.iter().map(|(day, run)| (day.0, run.0)).collect(),
-            rules: rules.to_string(),
-            archive_version,
+            rules: origin.rules.to_string(),
+            archive_version: origin.archive_version,
+            last_days: origin
+                .last_days
+                .iter()
+                .map(|(partition, day)| (partition.topic.0, partition.number, day.0))
+                .collect(),
         };
         self.record(PUBLICATIONS, &[row]).await
     }

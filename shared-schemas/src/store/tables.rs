@@ -180,7 +180,7 @@ pub fn control_tables() -> Vec<Table> {
             "fingerprint String, number UInt64, run UInt128, parent Array(Tuple(UInt64, UInt128)), content UInt64, \
              marks Array(Tuple(UInt128, UInt32, UInt64)), gaps Array(Tuple(UInt128, UInt32, UInt64, UInt64)), \
              days Array(Tuple(Date32, UInt128)), rules String, archive_version UInt64, \
-             published DateTime64(3, 'UTC') DEFAULT now64(3)",
+             last_days Array(Tuple(UInt128, UInt32, Date32)), published DateTime64(3, 'UTC') DEFAULT now64(3)",
             "",
             &["fingerprint", "number", "run"],
         ),

@@ -1,3 +1,5 @@
+//! Starts, against logs with holes and readers that begin and end anywhere.
+
 use proptest::prelude::*;
 
 use super::*;

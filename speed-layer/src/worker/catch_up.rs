@@ -134,10 +134,7 @@ impl Worker {
             Behind::Step(step) => {
                 // A topic that changed is found by the head as well.
                 self.apply(*step, false).await?;
-                if self.has_caught_up() {
-                    tracing::info!(dataset = self.setup.dataset.name, "caught up");
-                    std::mem::replace(&mut self.catch_up, CatchUp::Idle).stop().await;
-                }
+                self.end_catching_up_if_done().await;
             }
             Behind::Ended(error) => {
                 let why = error.map_or_else(|| "its reader ended".to_owned(), |error| chain(&error));
@@ -164,12 +161,23 @@ impl Worker {
         Ok(())
     }
 
+    /// Ends catching up when nothing behind the head waits for it.
+    pub(super) async fn end_catching_up_if_done(&mut self) {
+        if self.has_caught_up() {
+            tracing::info!(dataset = self.setup.dataset.name, "caught up");
+            std::mem::replace(&mut self.catch_up, CatchUp::Idle).stop().await;
+        }
+    }
+
     /// Whether nothing behind the head waits for these lanes.
     fn has_caught_up(&self) -> bool {
         let CatchUp::Reading { from, lanes } = &self.catch_up else {
             return false;
         };
         from.iter().all(|(number, began)| {
+            if self.stopped.contains(number) {
+                return true;
+            }
             let (Some(cursor), Some(head)) = (lanes.cursor(*number), self.front.cursor(*number)) else {
                 return true;
             };

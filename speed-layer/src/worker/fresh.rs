@@ -64,7 +64,11 @@ impl Worker {
                 let behind = of.starts.kept().values().filter(|kept| !kept.is_complete());
                 let next = behind.map(|kept| kept.read_to()).fold(head, Offset::min);
                 let next = self.catch_up.cursor(*number).map_or(next, |cursor| next.min(cursor));
-                let log_end = log_ends.get(number).copied().unwrap_or(head).max(head);
+                let Some(log_end) = log_ends.get(number).copied() else {
+                    // Until Kafka has said where the log ends nothing is known of what is left to read.
+                    continue;
+                };
+                let log_end = log_end.max(head);
                 let seen = self.seen.get(number);
                 let lag = log_end.0.saturating_sub(next.0);
                 let state = if self.stopped.contains(number) {
@@ -90,7 +94,8 @@ impl Worker {
                         next,
                         log_end,
                         watermark: of.watermark,
-                        kafka_time: seen.and_then(|seen| seen.kafka_time),
+                        // The head's; a view that is behind it has come less far.
+                        kafka_time: seen.and_then(|seen| seen.kafka_time).filter(|_| next >= head),
                         state: state.to_owned(),
                         seen: now,
                     },

@@ -109,12 +109,14 @@ impl About<'_> {
             let who = format!("view {}: the speed layer", view.name);
             self.otherwise(&who, "read", partition, range, rules);
         }
-        if let Some(newest) = seen.facts.newest().filter(|newest| newest.rules != self.rules) {
+        let newest = seen.facts.newest();
+        let newest = newest.map(|newest| (newest, newest.origin.rules.to_string()));
+        if let Some((newest, rules)) = newest.filter(|(_, rules)| *rules != self.rules) {
             self.warnings.push(format!(
                 "view {}: publication {} was computed under rules {}, and the definitions have {}",
                 view.name,
                 newest.publication.number.0,
-                short(&newest.rules),
+                short(&rules),
                 short(&self.rules),
             ));
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use chrono::DateTime;
 use shared_connections::log::DeadLetters;
-use shared_connections::store::{Facts, FreshnessOfPartition, Ledger, Published, Run};
+use shared_connections::store::{Facts, FreshnessOfPartition, Ledger, Origin, Published, Run};
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{
     EventDay, Mark, Offset, OffsetRange, OffsetSet, Partition, Publication, RunId, SpeedProgress, Start, TopicId,
@@ -101,8 +101,11 @@ fn whole() -> Sight {
         publications: vec![Published {
             publication,
             at: NOW - 7_500_000,
-            archive_version: 17,
-            rules: rules(),
+            origin: Origin {
+                rules: Fingerprint::of_rules(&definitions().datasets[0]),
+                archive_version: 17,
+                ..Origin::default()
+            },
         }],
         ..Facts::default()
     };
@@ -296,7 +299,7 @@ fn what_needs_attention_is_said() {
     let mut sight = whole();
     let hourly = view(&mut sight, "hourly");
     hourly.ledgers[0].2.rules = "0123456789abcdef".to_owned();
-    hourly.facts.publications[0].rules = "0123456789abcdef".to_owned();
+    hourly.facts.publications[0].origin.rules = Fingerprint(0x0123_4567_89ab_cdef << 64);
     hourly.freshness[1].state = "stopped".to_owned();
     let lost = hourly.facts.progress.get_mut(&partition(1)).unwrap();
     lost.record_gap(Start(Offset(0)), range(0, 3));

@@ -106,7 +106,7 @@ impl PublicationReport {
             content: publication.content.0,
             published_at: moment(published.at),
             age_seconds: seconds_since(published.at, now),
-            archive_version: published.archive_version,
+            archive_version: published.origin.archive_version,
             days: publication.days.len(),
         }
     }
