@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context;
+use highwater_batch::{Batch, Logs};
 use shared_schemas::config::Config;
 use shared_schemas::definitions::Definitions;
 use tokio::task::JoinSet;
@@ -39,6 +40,15 @@ impl Layers {
         tasks.spawn(async move {
             let run = highwater_batch::archive::serve(&settings, &defined, &log, ends).await;
             ("archiver", run.context("the archiver ended"))
+        });
+
+        let (batch, ends) = (
+            Batch::new(config.clone(), Definitions::clone(&definitions))?,
+            cancel.clone(),
+        );
+        tasks.spawn(async move {
+            batch.schedule(&Logs, &ends).await;
+            ("schedule of batch runs", Ok(()))
         });
 
         let (speed, defined, ends) = (config.speed.clone(), Arc::clone(&definitions), cancel.clone());

@@ -16,7 +16,7 @@ use super::{DATA, Place, topics};
 use crate::layers::Layers;
 use crate::signals::Signals;
 
-/// Start Kafka, ClickHouse and all layers on this machine, and wait for Ctrl-C
+/// Start Kafka, ClickHouse and all layers on this machine, with batch runs on their schedule, and wait for Ctrl-C
 ///
 /// A server is started only where its configured address is on loopback and nothing listens there; port 0 picks a free
 /// port, the same at the next start if it is still free. When all is ready the addresses are printed and written to
