@@ -6,6 +6,7 @@ mod world;
 use std::collections::BTreeSet;
 
 use highwater_batch::archive::ServeError;
+use highwater_tests::stack::until;
 use shared_schemas::handoff::{Offset, OffsetRange, OffsetSet};
 
 use world::{FIELDS, World, event};
@@ -177,7 +178,10 @@ async fn what_is_wrong_from_the_start_is_told_before_anything_runs() -> anyhow::
     assert!(!world.table().exists());
 
     let world = World::new(1).await?;
-    world.start()?.stop().await?;
+    let running = world.start()?;
+    let entry = world.table().join(format!("_delta_log/{:020}.json", 0));
+    until("the table is made", || entry.exists()).await?;
+    running.stop().await?;
     let world = world.with_fields("n = \"string\"\nat = \"timestamp\"")?;
     let error = world.start()?.ended().await.unwrap_err();
     assert!(matches!(error, ServeError::Archive { .. }), "{error}");
