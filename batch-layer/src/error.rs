@@ -64,18 +64,3 @@ pub enum RunError {
     #[error("cancelled: nothing was published")]
     Cancelled,
 }
-
-/// An error and its causes as one sentence; a cause that its error already names is left out.
-pub(crate) fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut said = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !said.contains(&text) {
-            said.push_str(": ");
-            said.push_str(&text);
-        }
-        cause = error.source();
-    }
-    said
-}

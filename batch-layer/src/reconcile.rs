@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use serde::Serialize;
+use shared_connections::sentence;
 use shared_connections::store::{Facts, Ledger};
 use shared_schemas::dataset::Dataset;
 use shared_schemas::handoff::{ChunkSize, EventDay, Mark, Offset, OffsetSet, Partition, Publication, Start, counts};
@@ -27,7 +28,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::{Archive, Pinned};
-use crate::error::{RunError, sentence};
+use crate::error::RunError;
 use crate::progress::{Step, Watcher};
 use crate::recompute::{Recompute, below, topic_text};
 use crate::retry::patiently;

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 
 use futures::future::join_all;
 use shared_connections::log::{Kafka, LogError};
+use shared_connections::sentence;
 use shared_connections::store::{Cut, Origin, Store};
 use shared_schemas::config::Config;
 use shared_schemas::dataset::Dataset;
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::archive::{Archive, ArchiveError, Pinned};
-use crate::error::{RunError, sentence};
+use crate::error::RunError;
 use crate::lease::{Lease, LeaseError};
 use crate::marks::{Marks, choose};
 use crate::progress::{Step, Watcher};

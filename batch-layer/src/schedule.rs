@@ -43,7 +43,7 @@ impl Batch {
             Ok(lease) => lease,
             Err(_) if cancel.is_cancelled() => return,
             Err(error) => {
-                tracing::error!(error = %crate::error::sentence(&error), "a scheduled batch run could not begin");
+                tracing::error!(error = %shared_connections::sentence(&error), "a scheduled batch run could not begin");
                 return;
             }
         };

@@ -8,6 +8,7 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
 use chrono::{Datelike, NaiveDate};
 use futures::TryStreamExt;
+use shared_connections::sentence;
 use shared_connections::store::Store;
 use shared_schemas::handoff::{ArchivedRange, EventDay, OffsetSet, Partition, RunId};
 use shared_schemas::store::check::{exact_sums, run_totals};
@@ -15,7 +16,7 @@ use shared_schemas::store::{batch_rows, tables};
 use shared_schemas::view::View;
 
 use crate::archive::Pinned;
-use crate::error::{RunError, sentence};
+use crate::error::RunError;
 use crate::progress::{Step, Watcher};
 use crate::recompute::Recompute;
 use crate::retry::patiently;

@@ -4,6 +4,10 @@
 //!
 //! - [`log`]: reading a partition's log, record by record and without a hole that is not told
 //! - [`store`]: the facts of the hand-off, and inserts that may be tried again
+//! - [`sentence()`]: an error with its causes, in one line
 
 pub mod log;
+mod sentence;
 pub mod store;
+
+pub use sentence::sentence;

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use shared_connections::log::{Kafka, LogError, Topic};
+use shared_connections::sentence;
 use shared_connections::store::{ProgressRow, Store};
 use shared_schemas::handoff::{Offset, Partition, Start};
 use shared_schemas::store::speed_rows;
 use shared_schemas::store::tables::speed_table_name;
 
 use crate::error::SpeedError;
-use crate::look::chain;
 use crate::worker::ViewState;
 
 /// Between tries, growing.
@@ -47,7 +47,7 @@ pub(crate) async fn persist<T, E: std::error::Error>(what: &str, mut act: impl A
                 if !failed {
                     failed = true;
                     metrics::gauge!("highwater_speed_stalled").set(1.0);
-                    tracing::warn!(error = %chain(&error), "cannot {what}, reading waits until it can");
+                    tracing::warn!(error = %sentence(&error), "cannot {what}, reading waits until it can");
                 }
                 tokio::time::sleep(delays.next().unwrap_or(LONGEST)).await;
             }

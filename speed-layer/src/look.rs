@@ -46,19 +46,11 @@ pub(crate) fn watch(
                 }
                 Err(error) if !away => {
                     away = true;
-                    tracing::warn!(error = %chain(&error), "cannot look for marks and cuts, going on with the last ones");
+                    tracing::warn!(error = %shared_connections::sentence(&error), "cannot look for marks and cuts, going on with the last ones");
                 }
                 Err(_) => {}
             }
         }
     });
     receiver
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }

@@ -99,7 +99,7 @@ pub(crate) async fn keep(setup: Setup) {
                 tracing::warn!(topic = setup.dataset.topic, "the topic has changed, beginning anew");
             }
             Err(error) => {
-                let error = look::chain(&error);
+                let error = shared_connections::sentence(&error);
                 tracing::error!(
                     dataset = setup.dataset.name,
                     error,

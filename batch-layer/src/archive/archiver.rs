@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use shared_connections::log::{Event, Kafka, LogError, Reader, ReaderOptions, Topic};
+use shared_connections::sentence;
 use shared_schemas::config::Config;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::decode::EnvironmentKeys;
@@ -24,7 +25,7 @@ use super::dead_letters::{DeadLetters, LetterError};
 use super::error::ArchiveError;
 use super::held::{Broken, Held};
 use super::metrics::Metrics;
-use super::stall::{Stall, Trouble, sentence};
+use super::stall::{Stall, Trouble};
 use super::table::Archive;
 
 /// Bytes that are read ahead of a commit: what a commit holds at most, give or take a slice. Large enough that files are

@@ -72,7 +72,7 @@ impl Stall {
     /// It can't go on. How long to wait until the next try.
     pub(super) fn wait(&mut self, trouble: &Trouble) -> Duration {
         self.gauge.set(1.0);
-        let said = sentence(trouble);
+        let said = shared_connections::sentence(trouble);
         let now = self.now.get_or_insert_with(|| Now {
             said: String::new(),
             since: Instant::now(),
@@ -111,17 +111,4 @@ fn waits() -> ExponentialBackoff {
         .with_jitter()
         .with_jitter_seed(Uuid::new_v4().as_u64_pair().0)
         .build()
-}
-
-/// An error and its causes, in one line.
-pub(super) fn sentence(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |mut said, cause| {
-        let cause = cause.to_string();
-        if !said.contains(&cause) {
-            said.push_str(": ");
-            said.push_str(&cause);
-        }
-        said
-    })
 }

@@ -182,20 +182,6 @@ fn is_passing(code: Code) -> bool {
     )
 }
 
-/// An error and its causes, in one line.
-pub(super) fn sentence(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |mut said, cause| {
-        let cause = cause.to_string();
-        // `KafkaError` repeats its cause.
-        if !said.ends_with(&cause) {
-            said.push_str(": ");
-            said.push_str(&cause);
-        }
-        said
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,6 +210,8 @@ mod tests {
 
     #[test]
     fn causes_are_told_once() {
+        use crate::sentence;
+
         let away = asked(None, Code::OperationTimedOut);
         let said = sentence(&away);
         assert_eq!(said.matches("Local: Timed out").count(), 1, "{said}");

@@ -14,8 +14,9 @@ use rdkafka::{ClientContext, Offset as KafkaOffset, TopicPartitionList};
 use shared_schemas::config::KafkaConfig;
 use shared_schemas::handoff::{Offset, OffsetRange, TopicId};
 
-use super::error::{LogError, sentence};
+use super::error::LogError;
 use super::topic_id;
+use crate::sentence;
 
 /// How long one question may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);

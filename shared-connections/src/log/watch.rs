@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use shared_schemas::handoff::{Offset, TopicId};
 
-use super::error::{LogError, sentence};
+use super::error::LogError;
 use super::kafka::Kafka;
 use super::reader::Shared;
 use super::worker::Guard;
+use crate::sentence;
 
 /// The pause between two looks.
 const EVERY: Duration = Duration::from_secs(1);

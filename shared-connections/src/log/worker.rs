@@ -21,12 +21,13 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use shared_schemas::handoff::Offset;
 use tokio::sync::mpsc;
 
-use super::error::{LogError, is_away, sentence};
+use super::error::{LogError, is_away};
 use super::kafka::{Kafka, Listener};
 use super::open::{OpenSlice, Standing, standing};
 use super::reader::{Shared, positions};
 use super::slice::Event;
 use super::watch::Watch;
+use crate::sentence;
 
 /// All open slices are closed with so many records in them,
 const MOST_RECORDS: usize = 16_384;

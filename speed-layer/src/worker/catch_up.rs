@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 
+use shared_connections::sentence;
 use shared_schemas::handoff::{Offset, next_start};
 use tokio::task::JoinHandle;
 
 use super::{SpeedError, Worker, dropped_by};
 use crate::lanes::{Lanes, Step};
-use crate::look::chain;
 
 /// Whether something is caught up on.
 pub(super) enum CatchUp {
@@ -137,7 +137,7 @@ impl Worker {
                 self.end_catching_up_if_done().await;
             }
             Behind::Ended(error) => {
-                let why = error.map_or_else(|| "its reader ended".to_owned(), |error| chain(&error));
+                let why = error.map_or_else(|| "its reader ended".to_owned(), |error| sentence(&error));
                 tracing::warn!(
                     dataset = self.setup.dataset.name,
                     why,

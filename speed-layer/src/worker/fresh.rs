@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use shared_connections::sentence;
 use shared_connections::store::FreshnessOfPartition;
 use shared_schemas::handoff::{Offset, Partition};
 use tokio::time::Instant;
@@ -9,7 +10,6 @@ use tokio::time::Instant;
 use super::Worker;
 use crate::dedupe::Judgement;
 use crate::lanes::Read;
-use crate::look::chain;
 use crate::starts::Fate;
 
 /// More offsets behind the log's end than this is catching up.
@@ -107,7 +107,7 @@ impl Worker {
         }
         // Only for people: whoever waits for it sees the next one.
         if let Err(error) = self.setup.store.record_freshness(&rows).await {
-            tracing::debug!(error = %chain(&error), "cannot say how fresh the rows are");
+            tracing::debug!(error = %sentence(&error), "cannot say how fresh the rows are");
         }
     }
 }
