@@ -19,8 +19,9 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use local_stack::Addresses;
 use shared_schemas::config::{Config, Reading};
+use shared_schemas::decode::{Decoder, EnvironmentKeys, Options};
 use shared_schemas::definitions::Definitions;
-use shared_schemas::mistake::Mistakes;
+use shared_schemas::mistake::{Mistake, Mistakes};
 
 use crate::logging::LogFormat;
 
@@ -105,6 +106,30 @@ impl Place {
                 mistakes.extend(more);
                 Err(mistakes)
             }
+        }
+    }
+
+    /// As [`Place::load`], for a process that reads records: the keys of mask rules must be there too.
+    fn load_to_read(&self) -> Result<(Config, Definitions), Mistakes> {
+        let (config, definitions) = self.load()?;
+        let options = Options {
+            extra: true,
+            keys: &EnvironmentKeys,
+        };
+        let lacks = definitions.datasets.iter().filter_map(|dataset| {
+            let error = Decoder::new(dataset, options).err()?;
+            Some(Mistake {
+                file: format!("dataset {}", dataset.name),
+                place: None,
+                what: error.to_string(),
+                instead: None,
+            })
+        });
+        let lacks: Mistakes = lacks.collect();
+        if lacks.is_empty() {
+            Ok((config, definitions))
+        } else {
+            Err(lacks)
         }
     }
 

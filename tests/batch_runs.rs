@@ -107,6 +107,24 @@ fn runs_make_the_answer_exact_day_by_day() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_run_to_the_end_leaves_nothing_above_its_marks() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let mut world = World::new(&server, log(40), "").await?;
+        world.archive([19, 5], 1).await?;
+        world.batch.to_end = true;
+        let cancel = CancellationToken::new();
+        published(&world.run(&[], &Quiet, &cancel).await);
+        let newest = world.newest("hourly").await?;
+        assert_eq!(newest.mark(partition(0)), Mark(Offset(19)));
+        assert_eq!(newest.mark(partition(1)), Mark(Offset(5)));
+        assert_eq!(world.answer().await?, world.truth([19, 5]));
+        let again = world.run(&["hourly"], &Quiet, &cancel).await;
+        assert_eq!(again[0].why.as_deref(), Some("no mark moves: nothing more is archived"));
+        Ok(())
+    })
+}
+
+#[test]
 fn clean_days_keep_their_run() -> anyhow::Result<()> {
     on_engine(|server| async move {
         let mut events = log(24);

@@ -438,3 +438,18 @@ async fn a_jar_that_is_not_the_pinned_one_is_refused() -> anyhow::Result<()> {
     std::fs::remove_file(&jar)?;
     refused("a jar too few").await
 }
+
+#[tokio::test]
+async fn a_mask_key_that_is_not_set_is_told_before_anything_starts() -> anyhow::Result<()> {
+    let site = Site::new()?;
+    let masked = "[dataset.flights]\nevent_time = \"at\"\n[dataset.flights.fields]\nat = \"timestamp\"\ntail = \"string\"\n\
+                  [dataset.flights.mask]\ntail = { hash = \"HIGHWATER_NO_SUCH_KEY\" }\n";
+    std::fs::write(site.path().join("definitions/flights.toml"), masked)?;
+    for command in ["up", "speed", "archive"] {
+        let (code, _, said) = site.run(&[command]).await?;
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains("HIGHWATER_NO_SUCH_KEY, which is not set"), "{said}");
+    }
+    assert!(!site.data().exists(), "nothing was started");
+    Ok(())
+}

@@ -45,11 +45,11 @@ impl Marks {
     }
 }
 
-/// Chooses them for one view.
+/// Chooses them for one view. `to_end`: up to the archive's end, however little that is beyond a chunk's boundary.
 ///
 /// # Errors
 /// An archive that holds less than was published from it, or that can't be read.
-pub(crate) async fn choose(pinned: &Pinned, facts: &Facts, chunk: ChunkSize) -> Result<Marks, RunError> {
+pub(crate) async fn choose(pinned: &Pinned, facts: &Facts, chunk: ChunkSize, to_end: bool) -> Result<Marks, RunError> {
     let parent = facts.newest().map(|newest| &newest.publication);
     let mut marks = Marks {
         parent: parent.map(|parent| parent.marks.clone()).unwrap_or_default(),
@@ -73,7 +73,13 @@ pub(crate) async fn choose(pinned: &Pinned, facts: &Facts, chunk: ChunkSize) -> 
         } else {
             None
         };
-        let left_above = times.map(|(first, last)| Duration::from_millis(last.abs_diff(first)));
+        let left_above = times.map(|(first, last)| {
+            if to_end {
+                Duration::MAX
+            } else {
+                Duration::from_millis(last.abs_diff(first))
+            }
+        });
         match choose_mark(limit, before, chunk, left_above.unwrap_or_default()) {
             MarkChoice::Settled(mark) => {
                 marks.settled.insert(partition, mark);

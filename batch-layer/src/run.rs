@@ -54,6 +54,9 @@ pub struct Batch {
     pub store: Store,
     /// Kafka: asked only where a log begins.
     pub kafka: Kafka,
+    /// Whether marks go to the archive's end, also where that leaves less than a minute of events above a chunk's
+    /// boundary. It costs a cut: some seconds for the speed layer to read again.
+    pub to_end: bool,
 }
 
 /// Names that no definition has.
@@ -90,6 +93,7 @@ impl Batch {
             definitions,
             store,
             kafka,
+            to_end: false,
         })
     }
 
@@ -249,14 +253,14 @@ impl OfView<'_> {
             // The facts first: what a publication rests on was archived before.
             let facts = patiently(|| store.facts(self.view)).await?;
             let pinned = archive.pin().await?;
-            let marks = choose(&pinned, &facts, chunk).await?;
+            let marks = choose(&pinned, &facts, chunk, self.batch.to_end).await?;
             Ok::<_, RunError>((facts, pinned, marks))
         };
         let (facts, pinned, marks) = self.or_cancelled(prepared).await?;
         let parent = facts.newest().map(|newest| newest.publication.clone());
         report.archive_version = Some(pinned.version);
         if !marks.move_on() {
-            report.why = Some(nothing_to_do(&marks, self.dataset));
+            report.why = Some(nothing_to_do(&marks, self.dataset, self.batch.to_end));
             return Ok(Tried::Done);
         }
         let mut attempt = Attempt {
@@ -298,14 +302,19 @@ impl OfView<'_> {
     }
 }
 
-fn nothing_to_do(marks: &Marks, dataset: &Dataset) -> String {
-    if marks.parent.is_empty() {
+fn nothing_to_do(marks: &Marks, dataset: &Dataset, to_end: bool) -> String {
+    if to_end {
+        "no mark moves: nothing more is archived".to_owned()
+    } else if marks.parent.is_empty() {
         format!(
-            "the archive holds no full chunk of {} offsets yet, and less than a minute of events",
+            "the archive holds no full chunk of {} offsets yet, and less than a minute of events: `batch run --to-end` \
+             publishes what there is",
             dataset.chunk
         )
     } else {
-        "no mark moves: the archive has no further chunk, and less than a minute of events above the marks".to_owned()
+        "no mark moves: the archive has no further chunk, and less than a minute of events above the marks: `batch run \
+         --to-end` publishes these too"
+            .to_owned()
     }
 }
 

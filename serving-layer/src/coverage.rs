@@ -82,6 +82,11 @@ impl Coverage {
                 behind |= once > coverage.covered;
                 gaps.entry(partition).or_default().extend(&coverage.gaps);
             }
+            // A worker that catches up knows of events that it has not counted.
+            let topic = freshness::topic(freshness);
+            let of_topic = freshness.iter().filter(|row| Some(row.partition.topic) == topic);
+            let mut catching_up = of_topic.filter(|row| State::of(row, now) == State::CatchingUp);
+            behind |= catching_up.any(|row| row.next < row.log_end);
             // A gap is durable before any row that lacks its offsets: what was read lacks nothing else.
             for (partition, progress) in after {
                 let later = progress.gaps_from(facts.mark(*partition), chunk);

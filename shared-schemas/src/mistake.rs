@@ -91,6 +91,12 @@ impl fmt::Display for Mistake {
 #[serde(transparent)]
 pub struct Mistakes(Vec<Mistake>);
 
+impl FromIterator<Mistake> for Mistakes {
+    fn from_iter<I: IntoIterator<Item = Mistake>>(mistakes: I) -> Self {
+        Self(mistakes.into_iter().collect())
+    }
+}
+
 impl Mistakes {
     pub(crate) fn add(&mut self, mistake: Mistake) {
         self.0.push(mistake);

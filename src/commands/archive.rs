@@ -22,6 +22,7 @@ pub(crate) struct Archive {}
 impl Archive {
     /// Runs until a signal.
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
+        place.load_to_read()?;
         let (config, definitions) = place.join()?;
         tokio::runtime::Runtime::new()?.block_on(async {
             let mut signals = Signals::listen()?;

@@ -32,6 +32,7 @@ enum Command {
     /// before stands.
     #[command(after_help = "Examples:\n  \
         highwater batch run\n  \
+        highwater batch run --to-end\n  \
         highwater batch run --view departures --wait\n  \
         highwater batch run --dataset flights --output json")]
     Run {
@@ -41,6 +42,9 @@ enum Command {
         /// Only views of this dataset; may be given several times
         #[arg(long, value_name = "NAME")]
         dataset: Vec<String>,
+        /// Up to the archive's end, also where that is less than a minute of events beyond the last full chunk
+        #[arg(long)]
+        to_end: bool,
         /// Wait while another run is under way, instead of failing
         #[arg(long)]
         wait: bool,
@@ -93,7 +97,8 @@ enum Command {
 impl Batch {
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
         let (config, definitions) = place.join()?;
-        let batch = highwater_batch::Batch::new(config, definitions)?;
+        let mut batch = highwater_batch::Batch::new(config, definitions)?;
+        batch.to_end = matches!(self.command, Command::Run { to_end: true, .. });
         tokio::runtime::Runtime::new()?.block_on(async {
             let mut signals = Signals::listen()?;
             let cancel = CancellationToken::new();

@@ -153,6 +153,13 @@ fn rows_that_have_come_less_far_than_others_are_behind() {
     assert!(of(&facts(&[(0, 11)], &[1], &[(0, 8, 14), (0, 11, 12)]), &[]).behind);
     assert!(!of(&facts(&[(0, 11)], &[1], &[(0, 8, 14), (0, 11, 14)]), &[]).behind);
     assert!(!of(&facts(&[], &[], &[(0, 0, 8), (0, 8, 12)]), &[]).behind);
+    // A worker that knows of more than it has counted.
+    let one = facts(&[], &[], &[(0, 0, 4)]);
+    assert!(of(&one, &[fresh(0, 4, 9, "catching_up", Some(1))]).behind);
+    assert!(
+        !of(&one, &[fresh(0, 4, 9, "live", Some(1))]).behind,
+        "what streams in is on its way"
+    );
     // Batch has passed the worker.
     assert!(!of(&facts(&[(0, 24)], &[1], &[(0, 0, 8), (0, 8, 12)]), &[]).behind);
 }
