@@ -136,7 +136,15 @@ impl Place {
     /// As [`Place::load`], with the addresses of the `highwater up` that is to be joined: the one on `--data`, or the one
     /// on the usual folder where the configuration leaves a port to it.
     fn join(&self) -> anyhow::Result<(Config, Definitions)> {
-        let (config, definitions) = self.load()?;
+        self.joined(self.load()?)
+    }
+
+    /// As [`Place::join`], for a process that reads records.
+    fn join_to_read(&self) -> anyhow::Result<(Config, Definitions)> {
+        self.joined(self.load_to_read()?)
+    }
+
+    fn joined(&self, (config, definitions): (Config, Definitions)) -> anyhow::Result<(Config, Definitions)> {
         let picks = config.kafka.brokers.iter().any(|broker| broker.port == 0) || config.clickhouse.url.port() == 0;
         let data = match &self.data {
             Some(data) => data.as_path(),

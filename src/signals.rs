@@ -33,8 +33,19 @@ impl Signals {
         }
     }
 
+    /// Runs a layer on a runtime of its own, until a signal. See [`Signals::end`].
+    pub(crate) fn run_until_told(
+        work: impl AsyncFnOnce(&CancellationToken) -> anyhow::Result<()>,
+    ) -> anyhow::Result<ExitCode> {
+        tokio::runtime::Runtime::new()?.block_on(async {
+            let mut signals = Self::listen()?;
+            let cancel = CancellationToken::new();
+            signals.end(work(&cancel), &cancel).await
+        })
+    }
+
     /// Works until it is done, or until a signal: then the work is told to end, and a second signal ends it at once.
-    pub(crate) async fn end(
+    async fn end(
         &mut self,
         work: impl Future<Output = anyhow::Result<()>>,
         cancel: &CancellationToken,

@@ -8,9 +8,9 @@ use shared_connections::store::{Published, Store, StoreError};
 use shared_schemas::handoff::{Floor, Publication, PublicationNumber, newest};
 use shared_schemas::view::View;
 
+use crate::publish::{Line, line};
 use crate::recompute::topic_text;
 use crate::report::day_text;
-use crate::retry::patiently;
 
 /// A publication as it is shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -88,12 +88,7 @@ impl State {
 /// # Errors
 /// The store's.
 pub async fn list(store: &Store, view: &View) -> Result<Vec<Listed>, StoreError> {
-    let floor = patiently(|| store.floor(view)).await?;
-    let published = patiently(|| store.publications(view)).await?;
-    let all: Vec<_> = published
-        .iter()
-        .map(|published| published.publication.clone())
-        .collect();
+    let Line { published, all, floor } = line(store, view).await?;
     let listed = published
         .iter()
         .rev()

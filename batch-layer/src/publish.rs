@@ -161,7 +161,7 @@ pub(crate) async fn send(
     loop {
         sends += 1;
         let sent = store.publish(view, publication, origin).await;
-        let (all, floor) = line(store, view).await.map_err(unsure)?;
+        let Line { all, floor, .. } = line(store, view).await.map_err(unsure)?;
         match Standing::of(publication, &all, &floor) {
             Standing::Newest | Standing::Succeeded => return Ok(Sent::Published),
             Standing::Beaten => {}
@@ -183,10 +183,19 @@ pub(crate) async fn send(
     }
 }
 
-/// All publications and the floor.
-async fn line(store: &Store, view: &View) -> Result<(Vec<Publication>, Floor), StoreError> {
+/// What a view has published, and the floor.
+pub(crate) struct Line {
+    /// As they stand in the store, ascending.
+    pub(crate) published: Vec<Published>,
+    /// The publications among it, in the same order.
+    pub(crate) all: Vec<Publication>,
+    pub(crate) floor: Floor,
+}
+
+/// Reads them.
+pub(crate) async fn line(store: &Store, view: &View) -> Result<Line, StoreError> {
     let floor = patiently(|| store.floor(view)).await?;
     let published = patiently(|| store.publications(view)).await?;
-    let publication = |published: Published| published.publication;
-    Ok((published.into_iter().map(publication).collect(), floor))
+    let all = published.iter().map(|one| one.publication.clone()).collect();
+    Ok(Line { published, all, floor })
 }

@@ -11,9 +11,8 @@ use uuid::Uuid;
 
 use crate::error::RunError;
 use crate::list::of_number;
-use crate::publish::{Sent, send};
+use crate::publish::{Line, Sent, line, send};
 use crate::report::MarkMoved;
-use crate::retry::patiently;
 
 /// How often it is tried while others publish first.
 const TRIES: u32 = 5;
@@ -89,12 +88,7 @@ pub struct RolledBack {
 /// There is none such, it lies below the floor, or the store's.
 pub async fn rollback(store: &Store, view: &View, to: Option<u64>) -> Result<RolledBack, RollbackError> {
     for _ in 0..TRIES {
-        let floor = patiently(|| store.floor(view)).await?;
-        let published = patiently(|| store.publications(view)).await?;
-        let all: Vec<_> = published
-            .iter()
-            .map(|published| published.publication.clone())
-            .collect();
+        let Line { published, all, floor } = line(store, view).await?;
         let nothing = || RollbackError::Nothing {
             view: view.name.clone(),
         };

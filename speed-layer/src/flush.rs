@@ -114,7 +114,7 @@ pub(crate) async fn progress(views: &mut [ViewState], topic: &Topic, store: &Sto
                         number: *number,
                     },
                     start,
-                    ledger,
+                    ledger: ledger.clone(),
                 }));
             }
         }

@@ -298,8 +298,9 @@ async fn first_times(
     Ok(times)
 }
 
-/// Only to choose where warming begins; what it misses, the filter says.
-fn now() -> i64 {
+/// The clock, in milliseconds since 1970: to choose where warming begins (what it misses, the filter says), and to say
+/// when something was seen. Nothing that counts rests on it.
+pub(crate) fn now() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

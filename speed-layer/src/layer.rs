@@ -1,5 +1,6 @@
 //! All datasets that have views, each with a worker of its own.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use shared_connections::log::Kafka;
@@ -27,6 +28,7 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> Result<(), SpeedError> {
     let mut workers = JoinSet::new();
+    let mut datasets = HashMap::new();
     let mut setups = Vec::new();
     for dataset in &definitions.datasets {
         let options = Options {
@@ -60,18 +62,16 @@ pub async fn run(
     for setup in setups {
         let handle = handle.clone();
         // A thread of its own: aggregating takes the processor for longer than tasks beside it should wait.
-        workers.spawn_blocking(move || {
-            let dataset = setup.dataset.name.clone();
-            handle.block_on(worker::keep(setup));
-            dataset
-        });
+        let dataset = setup.dataset.name.clone();
+        let worker = workers.spawn_blocking(move || handle.block_on(worker::keep(setup)));
+        datasets.insert(worker.id(), dataset);
     }
     let mut result = Ok(());
     while let Some(ended) = workers.join_next().await {
-        if ended.is_err() {
+        if let Err(broken) = ended {
             cancel.cancel();
             result = Err(SpeedError::Broken {
-                dataset: "unknown".to_owned(),
+                dataset: datasets.remove(&broken.id()).unwrap_or_default(),
             });
         }
     }

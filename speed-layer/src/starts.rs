@@ -223,7 +223,7 @@ impl Starts {
 
     /// The progress that may be recorded now, cuts before the chunk's own: each group is to be durable before the next
     /// is sent. Rows of these starts must be durable already.
-    pub fn to_show(&self, wanted: &Wanted) -> [Vec<(Start, Ledger)>; 2] {
+    pub fn to_show(&self, wanted: &Wanted) -> [Vec<(Start, &Ledger)>; 2] {
         let mut shown: BTreeMap<Start, Option<Offset>> = wanted
             .cuts
             .iter()
@@ -232,7 +232,7 @@ impl Starts {
         let news = |start: &Start, shown: &BTreeMap<Start, Option<Offset>>| {
             let kept = self.kept.get(start)?;
             let is_news = kept.ledger.next > start.0 && kept.shown < Some(kept.ledger.next);
-            (is_news && may_show(*start, kept.ledger.next, shown, self.chunk)).then(|| (*start, kept.ledger.clone()))
+            (is_news && may_show(*start, kept.ledger.next, shown, self.chunk)).then_some((*start, &kept.ledger))
         };
         let (mut cuts, mut own) = (Vec::new(), Vec::new());
         // From the highest start down: a lower one waits for the cuts behind it.

@@ -371,7 +371,7 @@ impl Worker {
         let rows: usize = futures::future::try_join_all(writes).await?.into_iter().sum();
         flush::progress(&mut self.views, topic, store).await;
         for view in &mut self.views {
-            let gone = dropped(view, Starts::drop_shown);
+            let gone = dropped(view, |of| of.starts.drop_shown());
             self.setup.drop_cells(view, &gone)?;
         }
         let dataset = self.setup.dataset.name.clone();
@@ -385,7 +385,7 @@ impl Worker {
         let looked = Arc::clone(&self.looked.borrow_and_update());
         take_in(&mut self.views, &looked, &self.topic);
         for view in &mut self.views {
-            let gone = dropped_by(view, |of| of.starts.retain_wanted(&of.wanted));
+            let gone = dropped(view, |of| of.starts.retain_wanted(&of.wanted));
             self.setup.drop_cells(view, &gone)?;
         }
         self.end_catching_up_if_done().await;
@@ -423,11 +423,7 @@ impl Setup {
     }
 }
 
-fn dropped(view: &mut ViewState, drop: impl Fn(&mut Starts) -> Vec<Start>) -> BTreeSet<(u32, Start)> {
-    dropped_by(view, |of| drop(&mut of.starts))
-}
-
-fn dropped_by(view: &mut ViewState, mut drop: impl FnMut(&mut OfPartition) -> Vec<Start>) -> BTreeSet<(u32, Start)> {
+fn dropped(view: &mut ViewState, mut drop: impl FnMut(&mut OfPartition) -> Vec<Start>) -> BTreeSet<(u32, Start)> {
     let of_partitions = view.partitions.iter_mut();
     of_partitions
         .flat_map(|(number, of)| drop(of).into_iter().map(|start| (*number, start)))

@@ -4,7 +4,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
 
 use super::Place;
 use super::output::Output;
@@ -34,28 +33,22 @@ impl Serve {
     /// Runs until a signal.
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
         let (config, definitions) = place.join()?;
-        tokio::runtime::Runtime::new()?.block_on(async {
-            let mut signals = Signals::listen()?;
-            let cancel = CancellationToken::new();
-            let work = async {
-                let metrics = metrics::record()?;
-                // Boxed, since it is large and waited for once.
-                let connected = Box::pin(connect::store(&config, &definitions));
-                let Some(store) = cancel.run_until_cancelled(connected).await.transpose()? else {
-                    return Ok(());
-                };
-                let definitions = Arc::new(definitions);
-                let bound =
-                    highwater_serving::serve(&config.serve, definitions, store, metrics, cancel.clone()).await?;
-                let ready = Ready {
-                    api: format!("http://{}", bound.address()),
-                };
-                self.output
-                    .print(&ready, |ready| vec![vec!["api".to_owned(), ready.api.clone()]])?;
-                tracing::info!("ready, Ctrl-C ends it");
-                Ok(bound.run().await?)
+        Signals::run_until_told(async |cancel| {
+            let metrics = metrics::record()?;
+            // Boxed, since it is large and waited for once.
+            let connected = Box::pin(connect::store(&config, &definitions));
+            let Some(store) = cancel.run_until_cancelled(connected).await.transpose()? else {
+                return Ok(());
             };
-            signals.end(work, &cancel).await
+            let definitions = Arc::new(definitions);
+            let bound = highwater_serving::serve(&config.serve, definitions, store, metrics, cancel.clone()).await?;
+            let ready = Ready {
+                api: format!("http://{}", bound.address()),
+            };
+            self.output
+                .print(&ready, |ready| vec![vec!["api".to_owned(), ready.api.clone()]])?;
+            tracing::info!("ready, Ctrl-C ends it");
+            Ok(bound.run().await?)
         })
     }
 }

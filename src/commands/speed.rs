@@ -2,8 +2,6 @@
 
 use std::process::ExitCode;
 
-use tokio_util::sync::CancellationToken;
-
 use super::Place;
 use crate::connect;
 use crate::metrics;
@@ -19,21 +17,15 @@ pub(crate) struct Speed {}
 impl Speed {
     /// Runs until a signal.
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
-        place.load_to_read()?;
-        let (config, definitions) = place.join()?;
-        tokio::runtime::Runtime::new()?.block_on(async {
-            let mut signals = Signals::listen()?;
-            let cancel = CancellationToken::new();
+        let (config, definitions) = place.join_to_read()?;
+        Signals::run_until_told(async |cancel| {
             let (metrics, _) = metrics::serve(config.metrics.listen).await?;
-            let work = async {
-                let connected = Box::pin(connect::both(&config, &definitions));
-                let Some((store, kafka)) = cancel.run_until_cancelled(connected).await.transpose()? else {
-                    return Ok(());
-                };
-                tracing::info!("metrics at {metrics}");
-                Ok(highwater_speed::run(&config.speed, &definitions, &kafka, &store, cancel.clone()).await?)
+            let connected = Box::pin(connect::both(&config, &definitions));
+            let Some((store, kafka)) = cancel.run_until_cancelled(connected).await.transpose()? else {
+                return Ok(());
             };
-            signals.end(work, &cancel).await
+            tracing::info!("metrics at {metrics}");
+            Ok(highwater_speed::run(&config.speed, &definitions, &kafka, &store, cancel.clone()).await?)
         })
     }
 }

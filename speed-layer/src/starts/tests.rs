@@ -106,7 +106,7 @@ proptest! {
             for group in 0..2 {
                 let shown: BTreeMap<Start, Option<Offset>> =
                     wanted.cuts.iter().map(|cut| (*cut, wanted.progress.next(*cut))).collect();
-                let group = starts.to_show(&wanted)[group].clone();
+                let group = starts.to_show(&wanted)[group].iter().map(|(start, ledger)| (*start, (*ledger).clone())).collect::<Vec<_>>();
                 for (start, ledger) in group {
                     // Shown together, cuts do not pass each other: they have read the same records.
                     let behind = shown.iter().filter(|(cut, _)| **cut > start && cut.0 < ledger.next.min(chunk().end(start.0)));

@@ -10,7 +10,7 @@ use shared_connections::sentence;
 use shared_schemas::handoff::{Offset, next_start};
 use tokio::task::JoinHandle;
 
-use super::{SpeedError, Worker, dropped_by};
+use super::{SpeedError, Worker, dropped};
 use crate::lanes::{Lanes, Step};
 
 /// Whether something is caught up on.
@@ -150,7 +150,7 @@ impl Worker {
                     .collect();
                 for view in &mut self.views {
                     let mut numbers = view.partitions.keys().copied().collect::<Vec<_>>().into_iter();
-                    let gone = dropped_by(view, |of| {
+                    let gone = dropped(view, |of| {
                         let head = numbers.next().and_then(|number| heads.get(&number)).copied();
                         of.starts.forget_behind(head.unwrap_or_default())
                     });

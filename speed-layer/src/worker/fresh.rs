@@ -1,6 +1,6 @@
 //! How fresh the rows are: for people, metrics and lag monitoring, never for deciding what counts.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use shared_connections::sentence;
 use shared_connections::store::FreshnessOfPartition;
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Worker;
 use crate::dedupe::Judgement;
-use crate::lanes::Read;
+use crate::lanes::{Read, now};
 use crate::starts::Fate;
 
 /// More offsets behind the log's end than this is catching up.
@@ -50,9 +50,7 @@ impl Seen {
 impl Worker {
     /// Says how fresh each view is on each partition.
     pub(super) async fn tell(&mut self) {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
+        let now = now();
         let log_ends = self.front.reader().log_ends();
         let trouble = self.front.reader().trouble().is_some();
         let mut rows = Vec::new();
