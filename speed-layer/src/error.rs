@@ -39,6 +39,9 @@ pub enum SpeedError {
     /// The dataset's chunk is not a power of two; definitions are checked for it.
     #[error(transparent)]
     Chunk(#[from] shared_schemas::handoff::BadChunk),
+    /// A task of the worker ended by a panic.
+    #[error("a task of the speed layer broke down: a mistake of ours, please report it")]
+    Task,
     /// The worker's thread ended by a panic.
     #[error("the worker of dataset {dataset} broke down: a mistake of ours, please report it")]
     Broken {
