@@ -12,7 +12,7 @@
 //! - [`slice`]: what a reader hands over
 //! - [`reader`]: a reader, as its layer sees it
 //! - [`kafka`]: how to reach Kafka, and what can be asked of it
-//! - [`letters`]: dead letters, counted
+//! - [`letters`]: dead letters: counted, found, sent again
 //! - [`error`]: what can go wrong
 //! - `worker`, `open`: the thread that reads, and the slices it fills
 //! - `watch`: the thread that asks where the logs end

@@ -134,6 +134,7 @@ fn whole() -> Sight {
     let reasons = BTreeMap::from([("not_json".to_owned(), 3), ("empty".to_owned(), 1)]);
     let letters = DeadLetters {
         counts: BTreeMap::from([("flights".to_owned(), reasons)]),
+        replayed: BTreeMap::from([("flights".to_owned(), 2)]),
         unread: 0,
     };
     let archive = ArchiveSight {
@@ -179,7 +180,7 @@ dataset flights (topic landings)
   partition  log end  speed        lag  fresh  event time            archive   lag  fresh
   0          100      catching up  10   1 min  2013-11-01T10:00:00Z  behind    20   12 s
   1          40       idle         0    now    2013-11-01T10:00:00Z  complete  0    now
-  dead letters  4: empty 1, not_json 3
+  dead letters  4: empty 1, not_json 3; 2 of them sent again
 
 view hourly (dataset flights)
   publication  1, 2 h 5 min ago, 1 event day, archive version 17
