@@ -94,6 +94,8 @@ pub struct SpeedConfig {
     pub idle_after: Duration,
     /// Bytes for open cells and batches.
     pub memory: u64,
+    /// A larger share of refused records than this raises an alarm; above 0, at most 1.
+    pub invalid_alarm: f64,
 }
 
 /// The archive.
@@ -240,6 +242,7 @@ impl Config {
                 flush: Duration::ZERO,
                 idle_after: Duration::ZERO,
                 memory: 0,
+                invalid_alarm: 1.0,
             },
             archive: ArchiveConfig {
                 url: ArchiveUrl::Folder(PathBuf::new()),

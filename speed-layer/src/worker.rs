@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::aggregate::Aggregate;
+use crate::alarm::Alarm;
 use crate::error::SpeedError;
 use crate::flush::{self, persist};
 use crate::lanes::{Lanes, Read, Step};
@@ -79,6 +80,7 @@ struct Worker {
     catch_up: CatchUp,
     looked: watch::Receiver<Looked>,
     seen: BTreeMap<u32, Seen>,
+    alarm: Alarm,
     /// Partitions whose log ends below what was read: they wait for a person.
     stopped: BTreeSet<u32>,
 }
@@ -197,6 +199,7 @@ impl Worker {
         Ok(Self {
             rules: Fingerprint::of_rules(&setup.dataset).to_string(),
             seen: (0..topic.partitions).map(|number| (number, Seen::default())).collect(),
+            alarm: Alarm::new(&setup.dataset.name, setup.speed.invalid_alarm),
             setup,
             topic,
             chunk,
@@ -279,6 +282,7 @@ impl Worker {
             Step::Warming => {}
             Step::Read(read) => {
                 if is_front && let Some(seen) = self.seen.get_mut(&read.partition) {
+                    self.alarm.take(&read);
                     seen.take(&read, &self.setup.dataset.name);
                 }
                 self.take(&read)?;
@@ -395,6 +399,7 @@ impl Worker {
             return Ok(Some(ended));
         }
         self.tell().await;
+        self.alarm.tell();
         self.commit();
         // New partitions of the topic need readers too.
         match self.setup.kafka.topic(&self.setup.dataset.topic).await {

@@ -10,6 +10,7 @@ use toml::de::DeValue;
 use super::{ArchiveUrl, Config, HostPort, HttpUrl, Schedule, Secret, variables};
 use crate::mistake::{Mistakes, nearest};
 use crate::section::{Entry, Findings, Section, TomlFile};
+use crate::units;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -158,7 +159,7 @@ impl Reader<'_> {
     }
 
     fn speed(&mut self, whole: &Section<'_>, config: &mut Config) {
-        let Some(section) = self.section(whole, "speed", &["flush", "idle_after", "memory"]) else {
+        let Some(section) = self.section(whole, "speed", &["flush", "idle_after", "memory", "invalid_alarm"]) else {
             return;
         };
         let speed = &mut config.speed;
@@ -178,6 +179,14 @@ impl Reader<'_> {
             "\"30s\"",
         );
         self.memory(&section, &mut speed.memory, "\"512MiB\"");
+        let example = "a share in percent, like `\"1%\"`";
+        self.parsed(
+            &section,
+            "invalid_alarm",
+            example,
+            &mut speed.invalid_alarm,
+            units::share,
+        );
     }
 
     fn archive(&mut self, whole: &Section<'_>, config: &mut Config) {

@@ -21,7 +21,7 @@ const BEGINNING: Duration = Duration::from_secs(60);
 /// How long it may take for one transaction's end.
 const ENDING: Duration = Duration::from_secs(60);
 /// How long librdkafka's queue may stay full.
-const FULL: Duration = Duration::from_secs(30);
+const FULL: Duration = Duration::from_secs(10);
 /// While it is: how long one look at it takes.
 const LOOK: Duration = Duration::from_millis(50);
 /// Says that a record was masked before, and is not to be masked twice.
@@ -34,9 +34,9 @@ const PROPERTIES: [(&str, &str); 7] = [
     // The broker says what is too large; librdkafka's own limits would only be in the way.
     ("message.max.bytes", "1000000000"),
     ("queue.buffering.max.kbytes", "2097151"),
-    // A record that is too large for its topic fails its transaction. A short one is soon known to.
-    ("message.timeout.ms", "30000"),
-    ("transaction.timeout.ms", "60000"),
+    // Readers wait for the end of an open transaction: one that was killed holds them up for no longer than this.
+    ("transaction.timeout.ms", "20000"),
+    ("message.timeout.ms", "15000"),
     ("linger.ms", "5"),
     ("topic.metadata.propagation.max.ms", "5000"),
 ];

@@ -300,6 +300,7 @@ fn what_needs_attention_is_said() {
     let mut sight = whole();
     let hourly = view(&mut sight, "hourly");
     hourly.ledgers[0].2.rules = "0123456789abcdef".to_owned();
+    hourly.ledgers[1].2.counts.insert("not_json".to_owned(), 2);
     hourly.facts.publications[0].origin.rules = Fingerprint(0x0123_4567_89ab_cdef << 64);
     hourly.freshness[1].state = "stopped".to_owned();
     let lost = hourly.facts.progress.get_mut(&partition(1)).unwrap();
@@ -328,6 +329,8 @@ view hourly: the speed layer of partition 1 has stopped: the log ended below wha
 view hourly: the speed layer read partition 0, offsets 0 to 63, under rules 01234567, and the definitions have NOW
 view hourly: publication 1 was computed under rules 01234567, and the definitions have NOW
 view hourly: the speed layer lacks offsets 0 to 2 of partition 1: Kafka no longer had them
+dataset flights: 1.4 % of the records that view hourly counts above its marks were refused, more than \
+                    speed.invalid_alarm: see `highwater dead-letters list flights`
 dataset flights: not all dead letters are counted, 5 offsets of topic landings.dead-letters were not looked at";
     assert_eq!(said, expected);
 }
