@@ -231,7 +231,8 @@ async fn speed(
             cursor = next;
         }
         if last || how.flushes[place % how.flushes.len()] {
-            written.extend(aggregate.fold().await?.cells);
+            aggregate.fold().await?;
+            written.extend(aggregate.touched()?);
         }
     }
     for (start, kept) in starts.kept() {
