@@ -2,6 +2,7 @@
 
 mod archive;
 mod batch;
+mod bench;
 mod check;
 mod output;
 mod produce;
@@ -60,6 +61,7 @@ struct Place {
 enum Command {
     Archive(archive::Archive),
     Batch(batch::Batch),
+    Bench(bench::Bench),
     Check(check::Check),
     Produce(produce::Produce),
     Reconcile(reconcile::Reconcile),
@@ -76,6 +78,7 @@ impl Arguments {
         match self.command {
             Command::Archive(archive) => archive.run(&self.place),
             Command::Batch(batch) => batch.run(&self.place),
+            Command::Bench(bench) => bench.run(&self.place),
             Command::Check(check) => check.run(&self.place),
             Command::Produce(produce) => produce.run(&self.place),
             Command::Reconcile(reconcile) => reconcile.run(&self.place),
