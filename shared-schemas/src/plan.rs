@@ -5,15 +5,16 @@
 //! dimensions, holding the state of each measure. [`MergePlan`] makes one cell of several, by the same table of
 //! measures; so `plan(all events) == merge(plan(each part))` for every way to part the events.
 //!
-//! The speed layer keeps cells per partition and start. It hands in the batches of all partitions at once, with a column
-//! [`START_COLUMN`], and asks for [`CellKey::Start`]: one run then serves every open start.
+//! The speed layer keeps cells per partition and start. Events of many starts may be handed in at once, with a column
+//! [`START_COLUMN`]: [`CellKey::Start`] keeps their cells apart. Where all events are of one start it is cheaper to add
+//! the two columns to the cells ([`of_start`]) than to group by them.
 
 #[cfg(test)]
 mod tests;
 
 use std::sync::{Arc, OnceLock};
 
-use arrow::array::{AsArray, RecordBatch};
+use arrow::array::{ArrayRef, AsArray, Int32Array, RecordBatch, UInt64Array};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
 use datafusion::common::{Result, internal_err, plan_err};
@@ -172,6 +173,23 @@ impl CellPlan {
     }
 }
 
+/// The cells of events of one partition and start: those of [`CellKey::Cell`] as [`CellKey::Start`] has them, in that
+/// schema.
+///
+/// # Errors
+/// Cells of another view.
+pub fn of_start(cells: &RecordBatch, schema: &SchemaRef, partition: i32, start: u64) -> Result<RecordBatch> {
+    let rows = cells.num_rows();
+    let mut columns = cells.columns().to_vec();
+    let at = cells.schema().index_of(FAILED_COLUMN)?;
+    let key: [ArrayRef; 2] = [
+        Arc::new(Int32Array::from_value(partition, rows)),
+        Arc::new(UInt64Array::from_value(start, rows)),
+    ];
+    columns.splice(at..at, key);
+    Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
+}
+
 /// From cells, several with the same key, to one for each key.
 #[derive(Debug, Clone)]
 pub struct MergePlan {
@@ -197,6 +215,11 @@ impl MergePlan {
                 .build()
         })?;
         Ok(Self { plan })
+    }
+
+    /// The columns of the cells.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.plan.output
     }
 
     /// Merges cells.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::interleave_record_batch;
-use arrow::datatypes::{Int32Type, UInt64Type};
+use arrow::datatypes::{Int32Type, SchemaRef, UInt64Type};
 use arrow::error::ArrowError;
 use arrow::row::{RowConverter, Rows, SortField};
 use datafusion::error::DataFusionError;
@@ -61,11 +61,13 @@ struct KeyReader {
 }
 
 impl OpenCells {
-    /// None yet, of cells with that schema.
+    /// None yet.
     ///
     /// # Errors
     /// DataFusion's, where it cannot plan the merge.
-    pub fn new(view: &View, schema: &arrow::datatypes::Schema) -> Result<Self, DataFusionError> {
+    pub fn new(view: &View) -> Result<Self, DataFusionError> {
+        let merge = MergePlan::new(view, CellKey::Start)?;
+        let schema = merge.schema();
         // The key comes first, then the count of failures and the states.
         let columns = schema.index_of(FAILED_COLUMN)?;
         let fields = schema.fields()[..columns]
@@ -73,7 +75,6 @@ impl OpenCells {
             .map(|field| SortField::new(field.data_type().clone()))
             .collect();
         Ok(Self {
-            merge: MergePlan::new(view, CellKey::Start)?,
             key: KeyReader {
                 converter: RowConverter::new(fields)?,
                 columns,
@@ -82,7 +83,13 @@ impl OpenCells {
             held: Vec::new(),
             partition: schema.index_of(PARTITION_COLUMN)?,
             start: schema.index_of(START_COLUMN)?,
+            merge,
         })
+    }
+
+    /// The columns of the cells.
+    pub fn schema(&self) -> &SchemaRef {
+        self.merge.schema()
     }
 
     /// How many cells are open.
@@ -106,21 +113,21 @@ impl OpenCells {
     ///
     /// # Errors
     /// DataFusion's: memory, or cells of another schema.
-    pub async fn fold(&mut self, fresh: RecordBatch) -> Result<(), DataFusionError> {
-        let before = {
-            let keys = self.key.read(&fresh)?;
-            let place = |key: arrow::row::Row<'_>| {
-                let cell = self
-                    .cells
-                    .find(xxh3_64(key.as_ref()), |cell| *cell.key == *key.as_ref());
+    pub async fn fold(&mut self, mut fresh: Vec<RecordBatch>) -> Result<(), DataFusionError> {
+        let mut places = Vec::new();
+        for cells in &fresh {
+            let keys = self.key.read(cells)?;
+            places.extend(keys.iter().filter_map(|key| {
+                let key = key.as_ref();
+                let cell = self.cells.find(xxh3_64(key), |cell| *cell.key == *key);
                 cell.map(|cell| cell.place)
-            };
-            let places: Vec<Place> = keys.iter().filter_map(place).collect();
-            self.at(&places)?
-        };
-        let whole = match before {
-            Some(before) => self.merge.run(vec![before, fresh]).await?,
-            None => fresh,
+            }));
+        }
+        fresh.extend(self.at(&places)?);
+        let whole = match fresh.as_slice() {
+            [] => return Ok(()),
+            [only] => only.clone(),
+            _ => self.merge.run(fresh).await?,
         };
         Ok(self.hold(&whole)?)
     }

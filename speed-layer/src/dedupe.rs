@@ -330,7 +330,7 @@ mod tests {
     fn memory_is_bounded_and_what_was_forgotten_is_told() {
         let budget = Budget::new(0);
         let mut filter = Filter::new(&dataset(), &budget, i64::MIN);
-        let most = budget.capacity(1);
+        let most = budget.capacity_with(0);
         assert!(most >= FEWEST);
         assert_eq!(filter.window_held(), WINDOW);
         // Few enough for all to lie within a window.
@@ -352,7 +352,7 @@ mod tests {
     fn events_of_one_moment_are_forgotten_together() {
         let budget = Budget::new(0);
         let mut filter = Filter::new(&dataset(), &budget, i64::MIN);
-        for id in 0..budget.capacity(1) {
+        for id in 0..budget.capacity_with(0) {
             assert_eq!(filter.judge(EventId(xxh3_128(&id.to_le_bytes())), 5), Judgement::First);
         }
         assert_eq!(filter.judge(EventId(1 << 80), 5), Judgement::Unsure);

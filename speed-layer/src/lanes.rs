@@ -120,7 +120,7 @@ impl Lanes {
                 let target = first.saturating_sub(window(dataset).saturating_mul(2));
                 let warm = kafka.offset_at(&dataset.topic, partition, target.max(0)).await?;
                 // Further back than it can remember, reading is in vain: one old timestamp must not mean the whole log.
-                let capacity = budget.capacity(from.len()) as u64;
+                let capacity = budget.capacity_with(from.len()) as u64;
                 let earliest = bounds.from.max(Offset(counts_from.0.saturating_sub(capacity)));
                 lane.cursor = warm.max(earliest).min(counts_from);
                 let whole_log = bounds.from == Offset(0) && lane.cursor == Offset(0);

@@ -42,9 +42,10 @@ impl Budget {
         })
     }
 
-    /// How many events a filter remembers where there are so many of them.
-    pub fn capacity(&self, filters: usize) -> usize {
-        Table::most_of(self.groups_of(filters))
+    /// How many events each filter remembers once there are so many more of them.
+    pub fn capacity_with(&self, more: usize) -> usize {
+        let filters = self.filters.load(Ordering::Relaxed);
+        Table::most_of(self.groups_of(filters.saturating_add(more)))
     }
 
     fn groups_of(&self, filters: usize) -> usize {
