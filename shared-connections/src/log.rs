@@ -17,8 +17,9 @@
 //! - [`error`]: what can go wrong
 //! - `worker`, `open`: the thread that reads, and the slices it fills
 //! - `watch`: the thread that asks where the logs end
-//! - `headers`, `topic_id`: what only librdkafka's C functions tell; all unsafe code of this crate
+//! - `batch`, `headers`, `topic_id`: what only librdkafka's C functions do; all unsafe code of this crate
 
+mod batch;
 pub mod error;
 pub mod group;
 mod headers;

@@ -113,8 +113,11 @@ impl Worker {
             return;
         }
         tracing::info!(dataset = self.setup.dataset.name, ?from, "reading");
-        let (kafka, dataset) = (self.setup.kafka.clone(), self.setup.dataset.clone());
-        let warm = async move { Ok(Warmed(Prepared::find(&kafka, &dataset, &from).await?)) };
+        let setup = self.setup.clone();
+        let warm = async move {
+            let prepared = Prepared::find(&setup.kafka, &setup.dataset, &setup.dedupe, &from).await?;
+            Ok(Warmed(prepared))
+        };
         self.warming.spawn(warm);
     }
 }
