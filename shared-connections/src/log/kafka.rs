@@ -279,7 +279,8 @@ impl Kafka {
         config.create_with_context(Listener).map_err(LogError::of_client)
     }
 
-    fn reader_config(&self, group: String) -> ClientConfig {
+    /// The properties of a client that reads this cluster as a reader does, and commits to the group.
+    pub fn reader_config(&self, group: String) -> ClientConfig {
         let mut config = self.inner.config.clone();
         set_all(&mut config, &CONSUMER);
         set_all(&mut config, &READER);
