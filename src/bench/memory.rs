@@ -21,7 +21,7 @@ use super::topic::{Sender, Topic};
 const AHEAD: u64 = 4_000_000;
 /// While it is so far ahead.
 const PAUSE: Duration = Duration::from_millis(5);
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(500);
 const STUCK: Duration = Duration::from_secs(120);
 const PARTITIONS: u32 = 8;
 /// 256 MiB a partition, over 5 times what the producer is ahead, in segments that go one by one.

@@ -149,11 +149,11 @@ mod tests {
     #[test]
     fn metrics_are_summed_over_labels() {
         let metrics = Metrics(
-            "# TYPE highwater_a counter\nhighwater_a{view=\"x} y\"} 2\nhighwater_a{view=\"z\"} 3.5\nhighwater_ab 7\n\
-             highwater_b 1\n"
+            "# TYPE events_a counter\nevents_a{view=\"x} y\"} 2\nevents_a{view=\"z\"} 3.5\nevents_ab 7\n\
+             events_b 1\n"
                 .to_owned(),
         );
-        let sums = ["highwater_a", "highwater_ab", "highwater_b", "highwater_c"].map(|name| metrics.sum(name));
+        let sums = ["events_a", "events_ab", "events_b", "events_c"].map(|name| metrics.sum(name));
         assert!(
             sums.iter()
                 .zip([5.5, 7.0, 1.0, 0.0])

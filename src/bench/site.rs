@@ -103,10 +103,10 @@ impl Site {
     pub(crate) fn trial(&self, topic: &Topic) -> anyhow::Result<Trial> {
         let number = self.trials.get() + 1;
         self.trials.set(number);
-        let folder = self.folder().join("bench").join(format!("trial-{number}"));
-        std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         // What an earlier bench in this folder left behind must not be counted to this one.
-        let name = format!("bench_{}_{number}", std::process::id());
+        let name = format!("bench_{:08x}_{number}", fastrand::u32(..));
+        let folder = self.folder().join("bench").join(&name);
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let config = format!(
             "definitions = \"definitions.toml\"\n[kafka]\nbrokers = \"{}\"\ngroup = \"{name}\"\n[clickhouse]\nurl = \
              \"{}\"\ndatabase = \"{name}\"\n[serve]\nlisten = \"127.0.0.1:0\"\n",
@@ -249,10 +249,10 @@ impl Trial {
     /// Lets go of what was counted.
     pub(crate) async fn end(self) -> anyhow::Result<()> {
         let database = quote::identifier(self.store.database());
-        Ok(self
-            .store
+        self.store
             .execute("drop its database", &format!("DROP DATABASE {database}"))
-            .await?)
+            .await?;
+        std::fs::remove_dir_all(&self.folder).with_context(|| format!("cannot remove {}", self.folder.display()))
     }
 }
 

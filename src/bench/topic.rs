@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
+use backon::{ExponentialBuilder, Retryable};
 use rdkafka::ClientContext;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -14,6 +15,7 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 use serde::{Deserialize, Serialize};
+use shared_connections::log::LogError;
 use shared_schemas::handoff::Offset;
 use tokio_util::sync::CancellationToken;
 
@@ -95,7 +97,7 @@ impl Topic {
         let mut known = remembered(site.folder());
         let alike = |topic: &&Topic| topic.partitions == partitions && topic.events == events;
         if let Some(topic) = known.iter().find(alike)
-            && topic.is_whole(site).await
+            && topic.is_whole(site).await?
         {
             return Ok((topic.clone(), None));
         }
@@ -110,7 +112,7 @@ impl Topic {
         topic.append(site, events, cancel).await?;
         let rate = number(events) / began.elapsed().as_secs_f64();
         ensure!(
-            topic.is_whole(site).await,
+            topic.is_whole(site).await?,
             "topic {} has not all events that Kafka acknowledged",
             topic.name
         );
@@ -140,15 +142,25 @@ impl Topic {
     }
 
     /// Whether Kafka has all of it, from the first event on.
-    async fn is_whole(&self, site: &Site) -> bool {
+    async fn is_whole(&self, site: &Site) -> anyhow::Result<bool> {
         let mut events = 0;
         for partition in 0..self.partitions {
-            match site.kafka().bounds(&self.name, partition).await {
+            // A broker that has just started may still be choosing the partition's leader.
+            let asked = (async || site.kafka().bounds(&self.name, partition).await)
+                .retry(
+                    ExponentialBuilder::default()
+                        .with_total_delay(Some(PATIENCE))
+                        .without_max_times(),
+                )
+                .when(LogError::is_passing)
+                .await;
+            match asked {
                 Ok(bounds) if bounds.from == Offset(0) => events += bounds.to.0,
-                _ => return false,
+                Ok(_) | Err(LogError::NoTopic { .. }) => return Ok(false),
+                Err(error) => return Err(error.into()),
             }
         }
-        events == self.events
+        Ok(events == self.events)
     }
 }
 

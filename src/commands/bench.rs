@@ -66,7 +66,7 @@ const STAGE: Duration = Duration::from_secs(3);
 /// How long events are produced for freshness.
 const FRESHNESS: Duration = Duration::from_secs(30);
 /// Each of these when it is to be quick.
-const QUICK: Duration = Duration::from_secs(5);
+const QUICK: Duration = Duration::from_secs(3);
 const QUICK_STAGE: Duration = Duration::from_millis(200);
 
 impl Bench {
