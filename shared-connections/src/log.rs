@@ -12,13 +12,18 @@
 //! - [`slice`]: what a reader hands over
 //! - [`reader`]: a reader, as its layer sees it
 //! - [`kafka`]: how to reach Kafka, and what can be asked of it
+//! - [`group`]: which partitions a process is to read
 //! - [`letters`]: dead letters, counted
+//! - `bare`: a consumer that throws messages away, to measure against
 //! - [`error`]: what can go wrong
 //! - `worker`, `open`: the thread that reads, and the slices it fills
 //! - `watch`: the thread that asks where the logs end
-//! - `headers`, `topic_id`: what only librdkafka's C functions tell; all unsafe code of this crate
+//! - `batch`, `headers`, `topic_id`: what only librdkafka's C functions do; all unsafe code of this crate
 
+mod bare;
+mod batch;
 pub mod error;
+pub mod group;
 mod headers;
 pub mod kafka;
 pub mod letters;
@@ -29,7 +34,9 @@ mod topic_id;
 mod watch;
 mod worker;
 
+pub use bare::BareConsumer;
 pub use error::LogError;
+pub use group::Membership;
 pub use kafka::{Kafka, Topic};
 pub use letters::DeadLetters;
 pub use reader::{Reader, ReaderOptions};

@@ -21,7 +21,7 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::datasource::{MemTable, provider_as_source};
 use datafusion::execution::context::SessionContext;
 use datafusion::functions_aggregate::expr_fn::sum;
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, ident, lit};
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, ident, lit, when};
 
 use crate::dataset::{Dataset, EVENT_TIME_COLUMN, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
 use crate::measure::State;
@@ -77,8 +77,20 @@ pub struct CellPlan {
     view: View,
     key: CellKey,
     plan: Runner,
-    failed_filters: Option<Runner>,
+    filter: Option<Runner>,
 }
+
+/// What a view's filter made of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Filtered {
+    /// How many it let pass: they are in cells.
+    pub passed: u64,
+    /// On how many it failed. Such an event is in no cell, so no cell can count it; the layer that read it does.
+    pub failed: u64,
+}
+
+/// Names of the columns in which the filter's counts come.
+const PASSED: &str = "passed";
 
 impl CellPlan {
     /// The plan of a view over its dataset's events.
@@ -92,24 +104,24 @@ impl CellPlan {
         }
         let output = cell_schema(view, key);
         let input = Arc::new(Schema::new(fields));
-        let failed_filters = match view.filter.as_ref().and_then(|filter| filter.failures.clone()) {
-            None => None,
-            Some(failures) => {
-                let output = Arc::new(Schema::new(vec![Field::new(FAILED_COLUMN, DataType::Int64, true)]));
-                let total = sum(failures).alias(FAILED_COLUMN);
-                Some(Runner::new(Arc::clone(&input), output, |events| {
-                    LogicalPlanBuilder::from(events)
-                        .aggregate(Vec::<Expr>::new(), vec![total])?
-                        .build()
-                })?)
-            }
-        };
+        let filter = view.filter.as_ref().map(|filter| {
+            let output = [PASSED, FAILED_COLUMN].map(|name| Field::new(name, DataType::Int64, true));
+            let passed = when(filter.expr.clone(), lit(1_i64)).otherwise(lit(0_i64))?;
+            let failed = filter.failures.clone().unwrap_or_else(|| lit(0_i64));
+            let totals = vec![sum(passed).alias(PASSED), sum(failed).alias(FAILED_COLUMN)];
+            Runner::new(Arc::clone(&input), Arc::new(Schema::new(output.to_vec())), |events| {
+                LogicalPlanBuilder::from(events)
+                    .aggregate(Vec::<Expr>::new(), totals)?
+                    .build()
+            })
+        });
+        let filter = filter.transpose()?;
         let plan = Runner::new(input, output, |events| over(view, key, events))?;
         Ok(Self {
             view: view.clone(),
             key,
             plan,
-            failed_filters,
+            filter,
         })
     }
 
@@ -134,18 +146,27 @@ impl CellPlan {
         self.plan.run(events).await
     }
 
-    /// How often the view's filter failed on these events. Such an event is in no cell, so no cell can count it; the
-    /// layer that read it does.
+    /// What the view's filter makes of these events.
     ///
     /// # Errors
     /// As [`CellPlan::run`].
-    pub async fn failed_filters(&self, events: Vec<RecordBatch>) -> Result<u64> {
-        let Some(plan) = &self.failed_filters else {
-            return Ok(0);
+    pub async fn filtered(&self, events: Vec<RecordBatch>) -> Result<Filtered> {
+        let Some(plan) = &self.filter else {
+            let rows: usize = events.iter().map(RecordBatch::num_rows).sum();
+            return Ok(Filtered {
+                passed: rows as u64,
+                failed: 0,
+            });
         };
-        let total = plan.run(events).await?;
-        let total = total.column(0).as_primitive::<Int64Type>();
-        Ok(total.iter().flatten().map(i64::unsigned_abs).sum())
+        let totals = plan.run(events).await?;
+        let total = |column: usize| {
+            let totals = totals.column(column).as_primitive::<Int64Type>();
+            totals.iter().flatten().map(i64::unsigned_abs).sum()
+        };
+        Ok(Filtered {
+            passed: total(0),
+            failed: total(1),
+        })
     }
 }
 

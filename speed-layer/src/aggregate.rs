@@ -9,7 +9,7 @@ use arrow::error::ArrowError;
 use datafusion::error::DataFusionError;
 use shared_schemas::dataset::{Dataset, OFFSET_COLUMN};
 use shared_schemas::handoff::{OffsetRange, Start};
-use shared_schemas::plan::{CellKey, CellPlan, START_COLUMN, event_schema};
+use shared_schemas::plan::{CellKey, CellPlan, Filtered, START_COLUMN, event_schema};
 use shared_schemas::view::View;
 
 use crate::cells::OpenCells;
@@ -25,13 +25,17 @@ pub struct Aggregate {
     cells: OpenCells,
 }
 
-/// What a flush of a view has to write.
-#[derive(Debug)]
-pub struct Touched {
-    /// The touched cells, whole, by partition and start; `None` where none was touched.
-    pub cells: Option<RecordBatch>,
-    /// How often the view's filter failed on the events of a start.
-    pub failed_filters: Vec<(u32, Start, u64)>,
+/// What became of the events of a start that were folded in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counted {
+    /// Kafka's partition number.
+    pub partition: u32,
+    /// The start.
+    pub start: Start,
+    /// How many there were.
+    pub events: u64,
+    /// What the view's filter made of them.
+    pub filtered: Filtered,
 }
 
 impl Aggregate {
@@ -97,33 +101,37 @@ impl Aggregate {
         Ok(())
     }
 
-    /// Aggregates what came since the last time into the open cells.
+    /// Aggregates what came since the last time into the open cells. Returns what became of it, by partition and start.
     ///
     /// # Errors
     /// DataFusion's: memory.
-    pub async fn fold(&mut self) -> Result<Touched, DataFusionError> {
+    pub async fn fold(&mut self) -> Result<Vec<Counted>, DataFusionError> {
         let pending = std::mem::take(&mut self.pending);
         (self.rows, self.bytes) = (0, 0);
-        let mut failed_filters = Vec::new();
+        let mut counted = Vec::with_capacity(pending.len());
         for ((partition, start), batches) in &pending {
-            let failed = self.plan.failed_filters(batches.clone()).await?;
-            if failed > 0 {
-                failed_filters.push((*partition, *start, failed));
-            }
-        }
-        let batches: Vec<_> = pending.into_values().flatten().collect();
-        if batches.is_empty() {
-            return Ok(Touched {
-                cells: None,
-                failed_filters,
+            counted.push(Counted {
+                partition: *partition,
+                start: *start,
+                events: batches.iter().map(|batch| batch.num_rows() as u64).sum(),
+                filtered: self.plan.filtered(batches.clone()).await?,
             });
         }
-        let fresh = self.plan.run(batches).await?;
-        let whole = self.cells.fold(fresh).await?;
-        Ok(Touched {
-            cells: Some(whole).filter(|cells| cells.num_rows() > 0),
-            failed_filters,
-        })
+        let batches: Vec<_> = pending.into_values().flatten().collect();
+        if !batches.is_empty() {
+            let fresh = self.plan.run(batches).await?;
+            self.cells.fold(fresh).await?;
+        }
+        Ok(counted)
+    }
+
+    /// The cells that were touched since the last time, whole, by partition and start; `None` where none was. What waits
+    /// is not in them: fold first.
+    ///
+    /// # Errors
+    /// Arrow's: a mistake of ours.
+    pub fn touched(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
+        self.cells.touched()
     }
 
     /// Lets go of the cells and events of these starts.

@@ -4,7 +4,7 @@
 //! by key; new cells are merged in by the same plan that the batch layer could merge them with. Only touched cells are
 //! looked up, merged and returned: a flush costs what came, not what is open.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
@@ -31,6 +31,8 @@ pub struct OpenCells {
     key: KeyReader,
     places: HashMap<Box<[u8]>, Place>,
     held: Vec<RecordBatch>,
+    /// The keys of those that were touched since somebody asked.
+    touched: HashSet<Box<[u8]>>,
 }
 
 /// Reads the columns that tell cells apart, the first ones of a batch of cells.
@@ -60,6 +62,7 @@ impl OpenCells {
             },
             places: HashMap::new(),
             held: Vec::new(),
+            touched: HashSet::new(),
         })
     }
 
@@ -80,11 +83,11 @@ impl OpenCells {
         batches + self.places.len() * (key + 2 * size_of::<Place>())
     }
 
-    /// Merges fresh cells in. Returns the touched ones, whole.
+    /// Merges fresh cells in: they are touched.
     ///
     /// # Errors
     /// DataFusion's: memory, or cells of another schema.
-    pub async fn fold(&mut self, fresh: RecordBatch) -> Result<RecordBatch, DataFusionError> {
+    pub async fn fold(&mut self, fresh: RecordBatch) -> Result<(), DataFusionError> {
         let before = {
             let keys = self.key.read(&fresh)?;
             let places: Vec<Place> = keys
@@ -97,8 +100,18 @@ impl OpenCells {
             Some(before) => self.merge.run(vec![before, fresh]).await?,
             None => fresh,
         };
-        self.hold(&whole)?;
-        Ok(whole)
+        Ok(self.hold(&whole)?)
+    }
+
+    /// The cells that were touched since the last time, whole.
+    ///
+    /// # Errors
+    /// Arrow's, where batches don't fit each other: a mistake of ours.
+    pub fn touched(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
+        let touched = std::mem::take(&mut self.touched);
+        let mut places: Vec<Place> = touched.iter().filter_map(|key| self.places.get(key).copied()).collect();
+        places.sort_unstable();
+        self.at(&places)
     }
 
     /// Lets go of the cells of these starts.
@@ -124,6 +137,7 @@ impl OpenCells {
             }
         };
         self.places.retain(|_, place| !is_gone(*place));
+        self.touched.retain(|key| self.places.contains_key(key));
         self.join()
     }
 
@@ -146,6 +160,7 @@ impl OpenCells {
                     self.places.insert(key.as_ref().into(), (batch, row));
                 }
             }
+            self.touched.insert(key.as_ref().into());
         }
         self.held.push(whole.clone());
         let rows: usize = self.held.iter().map(RecordBatch::num_rows).sum();

@@ -69,16 +69,21 @@ pub(crate) async fn is_same_topic(kafka: &Kafka, name: &str, topic: &Topic) -> b
 
 /// Aggregates what came and writes the touched cells, whole. Returns how many rows.
 pub(crate) async fn rows(state: &mut ViewState, topic: &Topic, store: &Store) -> Result<usize, SpeedError> {
-    let touched = state.aggregate.fold().await.map_err(|source| SpeedError::Plan {
+    let counted = state.aggregate.fold().await.map_err(|source| SpeedError::Plan {
         view: state.view.name.clone(),
         source,
     })?;
-    for (partition, start, failed) in touched.failed_filters {
-        if let Some(of_partition) = state.partitions.get_mut(&partition) {
-            of_partition.starts.count(start, "failed_filters", failed);
+    for counted in counted {
+        if let Some(of_partition) = state.partitions.get_mut(&counted.partition) {
+            let starts = &mut of_partition.starts;
+            starts.count(counted.start, "failed_filters", counted.filtered.failed);
         }
     }
-    let Some(cells) = touched.cells else {
+    let touched = state.aggregate.touched().map_err(|source| SpeedError::Batch {
+        dataset: state.view.dataset.clone(),
+        source,
+    })?;
+    let Some(cells) = touched else {
         return Ok(0);
     };
     let partitions = &state.partitions;

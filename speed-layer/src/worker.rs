@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::aggregate::Aggregate;
+use crate::dedupe::Budget;
 use crate::error::SpeedError;
 use crate::flush::{self, persist};
 use crate::lanes::{Lanes, Read, Step};
@@ -38,6 +39,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct Setup {
     pub(crate) dataset: Arc<Dataset>,
+    /// The memory of all filters for repeats.
+    pub(crate) dedupe: Arc<Budget>,
     pub(crate) views: Vec<View>,
     pub(crate) kafka: Kafka,
     pub(crate) store: Store,
@@ -186,7 +189,7 @@ impl Worker {
             opens.max().unwrap_or_default()
         };
         let from: BTreeMap<u32, Offset> = (0..topic.partitions).map(|number| (number, open(&number))).collect();
-        let front = Lanes::start(&setup.kafka, &setup.dataset, &from).await?;
+        let front = Lanes::start(&setup.kafka, &setup.dataset, &setup.dedupe, &from).await?;
         tracing::info!(dataset = setup.dataset.name, from = ?from.values().map(|at| at.0).collect::<Vec<_>>(), "reading");
         let looked = look::watch(
             setup.store.clone(),

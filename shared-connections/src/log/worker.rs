@@ -10,21 +10,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
-use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use shared_schemas::handoff::Offset;
 use tokio::sync::mpsc;
 
+use super::batch::{Batch, Queue};
 use super::error::{LogError, is_away};
 use super::kafka::{Kafka, Listener};
 use super::open::{OpenSlice, Standing, standing};
-use super::reader::{Shared, positions};
+use super::reader::{Change, Shared, positions};
 use super::slice::Event;
 use super::watch::Watch;
 use crate::sentence;
@@ -52,6 +51,7 @@ pub(super) struct Worker {
     records: usize,
     bytes: usize,
     events: mpsc::Sender<Event>,
+    changes: Receiver<Change>,
     shared: Arc<Shared>,
     /// When to ask where the logs begin and end.
     look_at: Option<Instant>,
@@ -78,6 +78,7 @@ impl Worker {
         partitions: BTreeMap<u32, OpenSlice>,
         consumer: Arc<BaseConsumer<Listener>>,
         events: mpsc::Sender<Event>,
+        changes: Receiver<Change>,
         shared: Arc<Shared>,
     ) -> Self {
         Self {
@@ -88,6 +89,7 @@ impl Worker {
             records: 0,
             bytes: 0,
             events,
+            changes,
             shared,
             look_at: None,
         }
@@ -105,7 +107,6 @@ impl Worker {
         let watch = Watch {
             kafka: self.kafka.clone(),
             topic: self.topic.clone(),
-            partitions: self.partitions.keys().copied().collect(),
             shared: Arc::clone(&self.shared),
             ended,
         };
@@ -135,56 +136,92 @@ impl Worker {
     }
 
     fn read(&mut self) -> Result<(), Ended> {
+        let mut queue = Queue::of(&self.consumer).map_err(|source| self.failed(source))?;
         self.assign()?;
         while !self.events.is_closed() {
+            self.change()?;
             if self.shared.is_made_again() {
                 self.end_all()?;
             }
             if self.look_at.is_some_and(|at| at <= Instant::now()) {
                 self.look()?;
             }
-            let consumer = Arc::clone(&self.consumer);
-            let error = match consumer.poll(IDLE) {
-                None => None,
-                Some(Err(error)) => Some(error),
-                Some(Ok(message)) => {
-                    self.take(&message);
-                    self.gather(&consumer)
-                }
-            };
+            let errors = self.gather(&mut queue);
             self.hand_over()?;
-            if let Some(error) = error {
+            for error in errors {
                 self.on_error(error)?;
             }
         }
         Ok(())
     }
 
-    /// Takes what comes until the slices are full or old enough; the error that came instead of a record.
-    fn gather(&mut self, consumer: &BaseConsumer<Listener>) -> Option<KafkaError> {
-        let until = Instant::now() + GATHER;
-        while self.records < MOST_RECORDS && self.bytes < MOST_BYTES {
-            // In whole milliseconds, or `poll` would spin through the rest of one.
-            let left = until.saturating_duration_since(Instant::now()).as_millis();
-            let left = Duration::from_millis(u64::try_from(left).unwrap_or_default());
-            match consumer.poll(left) {
-                None if left.is_zero() => break,
-                None => {}
-                Some(Ok(message)) => self.take(&message),
-                Some(Err(error)) => return Some(error),
+    /// Takes in which partitions are to be read now. All slices are closed.
+    fn change(&mut self) -> Result<(), Ended> {
+        let mut changed = false;
+        while let Ok(change) = self.changes.try_recv() {
+            changed = true;
+            match change {
+                Change::Add(slices) => {
+                    let slices = slices.into_iter().map(|slice| (slice.partition(), slice));
+                    self.partitions.extend(slices);
+                }
+                Change::Remove(gone) => self.partitions.retain(|number, _| !gone.contains(number)),
             }
         }
-        None
+        if changed {
+            self.assign()?;
+        }
+        Ok(())
     }
 
-    fn take(&mut self, message: &BorrowedMessage<'_>) {
-        let partition = u32::try_from(message.partition()).ok();
-        let Some(open) = partition.and_then(|partition| self.partitions.get_mut(&partition)) else {
-            return;
-        };
-        if open.push(message) {
-            self.records += 1;
-            self.bytes += message.payload_len() + message.key_len();
+    /// Waits for a first record, then takes what comes until the slices are full or old enough. The errors that came
+    /// instead of records end it early.
+    fn gather(&mut self, queue: &mut Queue) -> Vec<KafkaError> {
+        let mut errors = Vec::new();
+        let first = queue.take(1, IDLE);
+        if first.is_empty() {
+            drop(first);
+            errors.extend(queue.fatal());
+            return errors;
+        }
+        self.take(&first, &mut errors);
+        drop(first);
+        let until = Instant::now() + GATHER;
+        while errors.is_empty() && self.records < MOST_RECORDS && self.bytes < MOST_BYTES {
+            let left = until.saturating_duration_since(Instant::now());
+            let batch = queue.take(MOST_RECORDS - self.records, left);
+            self.take(&batch, &mut errors);
+            if left.is_zero() {
+                break;
+            }
+        }
+        errors
+    }
+
+    fn take(&mut self, batch: &Batch<'_>, errors: &mut Vec<KafkaError>) {
+        let mut open = None;
+        for message in batch.messages() {
+            let message = match message {
+                Ok(message) => message,
+                Err(error) => {
+                    errors.push(error);
+                    continue;
+                }
+            };
+            // They come in runs of one partition.
+            let number = u32::try_from(message.partition()).unwrap_or(u32::MAX);
+            if open
+                .as_ref()
+                .is_none_or(|open: &&mut OpenSlice| open.partition() != number)
+            {
+                open = self.partitions.get_mut(&number);
+            }
+            if let Some(open) = &mut open
+                && open.push(message)
+            {
+                self.records += 1;
+                self.bytes += message.size();
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use arrow::compute::{SortColumn, lexsort_to_indices, take_record_batch};
 use arrow::datatypes::{TimestampMicrosecondType, UInt64Type};
 use proptest::prelude::*;
 
-use super::{CellKey, CellPlan, FAILED_COLUMN, MergePlan, START_COLUMN, WINDOW_COLUMN, key_fields};
+use super::{CellKey, CellPlan, FAILED_COLUMN, Filtered, MergePlan, START_COLUMN, WINDOW_COLUMN, key_fields};
 use crate::view::View;
 use crate::view::fixture::{Event, batch, batch_with_starts, compile, dataset, events, every_measure, source};
 
@@ -156,16 +156,16 @@ fn windows_begin_at_or_before_their_events() {
 fn failed_filters_are_counted_aside() {
     let event = |id| Event { id, ..plain_event(0) };
     let events = vec![batch(&[event(0), event(1), event(2)]), batch(&[event(0)])];
-    for (filter, failed, cells) in [
-        ("10 / id > 4", 2, 1),
-        ("id > 1", 0, 1),
-        ("id <> 0 AND 10 / id > 100", 0, 0),
+    for (filter, passed, failed, cells) in [
+        ("10 / id > 4", 2, 2, 1),
+        ("id > 1", 1, 0, 1),
+        ("id <> 0 AND 10 / id > 100", 0, 0, 0),
     ] {
         let view = compile(&source(Some(filter), &[], &[("n", "count()")]));
         let plan = CellPlan::new(&view, &dataset(), CellKey::Cell).unwrap();
         assert_eq!(
-            runtime().block_on(plan.failed_filters(events.clone())).unwrap(),
-            failed,
+            runtime().block_on(plan.filtered(events.clone())).unwrap(),
+            Filtered { passed, failed },
             "{filter}"
         );
         assert_eq!(
