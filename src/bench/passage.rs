@@ -43,6 +43,15 @@ pub(crate) struct Passage {
     cells: u64,
 }
 
+/// From when on it is measured.
+struct Since {
+    at: Instant,
+    /// What was visible by then.
+    visible: u64,
+    /// What each process had taken by then.
+    processors: BTreeMap<&'static str, Duration>,
+}
+
 /// What a worker holds, and its tables, looked at again and again.
 #[derive(Debug, Default)]
 pub(crate) struct Weights {
@@ -161,13 +170,15 @@ impl Weights {
 pub(crate) async fn pass(site: &Site, topic: &Topic, workers: u32) -> anyhow::Result<Passage> {
     let trial = site.trial(topic)?;
     trial.begin().await?;
-    let began = Instant::now();
+    let from_the_start = Since {
+        at: Instant::now(),
+        visible: 0,
+        processors: processors(site, [])?,
+    };
+    let began = from_the_start.at;
     let workers = Workers::start(&trial, workers).await?;
-    let mut weights = Weights::default();
-    let mut weighed = None;
-
-    let mut first: Option<(Instant, u64, BTreeMap<&'static str, Duration>)> = None;
-    let (mut visible, mut grew) = (0, began);
+    let (mut weights, mut weighed) = (Weights::default(), None);
+    let (mut first, mut visible, mut grew) = (None, 0, began);
     while visible < topic.events {
         let closely = visible == 0 || visible >= topic.events / 10 * 9;
         tokio::time::sleep(if closely { LOOK_CLOSELY } else { LOOK }).await;
@@ -177,7 +188,11 @@ pub(crate) async fn pass(site: &Site, topic: &Topic, workers: u32) -> anyhow::Re
             (visible, grew) = (now, at);
         }
         if now > 0 && first.is_none() {
-            first = Some((at, now, processors(site, &workers)?));
+            first = Some(Since {
+                at,
+                visible: now,
+                processors: processors(site, workers.pids())?,
+            });
         }
         workers.check()?;
         ensure!(
@@ -195,17 +210,18 @@ pub(crate) async fn pass(site: &Site, topic: &Topic, workers: u32) -> anyhow::Re
         "{visible} events are visible, and there are {}",
         topic.events
     );
-    let (since, before, earlier) = first.unwrap_or((began, 0, BTreeMap::new()));
-    let starting = since - began;
-    let (since, before) = if before > topic.events / 10 {
-        (began, 0)
-    } else {
-        (since, before)
-    };
-    let took = grew - since;
-    let processor = processors(site, &workers)?
+    let later = processors(site, workers.pids())?;
+    let starting = first.as_ref().map_or(Duration::ZERO, |first| first.at - began);
+    let since = first
+        .filter(|first| first.visible <= topic.events / 10)
+        .unwrap_or(from_the_start);
+    let took = grew - since.at;
+    let processor = later
         .into_iter()
-        .map(|(name, now)| (name, now.saturating_sub(earlier.get(name).copied().unwrap_or_default())))
+        .map(|(name, now)| {
+            let before = since.processors.get(name).copied().unwrap_or_default();
+            (name, now.saturating_sub(before))
+        })
         .collect();
     weights.weigh(&trial, &workers).await?;
     let metrics = workers.metrics().await?;
@@ -214,7 +230,7 @@ pub(crate) async fn pass(site: &Site, topic: &Topic, workers: u32) -> anyhow::Re
     trial.check_counts(topic.events).await?;
     let cells = trial.cells().await?;
     trial.end().await?;
-    let events = topic.events - before;
+    let events = topic.events - since.visible;
     Ok(Passage {
         rate: number(events) / took.as_secs_f64().max(f64::EPSILON),
         starting,
@@ -228,9 +244,9 @@ pub(crate) async fn pass(site: &Site, topic: &Topic, workers: u32) -> anyhow::Re
 }
 
 /// The processor time of each so far.
-fn processors(site: &Site, workers: &Workers) -> anyhow::Result<BTreeMap<&'static str, Duration>> {
+fn processors(site: &Site, workers: impl IntoIterator<Item = u32>) -> anyhow::Result<BTreeMap<&'static str, Duration>> {
     let mut times = BTreeMap::new();
-    let of_workers = workers.pids().map(|pid| ("speed layer", pid));
+    let of_workers = workers.into_iter().map(|pid| ("speed layer", pid));
     let bench = [("this bench", std::process::id())];
     for (name, pid) in of_workers.chain(site.servers()?).chain(bench) {
         *times.entry(name).or_default() += processor_time(pid)?;

@@ -61,6 +61,8 @@ enum Name {
 const EVENTS: u64 = 20_000_000;
 /// Those of each point with more partitions or workers are a part of them.
 const PART: u64 = 5;
+/// How long threads that were told to end may take.
+const ENDING: Duration = Duration::from_secs(2);
 /// How long each stage works.
 const STAGE: Duration = Duration::from_secs(3);
 /// How long events are produced for freshness.
@@ -72,16 +74,22 @@ const QUICK_STAGE: Duration = Duration::from_millis(200);
 impl Bench {
     /// Runs until all is measured, or until a signal.
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
-        tokio::runtime::Runtime::new()?.block_on(async {
+        if cfg!(debug_assertions) {
+            tracing::warn!("this is a debug build: its figures say nothing, build with --release");
+        }
+        let runtime = tokio::runtime::Runtime::new()?;
+        let (measured, output) = self.bench.measure(place);
+        let figures = runtime.block_on(async {
             let mut signals = Signals::listen()?;
-            let (measured, output) = self.bench.measure(place);
-            let figures = tokio::select! {
-                figures = measured => figures?,
+            tokio::select! {
+                figures = measured => figures,
                 name = signals.next() => anyhow::bail!("{name}: not everything was measured"),
-            };
-            print(output, &figures)?;
-            Ok(ExitCode::SUCCESS)
-        })
+            }
+        });
+        // A stage that is being measured goes on to its end otherwise.
+        runtime.shutdown_timeout(ENDING);
+        print(output, &figures?)?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 
