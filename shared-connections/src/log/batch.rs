@@ -20,7 +20,7 @@ use super::headers::{Held, bytes};
 use super::kafka::Listener;
 
 /// The most messages that one call takes.
-const MOST: usize = 2_048;
+pub(super) const MOST: usize = 2_048;
 
 /// The queue of a consumer.
 pub(super) struct Queue {
