@@ -174,7 +174,8 @@ async fn a_changed_definition_takes_effect_on_restart_and_mixes_no_states() -> a
     let of = async |platform: &Platform, measure: &str| -> anyhow::Result<Value> {
         Ok(platform.ask(&path(measure)).await?["data"][0][measure].clone())
     };
-    let values = || new.sent().into_iter().filter_map(Event::value);
+    let sent = new.sent();
+    let values = || sent.iter().copied().filter_map(Event::value);
     let lowest = values().min().context("no value")?;
     assert_eq!(of(&new, "lowest").await?, json!(lowest.to_string()));
     assert!(of(&new, "highest").await.is_err(), "the new view has no such measure");
