@@ -1,5 +1,6 @@
 //! `highwater dead-letters replay`: refused records sent again, each once.
 
+use std::collections::HashSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -252,7 +253,7 @@ impl Work<'_> {
             });
             let sent = part.iter().try_for_each(|letter| self.prepare(letter));
             if let Err(error) = sent.and_then(|()| self.flush()) {
-                let told: Vec<_> = self.rows.iter().map(|row| row.source.clone()).collect();
+                let told: HashSet<_> = self.rows.iter().map(|row| row.source.clone()).collect();
                 for letter in &chosen[tried..] {
                     if !told.contains(&letter.source.to_string()) {
                         self.tell(&letter.source, Outcome::NotTried, None, None);
@@ -404,7 +405,7 @@ fn text(report: &Report) -> String {
         parts.push(format!("{} could not be sent", report.failed));
     }
     if report.more {
-        parts.push("there are more: run it again, or raise --limit".to_owned());
+        parts.push("there are more: run it again, raise --limit, or say with --from since when".to_owned());
     }
     text.push_str(&format!("{}\n", parts.join("; ")));
     text
