@@ -297,10 +297,6 @@ impl Lanes {
     }
 }
 
-fn identities(dataset: &Dataset) -> Result<Option<Identities>, SpeedError> {
-    Identities::new(dataset, &event_schema(dataset)).map_err(|source| batch_error(dataset, source))
-}
-
 impl Lanes {
     /// Sets the metrics of the filters, at most once in a while.
     fn tell(&mut self) {
@@ -323,6 +319,10 @@ impl Lanes {
             metrics::gauge!("highwater_speed_dedupe_bytes", &labels).set(bytes);
         }
     }
+}
+
+fn identities(dataset: &Dataset) -> Result<Option<Identities>, SpeedError> {
+    Identities::new(dataset, &event_schema(dataset)).map_err(|source| batch_error(dataset, source))
 }
 
 fn options<'a>(kafka: &Kafka, dataset: &'a Dataset) -> ReaderOptions<'a> {
