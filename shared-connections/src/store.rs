@@ -4,15 +4,20 @@
 //! insert that failed, or whose reply was lost, is sent again as it is; nothing here keeps state between calls.
 //!
 //! - [`client`]: statements and inserts, with timeouts and errors that say whether to try again
+//! - [`upgrade`]: columns that a table of an earlier build lacks
+//! - [`ledger`]: what became of the records of a start, and whether it adds up
 //! - [`facts`]: what a reader, a worker or a run reads before it decides
 //! - [`record`]: what they write: progress, gaps, cuts, runs, publications, floors, freshness
 
 pub mod client;
 mod error;
 pub mod facts;
+pub mod ledger;
 pub mod record;
+mod upgrade;
 
 pub use client::{Answer, Store};
 pub use error::StoreError;
 pub use facts::{Cut, Facts, FreshnessOfPartition, Published, Run};
-pub use record::{Ledger, Origin, ProgressRow};
+pub use ledger::{Ledger, Unbalanced};
+pub use record::{Origin, ProgressRow};

@@ -75,8 +75,7 @@ pub(crate) async fn rows(state: &mut ViewState, topic: &Topic, store: &Store) ->
     })?;
     for counted in counted {
         if let Some(of_partition) = state.partitions.get_mut(&counted.partition) {
-            let starts = &mut of_partition.starts;
-            starts.count(counted.start, "failed_filters", counted.filtered.failed);
+            of_partition.starts.folded(&counted);
         }
     }
     let touched = state.aggregate.touched().map_err(|source| SpeedError::Batch {

@@ -17,7 +17,7 @@ use shared_connections::sentence;
 use shared_schemas::config::Config;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::decode::EnvironmentKeys;
-use shared_schemas::handoff::{Offset, Partition};
+use shared_schemas::handoff::{ChunkSize, Offset, Partition};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -44,6 +44,7 @@ pub(super) struct Archiver {
     kafka: Kafka,
     archive: Archive,
     letters: DeadLetters,
+    chunk: ChunkSize,
     commit_every: Duration,
     cancel: CancellationToken,
     /// Read before the topic was last seen to be the same.
@@ -71,6 +72,7 @@ impl Archiver {
     pub(super) fn new(
         config: &Config,
         dataset: &Dataset,
+        chunk: ChunkSize,
         kafka: &Kafka,
         archive: Archive,
         cancel: CancellationToken,
@@ -78,6 +80,7 @@ impl Archiver {
         Ok(Self {
             letters: DeadLetters::new(&config.kafka, dataset)?,
             dataset: dataset.clone(),
+            chunk,
             kafka: kafka.clone(),
             archive,
             commit_every: config.archive.commit_every,
@@ -241,7 +244,7 @@ impl Archiver {
     /// One event of the reader.
     async fn take(&mut self, topic: Topic, reader: &Reader, event: Option<Event>) -> Result<(), End> {
         let taken = match event {
-            Some(Event::Slice(slice)) => self.fresh.add(topic.id, slice),
+            Some(Event::Slice(slice)) => self.fresh.add(topic.id, self.chunk, slice),
             Some(Event::Gap { partition, range }) => {
                 tracing::warn!(
                     dataset = self.dataset.name,
@@ -256,6 +259,7 @@ impl Archiver {
                         topic: topic.id,
                         number,
                     },
+                    self.chunk,
                     range,
                 )
             }
@@ -321,7 +325,7 @@ impl Archiver {
     }
 
     fn confirm(&mut self) -> Result<(), Broken> {
-        self.confirmed.append(std::mem::take(&mut self.fresh))
+        self.confirmed.append(self.chunk, std::mem::take(&mut self.fresh))
     }
 
     /// Commits what is held; tries until it succeeds, is cancelled, or can't any more. Once cancelled, it has

@@ -109,6 +109,33 @@ impl Pinned {
         Ok(times)
     }
 
+    /// How many events are archived at these offsets. Files that lie within them as a whole are not opened.
+    ///
+    /// # Errors
+    /// [`ArchiveError::File`] for a file that can't be read.
+    pub async fn events_within(&self, partition: Partition, range: OffsetRange) -> Result<u64, ArchiveError> {
+        let touches = |of: &ArchivedRange| of.partition == partition && of.first < range.to && of.last >= range.from;
+        let mut events = 0;
+        for file in self.files.iter().filter(|file| touches(&file.range)) {
+            if file.range.first >= range.from && file.range.last < range.to {
+                events += file.rows;
+                continue;
+            }
+            let (_, mut batches) = open(&self.store, &self.place, file, &[OFFSET_COLUMN], BATCH_ROWS).await?;
+            while let Some(batch) = batches.try_next().await? {
+                let offsets = batch.column_by_name(OFFSET_COLUMN);
+                let Some(offsets) = offsets.and_then(|column| column.as_primitive_opt::<Int64Type>()) else {
+                    return Err(damaged(&self.place, &file.path, "it lacks a column of Highwater's"));
+                };
+                let within = offsets.values().iter().filter(|offset| {
+                    u64::try_from(**offset).is_ok_and(|offset| offset >= range.from.0 && offset < range.to.0)
+                });
+                events += within.count() as u64;
+            }
+        }
+        Ok(events)
+    }
+
     /// The Kafka times of a file that begins below `from`.
     async fn times_within(&self, file: &File, from: Offset) -> Result<Option<(i64, i64)>, ArchiveError> {
         let columns = [OFFSET_COLUMN, KAFKA_TIME_COLUMN];

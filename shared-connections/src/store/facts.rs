@@ -18,7 +18,8 @@ use shared_schemas::view::View;
 
 use super::client::Store;
 use super::error::StoreError;
-use super::record::{Ledger, Origin};
+use super::ledger::Ledger;
+use super::record::Origin;
 
 /// More publications than can share the highest few numbers; older ones are read only when none of these answers.
 const RECENT: usize = 8;
@@ -228,7 +229,13 @@ struct LedgerRow {
     rules: String,
     read: u64,
     holes: u64,
-    ledger: Vec<(String, u64)>,
+    gap: u64,
+    aggregated: u64,
+    filtered: u64,
+    repeated: u64,
+    reasons: Vec<(String, u64)>,
+    unsure: u64,
+    failed_filters: u64,
 }
 
 #[derive(Debug, Row, Deserialize)]
@@ -370,7 +377,7 @@ impl Store {
     pub async fn ledgers(&self, view: &View) -> Result<Vec<(Partition, Start, Ledger)>, StoreError> {
         let sql = format!(
             "SELECT _topic AS topic, _partition AS partition, _start AS start, _next AS next, rules, read, holes, \
-             ledger FROM {} FINAL WHERE fingerprint = {{view:String}} ORDER BY topic, partition, start",
+             gap, aggregated, filtered, repeated, reasons, unsure, failed_filters FROM {} FINAL WHERE fingerprint = {{view:String}} ORDER BY topic, partition, start",
             self.table(PROGRESS)
         );
         let rows = self.rows::<LedgerRow>("read ledgers", &sql, &of(view)).await?;
@@ -380,7 +387,13 @@ impl Store {
                 rules: row.rules,
                 read: row.read,
                 holes: row.holes,
-                counts: row.ledger.into_iter().collect(),
+                gap: row.gap,
+                aggregated: row.aggregated,
+                filtered: row.filtered,
+                repeated: row.repeated,
+                invalid: row.reasons.into_iter().collect(),
+                unsure: row.unsure,
+                failed_filters: row.failed_filters,
             };
             (partition(row.topic, row.partition), Start(Offset(row.start)), ledger)
         };

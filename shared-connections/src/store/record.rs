@@ -9,7 +9,7 @@ use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{
-    EventDay, Floor, Mark, Offset, OffsetRange, Partition, Publication, PublicationNumber, RunId, Start,
+    EventDay, Floor, Mark, OffsetRange, Partition, Publication, PublicationNumber, RunId, Start,
 };
 use shared_schemas::store::tables::{CUTS, FLOORS, FRESHNESS, GAPS, PROGRESS, PUBLICATIONS, RUNS};
 use shared_schemas::view::View;
@@ -17,21 +17,7 @@ use shared_schemas::view::View;
 use super::client::Store;
 use super::error::StoreError;
 use super::facts::{Cut, FreshnessOfPartition};
-
-/// What became of the records of a start.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Ledger {
-    /// Up to where the start has come.
-    pub next: Offset,
-    /// The hash of the dataset's rules that the records were read by.
-    pub rules: String,
-    /// How many records were delivered.
-    pub read: u64,
-    /// How many offsets held no record that is ever delivered. `read + holes = next - start`, gaps counted as holes.
-    pub holes: u64,
-    /// `accepted`, `repeats`, each reason of refusal, `gap`, and what else the layer counts.
-    pub counts: BTreeMap<String, u64>,
-}
+use super::ledger::Ledger;
 
 /// What a publication's content was computed from, for those who read it. No decision of the hand-off rests on it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -67,7 +53,14 @@ struct Progress {
     rules: String,
     read: u64,
     holes: u64,
-    ledger: Vec<(String, u64)>,
+    gap: u64,
+    aggregated: u64,
+    filtered: u64,
+    repeated: u64,
+    invalid: u64,
+    reasons: Vec<(String, u64)>,
+    unsure: u64,
+    failed_filters: u64,
 }
 
 #[derive(Debug, Row, Serialize, Deserialize)]
@@ -156,12 +149,14 @@ impl Store {
                 rules: row.ledger.rules.clone(),
                 read: row.ledger.read,
                 holes: row.ledger.holes,
-                ledger: row
-                    .ledger
-                    .counts
-                    .iter()
-                    .map(|(name, count)| (name.clone(), *count))
-                    .collect(),
+                gap: row.ledger.gap,
+                aggregated: row.ledger.aggregated,
+                filtered: row.ledger.filtered,
+                repeated: row.ledger.repeated,
+                invalid: row.ledger.refused(),
+                reasons: row.ledger.invalid.clone().into_iter().collect(),
+                unsure: row.ledger.unsure,
+                failed_filters: row.ledger.failed_filters,
             })
             .collect();
         self.record(PROGRESS, &rows).await

@@ -80,6 +80,17 @@ impl Table {
             order.join(", "),
         )
     }
+
+    /// The statement that adds these of its columns; the others are there.
+    pub fn add_columns(&self, database: &str, lacking: &[&str]) -> String {
+        let columns: Vec<_> = self
+            .columns
+            .iter()
+            .filter(|(name, _)| lacking.contains(&name.as_str()))
+            .map(|(name, column_type)| format!("ADD COLUMN IF NOT EXISTS {} {column_type}", identifier(name)))
+            .collect();
+        format!("ALTER TABLE {} {}", qualified(database, &self.name), columns.join(", "))
+    }
 }
 
 /// The statement that creates the database, if it is not there yet.
@@ -145,12 +156,14 @@ pub fn batch_table(view: &View) -> Table {
 pub fn control_tables() -> Vec<Table> {
     let place = "fingerprint String, _topic UInt128, _partition UInt32, _start UInt64";
     vec![
-        // The ledger says what became of the records: accepted, repeats, each reason of refusal, filters cut short.
+        // The ledger: `read = aggregated + filtered + repeated + invalid`, `read + holes = _next - _start`. The reasons are
+        // those of the invalid, a gap is among the holes; the last two are counted beside.
         control(
             PROGRESS,
             &format!(
-                "{place}, _next UInt64, rules String, read UInt64, holes UInt64, ledger Map(String, UInt64), \
-                 written DateTime64(3, 'UTC') DEFAULT now64(3)"
+                "{place}, _next UInt64, rules String, read UInt64, holes UInt64, gap UInt64, aggregated UInt64, \
+                 filtered UInt64, repeated UInt64, invalid UInt64, reasons Map(String, UInt64), unsure UInt64, \
+                 failed_filters UInt64, written DateTime64(3, 'UTC') DEFAULT now64(3)"
             ),
             "_next",
             &["fingerprint", "_topic", "_partition", "_start"],

@@ -79,8 +79,8 @@ fn ledger(number: u32, start: u64, next: u64, rules: &str) -> (Partition, Start,
         next: Offset(next),
         rules: rules.to_owned(),
         read: next - start,
-        holes: 0,
-        counts: BTreeMap::from([("accepted".to_owned(), next - start), ("repeats".to_owned(), 0)]),
+        aggregated: next - start,
+        ..Ledger::default()
     };
     (partition(number), Start(Offset(start)), ledger)
 }
@@ -185,8 +185,8 @@ view hourly (dataset flights)
   publication  1, 2 h 5 min ago, 1 event day, archive version 17
   last run     begun 2 h 6 min ago, published 1
   partition  mark  speed up to  read above the mark
-  0          64    100          accepted 36
-  1          0     40           accepted 40
+  0          64    100          aggregated 36, read 36
+  1          0     40           aggregated 40, read 40
 
 view daily (dataset flights)
   publication  none yet: the speed layer answers alone
