@@ -12,6 +12,7 @@
 //! - [`slice`]: what a reader hands over
 //! - [`reader`]: a reader, as its layer sees it
 //! - [`kafka`]: how to reach Kafka, and what can be asked of it
+//! - [`group`]: which partitions a process is to read
 //! - [`letters`]: dead letters, counted
 //! - [`error`]: what can go wrong
 //! - `worker`, `open`: the thread that reads, and the slices it fills
@@ -19,6 +20,7 @@
 //! - `headers`, `topic_id`: what only librdkafka's C functions tell; all unsafe code of this crate
 
 pub mod error;
+pub mod group;
 mod headers;
 pub mod kafka;
 pub mod letters;
@@ -30,6 +32,7 @@ mod watch;
 mod worker;
 
 pub use error::LogError;
+pub use group::Membership;
 pub use kafka::{Kafka, Topic};
 pub use letters::DeadLetters;
 pub use reader::{Reader, ReaderOptions};

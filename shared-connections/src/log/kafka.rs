@@ -279,11 +279,19 @@ impl Kafka {
         config.create_with_context(Listener).map_err(LogError::of_client)
     }
 
-    fn reader_config(&self, group: String) -> ClientConfig {
+    /// The properties of a member of a group, which fetches nothing.
+    pub(super) fn member_config(&self, group: String) -> ClientConfig {
         let mut config = self.inner.config.clone();
         set_all(&mut config, &CONSUMER);
-        set_all(&mut config, &READER);
         config.set("group.id", group);
+        config
+    }
+
+    fn reader_config(&self, group: String) -> ClientConfig {
+        let mut config = self.member_config(group);
+        set_all(&mut config, &READER);
+        // It joins no group: its partitions are given to it.
+        config.remove("group.instance.id");
         config
     }
 

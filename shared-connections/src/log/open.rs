@@ -34,6 +34,11 @@ impl OpenSlice {
         }
     }
 
+    /// Kafka's partition number.
+    pub(super) fn partition(&self) -> u32 {
+        self.partition
+    }
+
     /// From which offset on nothing was delivered yet.
     pub(super) fn cursor(&self) -> Offset {
         self.next

@@ -1,10 +1,11 @@
 //! A reader, as its layer sees it: events in order, where the logs end, and what is wrong.
 //!
 //! It reads with a manual assignment, not with a subscription: which offset comes next is decided by the progress that
-//! lives with the data, never by a group. Its consumer group exists so that Kafka's tools show the lag.
+//! lives with the data, never by a group. Which partitions it reads may change while it reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -25,10 +26,10 @@ use super::worker::Worker;
 /// Slices that wait for the layer while it is busy with one. With more it would hold more memory and gain nothing; with
 /// fewer the thread would stand still whenever the layer hesitates.
 const WAITING: usize = 4;
-/// How long a reader may take to end.
-const ENDING: Duration = Duration::from_secs(2);
+/// How long a reader, or a member of a group, may take to end.
+pub(super) const ENDING: Duration = Duration::from_secs(2);
 /// Whether it has ended is looked at so often.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// How a dataset is read.
 pub struct ReaderOptions<'a> {
@@ -51,10 +52,21 @@ pub struct Reader {
     consumer: Arc<BaseConsumer<Listener>>,
     topic: String,
     thread: JoinHandle<()>,
+    changes: Sender<Change>,
+}
+
+/// A change of what is read.
+pub(super) enum Change {
+    /// These partitions too.
+    Add(Vec<OpenSlice>),
+    /// These no longer.
+    Remove(BTreeSet<u32>),
 }
 
 /// What the threads tell beside the events.
 pub(super) struct Shared {
+    /// The partitions that are to be read.
+    partitions: Mutex<BTreeSet<u32>>,
     /// Where each log ended when last looked.
     ends: Mutex<BTreeMap<u32, Offset>>,
     /// Why Kafka gives no answer.
@@ -72,26 +84,13 @@ impl Reader {
     /// # Errors
     /// A dataset that can't be decoded ([`LogError::Decoder`]), or a client or thread that can't be made.
     pub fn start(kafka: &Kafka, options: ReaderOptions<'_>, cursors: &BTreeMap<u32, Offset>) -> Result<Self, LogError> {
-        let ReaderOptions {
-            dataset,
-            keys,
-            group,
-            extra,
-            keep_refused,
-        } = options;
-        let topic = dataset.topic.clone();
-        let open = |(partition, cursor): (&u32, &Offset)| {
-            let decoder = Decoder::new(dataset, Options { extra, keys }).map_err(|source| LogError::Decoder {
-                dataset: dataset.name.clone(),
-                source,
-            })?;
-            let slice = OpenSlice::new(*partition, *cursor, decoder, keep_refused);
-            Ok((*partition, slice))
-        };
-        let partitions = cursors.iter().map(open).collect::<Result<_, LogError>>()?;
-        let consumer = Arc::new(kafka.consumer(group)?);
+        let topic = options.dataset.topic.clone();
+        let slices = options.open(cursors)?;
+        let consumer = Arc::new(kafka.consumer(options.group)?);
         let (sender, events) = mpsc::channel(WAITING);
+        let (changes, changed) = std::sync::mpsc::channel();
         let shared = Arc::new(Shared {
+            partitions: Mutex::new(cursors.keys().copied().collect()),
             ends: Mutex::default(),
             away: Mutex::default(),
             complaint: Mutex::default(),
@@ -101,9 +100,10 @@ impl Reader {
         let worker = Worker::new(
             kafka,
             topic.clone(),
-            partitions,
+            slices.into_iter().map(|slice| (slice.partition(), slice)).collect(),
             Arc::clone(&consumer),
             sender,
+            changed,
             Arc::clone(&shared),
         );
         let thread = worker.spawn()?;
@@ -113,7 +113,28 @@ impl Reader {
             consumer,
             topic,
             thread,
+            changes,
         })
+    }
+
+    /// Reads further partitions, each from its cursor, or one that it reads already from another cursor. The options are
+    /// those of the start.
+    ///
+    /// # Errors
+    /// As [`Reader::start`].
+    pub fn add(&self, options: &ReaderOptions<'_>, cursors: &BTreeMap<u32, Offset>) -> Result<(), LogError> {
+        let slices = options.open(cursors)?;
+        lock(&self.shared.partitions).extend(cursors.keys());
+        // One that has ended reads nothing, and `failure` says why.
+        let _ = self.changes.send(Change::Add(slices));
+        Ok(())
+    }
+
+    /// Reads these partitions no longer. Events of theirs may still come for a moment.
+    pub fn remove(&self, partitions: &BTreeSet<u32>) {
+        lock(&self.shared.partitions).retain(|number| !partitions.contains(number));
+        lock(&self.shared.ends).retain(|number, _| !partitions.contains(number));
+        let _ = self.changes.send(Change::Remove(partitions.clone()));
     }
 
     /// The next event; waits for it. Nothing is lost if the wait is given up. `None` only after the reader ended: it was
@@ -163,8 +184,30 @@ impl Reader {
     }
 }
 
+impl ReaderOptions<'_> {
+    fn open(&self, cursors: &BTreeMap<u32, Offset>) -> Result<Vec<OpenSlice>, LogError> {
+        let Self {
+            dataset, keys, extra, ..
+        } = *self;
+        let open = |(partition, cursor): (&u32, &Offset)| {
+            let decoder = Decoder::new(dataset, Options { extra, keys }).map_err(|source| LogError::Decoder {
+                dataset: dataset.name.clone(),
+                source,
+            })?;
+            Ok(OpenSlice::new(*partition, *cursor, decoder, self.keep_refused))
+        };
+        cursors.iter().map(open).collect()
+    }
+}
+
 impl Shared {
-    pub(super) fn looked(&self, ends: BTreeMap<u32, Offset>) {
+    pub(super) fn partitions(&self) -> BTreeSet<u32> {
+        lock(&self.partitions).clone()
+    }
+
+    pub(super) fn looked(&self, mut ends: BTreeMap<u32, Offset>) {
+        let partitions = self.partitions();
+        ends.retain(|number, _| partitions.contains(number));
         lock(&self.ends).extend(ends);
     }
 
@@ -201,7 +244,7 @@ impl Shared {
 }
 
 /// What is behind the locks is whole at every moment, so a panic elsewhere leaves nothing half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -24,7 +24,6 @@ const EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Watch {
     pub(super) kafka: Kafka,
     pub(super) topic: String,
-    pub(super) partitions: Vec<u32>,
     pub(super) shared: Arc<Shared>,
     /// Closed when the reading thread has ended.
     pub(super) ended: Receiver<()>,
@@ -63,7 +62,7 @@ impl Watch {
         if *first.get_or_insert(id) != id {
             self.shared.made_again.store(true, Ordering::Release);
         }
-        let end = |partition: &u32| Ok((*partition, self.kafka.bounds_now(&self.topic, *partition)?.to));
-        self.partitions.iter().map(end).collect()
+        let end = |partition| Ok((partition, self.kafka.bounds_now(&self.topic, partition)?.to));
+        self.shared.partitions().into_iter().map(end).collect()
     }
 }

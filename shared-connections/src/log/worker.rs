@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use rdkafka::Message;
@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use super::error::{LogError, is_away};
 use super::kafka::{Kafka, Listener};
 use super::open::{OpenSlice, Standing, standing};
-use super::reader::{Shared, positions};
+use super::reader::{Change, Shared, positions};
 use super::slice::Event;
 use super::watch::Watch;
 use crate::sentence;
@@ -52,6 +52,7 @@ pub(super) struct Worker {
     records: usize,
     bytes: usize,
     events: mpsc::Sender<Event>,
+    changes: Receiver<Change>,
     shared: Arc<Shared>,
     /// When to ask where the logs begin and end.
     look_at: Option<Instant>,
@@ -78,6 +79,7 @@ impl Worker {
         partitions: BTreeMap<u32, OpenSlice>,
         consumer: Arc<BaseConsumer<Listener>>,
         events: mpsc::Sender<Event>,
+        changes: Receiver<Change>,
         shared: Arc<Shared>,
     ) -> Self {
         Self {
@@ -88,6 +90,7 @@ impl Worker {
             records: 0,
             bytes: 0,
             events,
+            changes,
             shared,
             look_at: None,
         }
@@ -105,7 +108,6 @@ impl Worker {
         let watch = Watch {
             kafka: self.kafka.clone(),
             topic: self.topic.clone(),
-            partitions: self.partitions.keys().copied().collect(),
             shared: Arc::clone(&self.shared),
             ended,
         };
@@ -137,6 +139,7 @@ impl Worker {
     fn read(&mut self) -> Result<(), Ended> {
         self.assign()?;
         while !self.events.is_closed() {
+            self.change()?;
             if self.shared.is_made_again() {
                 self.end_all()?;
             }
@@ -156,6 +159,25 @@ impl Worker {
             if let Some(error) = error {
                 self.on_error(error)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Takes in which partitions are to be read now. All slices are closed.
+    fn change(&mut self) -> Result<(), Ended> {
+        let mut changed = false;
+        while let Ok(change) = self.changes.try_recv() {
+            changed = true;
+            match change {
+                Change::Add(slices) => {
+                    let slices = slices.into_iter().map(|slice| (slice.partition(), slice));
+                    self.partitions.extend(slices);
+                }
+                Change::Remove(gone) => self.partitions.retain(|number, _| !gone.contains(number)),
+            }
+        }
+        if changed {
+            self.assign()?;
         }
         Ok(())
     }
