@@ -96,6 +96,9 @@ pub struct PartitionCompared {
     pub gaps: Vec<(u64, u64)>,
     /// How many events the archive holds there: the next batch run counts them.
     pub archived_in_gaps: u64,
+    /// Where its log ended below what was read, and up to where it was read; null where that never happened. From there on the
+    /// layers may have other records at the same offsets.
+    pub cut_off: Option<(u64, u64)>,
     /// Why what lies beyond was left out, if anything does.
     pub left_out: Option<LeftOut>,
 }
@@ -443,6 +446,7 @@ impl OfView<'_> {
                 speed_next: coverage.covered.0,
                 gaps: lacks.iter().map(|gap| (gap.from.0, gap.to.0)).collect(),
                 archived_in_gaps: archived,
+                cut_off: ground.cut_off(*partition),
                 left_out: found.left_out,
             });
             gaps.insert(*partition, coverage.gaps);
@@ -472,6 +476,16 @@ impl Ground {
             .iter()
             .map(|(partition, found)| (*partition, found.mark))
             .collect()
+    }
+
+    /// What either layer recorded of a log that ended below what it had read.
+    fn cut_off(&self, partition: Partition) -> Option<(u64, u64)> {
+        let of_speed = self.facts.truncations.get(&partition);
+        let of_archive = self.pinned.truncated.get(&partition);
+        let of_archive = of_archive.map(|range| (range.from.0, range.to.0));
+        of_speed
+            .map(|truncation| (truncation.end.0, truncation.next.0))
+            .or(of_archive)
     }
 
     /// Whether progress leads from each mark as far as any start has come.

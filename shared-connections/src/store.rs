@@ -7,17 +7,23 @@
 //! - [`upgrade`]: columns that a table of an earlier build lacks
 //! - [`ledger`]: what became of the records of a start, and whether it adds up
 //! - [`facts`]: what a reader, a worker or a run reads before it decides
-//! - [`record`]: what they write: progress, gaps, cuts, runs, publications, floors, freshness
+//! - [`record`]: what they write: progress, gaps, cuts, runs, publications, floors
+//! - [`freshness`]: how fresh the speed layer is, and which partitions are stuck, and why
+//! - [`truncation`]: logs that ended below what was read from them
 
 pub mod client;
 mod error;
 pub mod facts;
+pub mod freshness;
 pub mod ledger;
 pub mod record;
+pub mod truncation;
 mod upgrade;
 
 pub use client::{Answer, Store};
 pub use error::StoreError;
-pub use facts::{Cut, Facts, FreshnessOfPartition, Published, Run};
+pub use facts::{Cut, Facts, Published, Run};
+pub use freshness::{FreshnessOfPartition, PartitionState};
 pub use ledger::{Ledger, Unbalanced};
 pub use record::{Origin, ProgressRow};
+pub use truncation::Truncation;

@@ -112,6 +112,15 @@ fn remarks(one: &Reconciled) -> Vec<String> {
             partition.archived_in_gaps
         ));
     }
+    for partition in &one.partitions {
+        if let Some((end, next)) = partition.cut_off {
+            remarks.push(format!(
+                "partition {}: its log ended at offset {end} after it was read up to {next}; from {end} on the layers may have \
+                 other records",
+                partition.partition
+            ));
+        }
+    }
     remarks.extend(one.alarms.iter().cloned());
     remarks.extend(one.ledgers.differences.iter().take(SHOWN).map(ledger));
     for difference in one.differences.iter().take(SHOWN) {

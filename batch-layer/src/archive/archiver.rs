@@ -186,9 +186,20 @@ impl Archiver {
         end
     }
 
-    /// Where each partition is to be read from.
+    /// Where each partition is to be read from; those whose log was cut off are not.
     fn cursors(&self, topic: Topic) -> BTreeMap<u32, Offset> {
+        let is_cut_off = |number: u32| {
+            let partition = Partition {
+                topic: topic.id,
+                number,
+            };
+            self.archive.truncated().contains_key(&partition)
+        };
+        for number in 0..topic.partitions {
+            self.metrics.stuck(number, is_cut_off(number));
+        }
         (0..topic.partitions)
+            .filter(|number| !is_cut_off(*number))
             .map(|number| (number, self.end(topic, number)))
             .collect()
     }
@@ -264,16 +275,7 @@ impl Archiver {
                 )
             }
             Some(Event::Short { partition, cursor, end }) => {
-                if let Some(end) = self.look(topic, reader).await {
-                    return Err(end);
-                }
-                tracing::error!(
-                    dataset = self.dataset.name,
-                    "partition {partition} of topic {} ends at offset {end}, and {cursor} was read before: Kafka has lost \
-                     records that are archived. It is archived no further; if the loss is meant, make the topic again",
-                    self.dataset.topic
-                );
-                Ok(())
+                return self.cut_off(topic, reader, partition, cursor, end).await;
             }
             None => {
                 let trouble = match reader.failure() {
@@ -291,6 +293,45 @@ impl Archiver {
             Ok(()) => Ok(()),
             Err(broken) => Err(self.broken(broken)),
         }
+    }
+
+    /// The log ends below what was read. That is recorded for good: once the log has grown again nobody could tell that
+    /// other records have these offsets now.
+    async fn cut_off(
+        &mut self,
+        topic: Topic,
+        reader: &Reader,
+        number: u32,
+        cursor: Offset,
+        end: Offset,
+    ) -> Result<(), End> {
+        if let Some(end) = self.look(topic, reader).await {
+            return Err(end);
+        }
+        match self.kafka.still_ends_below(&self.dataset.topic, number, cursor).await {
+            Ok(true) => {}
+            // As far as before after all.
+            Ok(false) => return Err(End::Anew),
+            Err(error) => {
+                let paused = self.pause(&error.into()).await;
+                return Err(if paused.is_some() { End::Anew } else { End::Cancelled });
+            }
+        }
+        tracing::error!(
+            dataset = self.dataset.name,
+            "partition {number} of topic {} ends at offset {end}, and {cursor} was read before: Kafka has lost records that \
+             are archived. It is archived no further; make the topic again to go on",
+            self.dataset.topic
+        );
+        let partition = Partition {
+            topic: topic.id,
+            number,
+        };
+        if let Err(broken) = self.fresh.cut_off(partition, end, cursor) {
+            return Err(self.broken(broken));
+        }
+        self.metrics.stuck(number, true);
+        self.settle(topic, reader).await
     }
 
     /// What is held can't be used, and is read again.

@@ -46,6 +46,8 @@ pub struct Commit {
     pub gaps: BTreeMap<Partition, OffsetSet>,
     /// What became of the records of these ranges; nothing where that is not known.
     pub accounts: Accounts,
+    /// Logs that ended below what was archived, or is with this: from their end, up to there.
+    pub truncated: BTreeMap<Partition, OffsetRange>,
 }
 
 impl Commit {
@@ -96,15 +98,15 @@ impl Archive {
         if commit.ranges.is_empty() {
             return Ok(self.version());
         }
-        match self.standing.after(&commit.ranges, &commit.gaps) {
+        match self.after(commit) {
             Ok(_) => {}
             Err(ArchiveError::Overtaken { .. }) => {
                 // This handle may be behind; and the ranges may be there from an earlier try.
                 self.refresh().await?;
-                if self.standing.holds(&commit.ranges) {
+                if self.standing.holds(&commit.ranges, &commit.truncated) {
                     return Ok(self.version());
                 }
-                self.standing.after(&commit.ranges, &commit.gaps)?;
+                self.after(commit)?;
             }
             Err(error) => return Err(error),
         }
@@ -118,6 +120,12 @@ impl Archive {
             self.discard(&self.unnamed(tried)).await;
         }
         result
+    }
+
+    /// Where the archive stands once that is in it.
+    fn after(&self, commit: &Commit) -> Result<Standing, ArchiveError> {
+        let after = self.standing.after(&commit.ranges, &commit.gaps)?;
+        Ok(after.cut_off(&commit.truncated))
     }
 
     /// Those of the files that the version that this handle knows has not: not committed, or by a rival with the same
@@ -139,14 +147,14 @@ impl Archive {
     /// Writes the entry of the log.
     async fn enter(&mut self, commit: &Commit, adds: &[Add]) -> Result<u64, ArchiveError> {
         for _ in 0..TRIES {
-            let after = self.standing.after(&commit.ranges, &commit.gaps)?;
+            let after = self.after(commit)?;
             let error = match Box::pin(self.try_enter(&after, commit, adds)).await {
                 Ok(()) => return Ok(self.version()),
                 Err(error) => error,
             };
             let before = self.version();
             self.refresh().await?;
-            if self.standing.holds(&commit.ranges) {
+            if self.standing.holds(&commit.ranges, &commit.truncated) {
                 return Ok(self.version());
             }
             if self.version() == before {

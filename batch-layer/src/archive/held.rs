@@ -85,12 +85,22 @@ impl Held {
         Ok(())
     }
 
+    /// The log ends at `end`, below `next`, up to where it was read.
+    pub(super) fn cut_off(&mut self, partition: Partition, end: Offset, next: Offset) -> Result<(), Broken> {
+        self.extend(partition, next, next)?;
+        self.commit
+            .truncated
+            .insert(partition, OffsetRange { from: end, to: next });
+        Ok(())
+    }
+
     /// What came after it.
     pub(super) fn append(&mut self, chunk: ChunkSize, later: Self) -> Result<(), Broken> {
         for (partition, range) in later.commit.ranges {
             self.extend(partition, range.from, range.to)?;
         }
         self.commit.accounts.append(chunk, later.commit.accounts);
+        self.commit.truncated.extend(later.commit.truncated);
         self.commit.batches.extend(later.commit.batches);
         for (partition, gaps) in later.commit.gaps {
             self.commit.gaps.entry(partition).or_default().extend(&gaps);

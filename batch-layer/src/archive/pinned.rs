@@ -29,6 +29,8 @@ pub struct Pinned {
     pub ends: BTreeMap<Partition, Offset>,
     /// What is lacking below the ends, because Kafka no longer had it; no entry where nothing is.
     pub gaps: BTreeMap<Partition, OffsetSet>,
+    /// Logs that ended below what was archived: from their end then, up to there. Such a partition is archived no further.
+    pub truncated: BTreeMap<Partition, OffsetRange>,
     pub(super) files: Arc<[File]>,
     /// What readers get.
     pub(super) schema: SchemaRef,

@@ -312,7 +312,7 @@ mod tests {
         );
         let reason = Told {
             invalid: Some(BTreeMap::from([("not_json".to_owned(), 1)])),
-            ..same.clone()
+            ..same
         };
         assert_eq!(found(reason.clone(), false, Some("now")), Some(None));
         assert_eq!(found(reason.clone(), false, Some("then")), Some(Some(RULES)));

@@ -1,4 +1,4 @@
-//! What layers write about themselves: progress, gaps, cuts, runs, publications, floors, freshness.
+//! What layers write about themselves: progress, gaps, cuts, runs, publications, floors.
 //!
 //! Every row may be sent again: it replaces itself, or gives way to a higher version. A method returns when the rows
 //! are durable (`fsync_after_insert`), so whoever must write in an order awaits one before it begins the next.
@@ -11,12 +11,12 @@ use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{
     EventDay, Floor, Mark, OffsetRange, Partition, Publication, PublicationNumber, RunId, Start,
 };
-use shared_schemas::store::tables::{CUTS, FLOORS, FRESHNESS, GAPS, PROGRESS, PUBLICATIONS, RUNS};
+use shared_schemas::store::tables::{CUTS, FLOORS, GAPS, PROGRESS, PUBLICATIONS, RUNS};
 use shared_schemas::view::View;
 
 use super::client::Store;
 use super::error::StoreError;
-use super::facts::{Cut, FreshnessOfPartition};
+use super::facts::Cut;
 use super::ledger::Ledger;
 
 /// What a publication's content was computed from, for those who read it. No decision of the hand-off rests on it.
@@ -110,19 +110,6 @@ struct FloorRow {
     fingerprint: String,
     number: u64,
     marks: Vec<(u128, u32, u64)>,
-}
-
-#[derive(Debug, Row, Serialize, Deserialize)]
-struct FreshnessRow {
-    fingerprint: String,
-    _topic: u128,
-    _partition: u32,
-    next: u64,
-    log_end: u64,
-    watermark: Option<i64>,
-    kafka_time: Option<i64>,
-    state: String,
-    seen: i64,
 }
 
 fn marks(marks: &BTreeMap<Partition, Mark>) -> Vec<(u128, u32, u64)> {
@@ -259,27 +246,5 @@ impl Store {
             marks: marks(&floor.marks),
         };
         self.record(FLOORS, &[row]).await
-    }
-
-    /// Says how fresh a view's rows are, for people.
-    ///
-    /// # Errors
-    /// ClickHouse's; sending again is safe.
-    pub async fn record_freshness(&self, rows: &[(Fingerprint, FreshnessOfPartition)]) -> Result<(), StoreError> {
-        let rows: Vec<_> = rows
-            .iter()
-            .map(|(fingerprint, row)| FreshnessRow {
-                fingerprint: fingerprint.to_string(),
-                _topic: row.partition.topic.0,
-                _partition: row.partition.number,
-                next: row.next.0,
-                log_end: row.log_end.0,
-                watermark: row.watermark,
-                kafka_time: row.kafka_time,
-                state: row.state.clone(),
-                seen: row.seen,
-            })
-            .collect();
-        self.record(FRESHNESS, &rows).await
     }
 }

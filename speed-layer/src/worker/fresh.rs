@@ -94,7 +94,7 @@ impl Worker {
                         watermark: of.watermark,
                         // The head's; a view that is behind it has come less far.
                         kafka_time: seen.and_then(|seen| seen.kafka_time).filter(|_| next >= head),
-                        state: state.to_owned(),
+                        state: shared_connections::store::PartitionState::Live, reason: state.to_owned(),
                         seen: now,
                     },
                 ));

@@ -9,7 +9,7 @@ use shared_schemas::handoff::{ChunkSize, OffsetRange, OffsetSet, Partition, Topi
 use shared_schemas::view::View;
 
 use super::look::{ArchiveSight, Sight, ViewSight};
-use super::report::{State, topic_in_use};
+use super::report::{State, standing, topic_in_use};
 use super::told::{ago, count, offsets, seconds_since};
 
 /// Of so many characters is a fingerprint known to people.
@@ -78,14 +78,11 @@ impl About<'_> {
         let topic = self.topic;
         let rows = seen.freshness.iter().filter(|row| is_in_use(row.partition, topic));
         for row in rows {
-            let what = match State::of_row(row, sight.at) {
-                State::Stopped => "has stopped: the log ended below what it had read, or the topic was made again",
-                State::Silent => "is silent: does `highwater speed` run?",
-                State::KafkaAway => "finds no Kafka",
-                _ => continue,
+            let (State::Stuck, Some(reason)) = standing(seen, row, sight.at) else {
+                continue;
             };
             self.warnings.push(format!(
-                "view {}: the speed layer of partition {} {what} (it spoke last {})",
+                "view {}: the speed layer is stuck on partition {} (a worker spoke of it {}): {reason}",
                 view.name,
                 row.partition.number,
                 ago(seconds_since(row.seen, sight.at)),
@@ -137,6 +134,17 @@ impl About<'_> {
         {
             let who = format!("dataset {}: the archive", self.dataset.name);
             self.lacks(&who, *partition, gaps);
+        }
+        for (partition, range) in archive
+            .truncated
+            .iter()
+            .filter(|(partition, _)| is_in_use(**partition, topic))
+        {
+            self.warnings.push(format!(
+                "dataset {}: the archive goes no further on partition {}: its log ended at offset {} after it was archived up \
+                 to {}; make the topic again to go on",
+                self.dataset.name, partition.number, range.from, range.to,
+            ));
         }
         let earlier = archive.ends.keys().filter(|partition| !is_in_use(**partition, topic));
         let earlier = u64::try_from(earlier.count()).unwrap_or(u64::MAX);
