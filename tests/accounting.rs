@@ -46,7 +46,8 @@ measures = { events = "count()" }
 async fn platform(more: &str) -> anyhow::Result<Platform> {
     let mut platform = Platform::new(None).await?;
     let text = VIEWS.replace("TOPIC", &platform.topic) + more;
-    platform.definitions = Definitions::parse([("views.toml", text)]).map_err(|mistakes| anyhow::anyhow!("{mistakes}"))?;
+    platform.definitions =
+        Definitions::parse([("views.toml", text)]).map_err(|mistakes| anyhow::anyhow!("{mistakes}"))?;
     platform.store().create_tables(&platform.definitions).await?;
     Ok(platform)
 }
@@ -76,7 +77,13 @@ async fn ends(platform: &Platform) -> anyhow::Result<BTreeMap<Partition, Offset>
     let mut ends = BTreeMap::new();
     for number in 0..topic.partitions {
         let end = kafka.bounds(&platform.topic, number).await?.to;
-        ends.insert(Partition { topic: topic.id, number }, end);
+        ends.insert(
+            Partition {
+                topic: topic.id,
+                number,
+            },
+            end,
+        );
     }
     Ok(ends)
 }
@@ -125,14 +132,26 @@ fn every_record_is_in_a_ledger_and_in_a_commit() -> anyhow::Result<()> {
                 if ledgers.iter().map(|(_, _, ledger)| ledger.read).sum::<u64>() == all {
                     break ledgers;
                 }
-                ensure!(began.elapsed() < PATIENCE, "not all is read for {}: {ledgers:?}", view.name);
+                ensure!(
+                    began.elapsed() < PATIENCE,
+                    "not all is read for {}: {ledgers:?}",
+                    view.name
+                );
                 tokio::time::sleep(POLL).await;
             };
             let sum = |of: fn(&Ledger) -> u64| ledgers.iter().map(|(_, _, ledger)| of(ledger)).sum::<u64>();
             for (partition, start, ledger) in &ledgers {
-                assert_eq!(ledger.balances(*start), Ok(()), "{} {partition:?} {ledger:?}", view.name);
+                assert_eq!(
+                    ledger.balances(*start),
+                    Ok(()),
+                    "{} {partition:?} {ledger:?}",
+                    view.name
+                );
             }
-            assert_eq!((sum(|one| one.repeated), sum(Ledger::refused), sum(|one| one.holes)), (100, 4, 0));
+            assert_eq!(
+                (sum(|one| one.repeated), sum(Ledger::refused), sum(|one| one.holes)),
+                (100, 4, 0)
+            );
             assert_eq!(sum(|one| one.aggregated + one.filtered), 900);
             let reason = |name: &str| -> u64 {
                 let of_reason = ledgers.iter().filter_map(|(_, _, ledger)| ledger.invalid.get(name));
@@ -180,7 +199,10 @@ fn what_kafka_forgot_is_told_everywhere_until_batch_has_it() -> anyhow::Result<(
         let hourly = &reconciled(&platform).await?[0];
         assert!(hourly.is_sound(), "what the archive holds explains it: {hourly:?}");
         for partition in &hourly.partitions {
-            assert_eq!((partition.gaps.as_slice(), partition.archived_in_gaps), ([(0, 300)].as_slice(), 300));
+            assert_eq!(
+                (partition.gaps.as_slice(), partition.archived_in_gaps),
+                ([(0, 300)].as_slice(), 300)
+            );
         }
         platform.publish().await?;
         platform.until_whole().await?;
@@ -239,7 +261,10 @@ fn a_log_that_ends_below_what_was_counted_is_read_no_further() -> anyhow::Result
         until(&platform, "stuck with the other going on", other_goes_on).await?;
         let ends = self::ends(&platform).await?;
         let other = ends.values().nth(1).context("two partitions")?.0;
-        let speed = until(&platform, "the other one counted", |speed| speed["partitions"]["1"]["next"] == other).await?;
+        let speed = until(&platform, "the other one counted", |speed| {
+            speed["partitions"]["1"]["next"] == other
+        })
+        .await?;
         assert!(is_stuck(&speed), "{speed:#}");
         let mut highest = None;
         for view in &platform.definitions.views {
@@ -247,7 +272,9 @@ fn a_log_that_ends_below_what_was_counted_is_read_no_further() -> anyhow::Result
         }
         assert_eq!(highest, Some(*end), "no row is written on top of what was counted");
         let after = platform.answer("merged").await?;
-        let lost = before.iter().find(|(cell, (events, _))| after.get(*cell).is_none_or(|(now, _)| now < events));
+        let lost = before
+            .iter()
+            .find(|(cell, (events, _))| after.get(*cell).is_none_or(|(now, _)| now < events));
         assert_eq!(lost, None, "nothing that was counted is taken back");
         platform.stop_all().await
     })
@@ -275,11 +302,19 @@ fn partitions_that_are_added_and_a_topic_made_again_are_counted() -> anyhow::Res
             max_value: 4096,
         };
         let brokers = platform.config.kafka.bootstrap_servers();
-        let grown = async { while topics::ensure(&brokers, &[], std::slice::from_ref(&wanted)).await.is_err() {} };
+        let grown = async {
+            while topics::ensure(&brokers, &[], std::slice::from_ref(&wanted))
+                .await
+                .is_err()
+            {}
+        };
         tokio::time::timeout(PATIENCE, grown).await?;
         platform.send(events(200..600)).await?;
         platform.until_whole().await?;
-        until(&platform, "three partitions", |speed| speed["partitions"]["2"]["next"] != Value::Null).await?;
+        until(&platform, "three partitions", |speed| {
+            speed["partitions"]["2"]["next"] != Value::Null
+        })
+        .await?;
 
         // Records of the new incarnation have low offsets again, and count for themselves.
         for deleted in admin.delete_topics(&[&platform.topic], &options).await? {
@@ -291,7 +326,11 @@ fn partitions_that_are_added_and_a_topic_made_again_are_counted() -> anyhow::Res
         platform.send(events(600..1000)).await?;
         platform.until_whole().await?;
         let speed = until(&platform, "the new topic read", |speed| speed["lag_events"] == 0).await?;
-        assert_eq!(speed["partitions"].as_object().map(serde_json::Map::len), Some(2), "{speed:#}");
+        assert_eq!(
+            speed["partitions"].as_object().map(serde_json::Map::len),
+            Some(2),
+            "{speed:#}"
+        );
         platform.stop_all().await
     })
 }

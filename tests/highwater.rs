@@ -31,6 +31,8 @@ mod produce;
 #[cfg(test)]
 mod serving;
 #[cfg(test)]
+mod several_workers;
+#[cfg(test)]
 mod status;
 #[cfg(test)]
 mod tidy;

@@ -92,8 +92,10 @@ pub struct SpeedConfig {
     pub flush: Duration,
     /// A partition without records for so long counts as idle.
     pub idle_after: Duration,
-    /// Bytes for open cells and batches.
+    /// Bytes for open cells and batches, over all datasets of a process.
     pub memory: u64,
+    /// What this worker is called in the consumer group, where it keeps its partitions over a restart.
+    pub instance: Option<String>,
 }
 
 /// The archive.
@@ -240,6 +242,7 @@ impl Config {
                 flush: Duration::ZERO,
                 idle_after: Duration::ZERO,
                 memory: 0,
+                instance: None,
             },
             archive: ArchiveConfig {
                 url: ArchiveUrl::Folder(PathBuf::new()),

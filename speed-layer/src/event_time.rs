@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::{max, min};
 use arrow::datatypes::TimestampMicrosecondType;
 use shared_schemas::dataset::{Dataset, EVENT_TIME_COLUMN};
@@ -71,7 +71,9 @@ impl Late {
                 continue;
             }
             for time in times.values() {
-                let watermark = self.highest.map_or(i64::MIN, |highest| highest.saturating_sub(lateness));
+                let watermark = self
+                    .highest
+                    .map_or(i64::MIN, |highest| highest.saturating_sub(lateness));
                 if *time < watermark {
                     let seconds = watermark.saturating_sub(*time).unsigned_abs() / MICROS.unsigned_abs();
                     *late.entry(seconds).or_default() += 1;

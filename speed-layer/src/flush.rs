@@ -1,17 +1,21 @@
 //! Rows, then progress: in that order, each tried until it is durable.
 //!
-//! Every row is a function of the log, so a try whose reply was lost is sent again as it is. While the store is away
-//! nothing is read: the reader's bounded channel fills, and the consumer stops fetching.
+//! Every row is a function of the log, so a try whose reply was lost is sent again as it is. A flush runs beside the
+//! worker, on what there was when it began, one at a time; the worker reads on meanwhile, within `speed.memory`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use arrow::array::RecordBatch;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use shared_connections::log::{Kafka, LogError, Topic};
 use shared_connections::sentence;
-use shared_connections::store::{ProgressRow, Store};
+use shared_connections::store::{FreshnessOfPartition, ProgressRow, Store};
+use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{Offset, Partition, Start};
 use shared_schemas::store::speed_rows;
 use shared_schemas::store::tables::speed_table_name;
+use tokio::time::Instant;
 
 use crate::error::SpeedError;
 use crate::worker::ViewState;
@@ -31,7 +35,11 @@ pub(crate) fn delays() -> impl Iterator<Item = Duration> {
 }
 
 /// Does it until it succeeds. Says once that it does not, and once that it does again.
-pub(crate) async fn persist<T, E: std::error::Error>(what: &str, mut act: impl AsyncFnMut() -> Result<T, E>) -> T {
+pub(crate) async fn persist<T, E, F>(what: &str, mut act: impl FnMut() -> F) -> T
+where
+    E: std::error::Error,
+    F: Future<Output = Result<T, E>>,
+{
     let mut delays = delays();
     let mut failed = false;
     loop {
@@ -57,7 +65,7 @@ pub(crate) async fn persist<T, E: std::error::Error>(what: &str, mut act: impl A
 
 /// Whether the topic is still the one that the records came from. Waits while Kafka is away.
 pub(crate) async fn is_same_topic(kafka: &Kafka, name: &str, topic: &Topic) -> bool {
-    persist(&format!("ask for the id of topic {name}"), async || {
+    persist(&format!("ask for the id of topic {name}"), || async {
         match kafka.topic(name).await {
             Ok(found) => Ok(found.id == topic.id),
             Err(LogError::NoTopic { .. }) => Ok(false),
@@ -67,71 +75,124 @@ pub(crate) async fn is_same_topic(kafka: &Kafka, name: &str, topic: &Topic) -> b
     .await
 }
 
-/// Aggregates what came and writes the touched cells, whole. Returns how many rows.
-pub(crate) async fn rows(state: &mut ViewState, topic: &Topic, store: &Store) -> Result<usize, SpeedError> {
-    let counted = state.aggregate.fold().await.map_err(|source| SpeedError::Plan {
-        view: state.view.name.clone(),
-        source,
-    })?;
-    for counted in counted {
-        if let Some(of_partition) = state.partitions.get_mut(&counted.partition) {
-            of_partition.starts.folded(&counted);
+/// What a flush writes, as of the moment it began.
+#[derive(Debug, Default)]
+pub(crate) struct Flush {
+    /// For each view with touched cells: its name, its table, the rows.
+    rows: Vec<(String, String, RecordBatch)>,
+    /// How far the starts have come whose rows are above or durable already: cuts, then the chunks' own.
+    progress: [Vec<ProgressRow>; 2],
+    /// How fresh all is then.
+    freshness: Vec<(Fingerprint, FreshnessOfPartition)>,
+    /// From where each partition is read on.
+    cursors: BTreeMap<u32, Offset>,
+}
+
+/// What a flush came to.
+#[derive(Debug)]
+pub(crate) enum Flushed {
+    /// All of it is durable.
+    Written {
+        /// The progress that was recorded.
+        progress: Vec<ProgressRow>,
+        /// From where each partition was read on when it began.
+        cursors: BTreeMap<u32, Offset>,
+        /// How many rows of cells were written.
+        rows: usize,
+        /// How long it took.
+        took: Duration,
+    },
+    /// Nothing was written: the topic is another one now.
+    TopicChanged,
+}
+
+impl Flush {
+    /// What is to be written now: the touched cells and the progress that they bear out. What waits was folded in.
+    pub(crate) fn of(views: &mut [ViewState], topic: &Topic) -> Result<Self, SpeedError> {
+        let mut flush = Self::default();
+        for view in views {
+            if let Some(rows) = rows(view, topic)? {
+                let name = view.view.name.clone();
+                flush.rows.push((name, speed_table_name(&view.view), rows));
+            }
+            for (number, of_partition) in &view.partitions {
+                let shown = of_partition.starts.to_show(&of_partition.wanted);
+                for (group, shown) in flush.progress.iter_mut().zip(shown) {
+                    group.extend(shown.into_iter().map(|(start, ledger)| ProgressRow {
+                        fingerprint: view.view.fingerprint,
+                        partition: Partition {
+                            topic: topic.id,
+                            number: *number,
+                        },
+                        start,
+                        ledger: ledger.clone(),
+                    }));
+                }
+            }
+        }
+        Ok(flush)
+    }
+
+    /// Says how fresh all is, too, and from where it is read on.
+    pub(crate) fn tell(&mut self, freshness: Vec<(Fingerprint, FreshnessOfPartition)>, cursors: BTreeMap<u32, Offset>) {
+        self.freshness = freshness;
+        self.cursors = cursors;
+    }
+
+    /// Whether there is nothing to write.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.progress.iter().all(Vec::is_empty) && self.freshness.is_empty()
+    }
+
+    /// Writes it, each part until it is durable. May be given up at any moment: what is missing then is read again.
+    pub(crate) async fn write(self, kafka: Kafka, store: Store, name: String, topic: Topic) -> Flushed {
+        let began = Instant::now();
+        let counts = !self.rows.is_empty() || self.progress.iter().any(|group| !group.is_empty());
+        // After the records were read and before anything is written: records of a topic made again count for no other.
+        if counts && !is_same_topic(&kafka, &name, &topic).await {
+            return Flushed::TopicChanged;
+        }
+        let writes = self.rows.iter().map(|(view, table, rows)| {
+            let store = &store;
+            async move {
+                let rows = std::slice::from_ref(rows);
+                persist(&format!("write rows of view {view}"), async || {
+                    store.insert(table, rows).await
+                })
+                .await;
+            }
+        });
+        futures::future::join_all(writes).await;
+        for rows in self.progress.iter().filter(|rows| !rows.is_empty()) {
+            persist("record progress", || store.record_progress(rows)).await;
+        }
+        // Only for people: whoever waits for it sees the next one.
+        if let Err(error) = store.record_freshness(&self.freshness).await {
+            tracing::debug!(error = %sentence(&error), "cannot say how fresh the rows are");
+        }
+        Flushed::Written {
+            progress: self.progress.into_iter().flatten().collect(),
+            cursors: self.cursors,
+            rows: self.rows.iter().map(|(_, _, rows)| rows.num_rows()).sum(),
+            took: began.elapsed(),
         }
     }
-    let touched = state.aggregate.touched().map_err(|source| SpeedError::Batch {
+}
+
+/// The touched cells of a view, whole, as rows of its table.
+fn rows(state: &mut ViewState, topic: &Topic) -> Result<Option<RecordBatch>, SpeedError> {
+    let batch_error = |source| SpeedError::Batch {
         dataset: state.view.dataset.clone(),
         source,
-    })?;
-    let Some(cells) = touched else {
-        return Ok(0);
+    };
+    let Some(cells) = state.aggregate.touched().map_err(batch_error)? else {
+        return Ok(None);
     };
     let partitions = &state.partitions;
     let version = |partition: Partition, start: Start| -> Option<Offset> {
         let kept = partitions.get(&partition.number)?.starts.kept().get(&start)?;
         Some(kept.ledger.next)
     };
-    let rows = speed_rows(&cells, topic.id, &version).map_err(|source| SpeedError::Batch {
-        dataset: state.view.dataset.clone(),
-        source,
-    })?;
-    let table = speed_table_name(&state.view);
-    let rows = [rows];
-    persist(&format!("write rows of view {}", state.view.name), async || {
-        store.insert(&table, &rows).await
-    })
-    .await;
-    Ok(rows[0].num_rows())
-}
-
-/// Records how far the starts have come whose rows are durable: cuts first, then the chunks' own.
-pub(crate) async fn progress(views: &mut [ViewState], topic: &Topic, store: &Store) {
-    for group in 0..2 {
-        let mut rows = Vec::new();
-        for view in views.iter() {
-            for (number, of_partition) in &view.partitions {
-                let [cuts, own] = of_partition.starts.to_show(&of_partition.wanted);
-                let shown = if group == 0 { cuts } else { own };
-                rows.extend(shown.into_iter().map(|(start, ledger)| ProgressRow {
-                    fingerprint: view.view.fingerprint,
-                    partition: Partition {
-                        topic: topic.id,
-                        number: *number,
-                    },
-                    start,
-                    ledger: ledger.clone(),
-                }));
-            }
-        }
-        if rows.is_empty() {
-            continue;
-        }
-        persist("record progress", async || store.record_progress(&rows).await).await;
-        for row in rows {
-            let view = views.iter_mut().find(|view| view.view.fingerprint == row.fingerprint);
-            if let Some(of_partition) = view.and_then(|view| view.partitions.get_mut(&row.partition.number)) {
-                of_partition.starts.mark_shown(row.start, row.ledger.next);
-                of_partition.wanted.progress.record(row.start, row.ledger.next);
-            }
-        }
-    }
+    let rows = speed_rows(&cells, topic.id, &version).map_err(batch_error)?;
+    Ok(Some(rows).filter(|rows| rows.num_rows() > 0))
 }

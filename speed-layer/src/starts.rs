@@ -202,6 +202,11 @@ impl Starts {
         self.drop_where(|_, kept| kept.complete && kept.shown == Some(kept.ledger.next))
     }
 
+    /// Lets go of all: they are another's.
+    pub fn drop_all(&mut self) -> Vec<Start> {
+        self.drop_where(|_, _| true)
+    }
+
     fn drop_where(&mut self, gone: impl Fn(Start, &Kept) -> bool) -> Vec<Start> {
         let dropped: Vec<_> = self
             .kept

@@ -1,33 +1,45 @@
 //! The loop of one dataset: read, aggregate, flush; look once a second; catch up where something was left behind.
+//!
+//! It reads the partitions that the consumer group gives it. Nothing in it waits for the store or for Kafka, but where
+//! the hand-off wants something to be durable first: a flush runs beside it.
 
 mod catch_up;
+mod flushing;
 mod fresh;
+mod share;
+mod truncated;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use shared_connections::log::group::{Assigned, Membership};
 use shared_connections::log::{Kafka, Topic};
-use shared_connections::store::Store;
+use shared_connections::store::{Store, Truncation};
 use shared_schemas::config::SpeedConfig;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::fingerprint::Fingerprint;
-use shared_schemas::handoff::{ChunkSize, Offset, OffsetRange, Partition, Start};
+use shared_schemas::handoff::{ChunkSize, OffsetRange, Partition, Start};
 use shared_schemas::view::View;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::aggregate::Aggregate;
 use crate::error::SpeedError;
+use crate::event_time;
 use crate::flush::{self, persist};
-use crate::lanes::{Lanes, Read, Step};
+use crate::lanes::{Lanes, Read, Step, now};
 use crate::look::{self, Looked};
 use crate::starts::{Starts, Wanted};
-use catch_up::{Behind, CatchUp};
-use fresh::Seen;
+use catch_up::{Came, CatchUp};
+use flushing::Flushing;
+use fresh::{Seen, Told};
+use share::{Share, Warming};
 
-/// A flush comes early when so many events wait: memory for them is bounded, and no flush takes long.
+/// So many events are aggregated at once. With fewer, the cost of a plan's run shows; with more, those that wait take
+/// memory and gain nothing.
 const MOST_WAITING: usize = 65_536;
 /// The part of `speed.memory` that waiting events may take; the rest is for open cells and what a flush makes of them.
 const WAITING_PART: u64 = 4;
@@ -65,8 +77,8 @@ pub(crate) struct ViewState {
 pub(crate) struct OfPartition {
     pub(crate) starts: Starts,
     pub(crate) wanted: Wanted,
-    /// The highest event time counted, in µs.
-    pub(crate) watermark: Option<i64>,
+    /// The highest event time counted, in µs; none that is ahead of the clock by more than the dataset allows.
+    pub(crate) highest: Option<i64>,
 }
 
 struct Worker {
@@ -75,20 +87,45 @@ struct Worker {
     rules: String,
     chunk: ChunkSize,
     views: Vec<ViewState>,
+    share: Share,
+    warming: Warming,
     front: Lanes,
-    catch_up: CatchUp,
+    catch_ups: Vec<CatchUp>,
+    flushing: Flushing,
     looked: watch::Receiver<Looked>,
     seen: BTreeMap<u32, Seen>,
+    told: Told,
+    /// One at most: saying how fresh all is while a flush does not end.
+    telling: JoinSet<()>,
     /// Partitions whose log ends below what was read: they wait for a person.
-    stopped: BTreeSet<u32>,
+    truncated: BTreeMap<u32, Truncation>,
 }
 
 /// Works until cancelled; begins again after an error, or when the topic has changed.
-pub(crate) async fn keep(setup: Setup) {
+///
+/// # Errors
+/// Where it can't take part in a consumer group at all: properties that don't go together.
+pub(crate) async fn keep(setup: Setup) -> Result<(), SpeedError> {
+    let group = setup.kafka.group("speed");
+    let instance = setup.speed.instance.as_ref();
+    // Each dataset has a member of its own, and members must not share a name.
+    let instance = instance.map(|instance| format!("{instance}-{}", setup.dataset.name));
+    let membership = Membership::join(&setup.kafka, group, &setup.dataset.topic, instance.as_deref())?;
+    work(&setup, &membership).await;
+    membership.leave().await;
+    Ok(())
+}
+
+async fn work(setup: &Setup, membership: &Membership) {
     let mut delays = flush::delays();
     while !setup.cancel.is_cancelled() {
         let began = Instant::now();
-        let work = async { Worker::start(setup.clone()).await?.run().await };
+        let work = async {
+            Worker::start(setup.clone(), membership.assigned())
+                .await?
+                .run(membership)
+                .await
+        };
         let ended = tokio::select! {
             ended = work => ended,
             () = drained(&setup.cancel) => Ok(Ended::Cancelled),
@@ -118,22 +155,6 @@ pub(crate) async fn keep(setup: Setup) {
     }
 }
 
-/// What was read, and by whom.
-enum Came {
-    /// Behind the log's head.
-    Behind(Behind),
-    /// At the log's head; `None` where its reader has ended.
-    Ahead(Option<Result<Step, SpeedError>>),
-}
-
-/// What comes first. In no fixed order: one that always has something must not keep the other waiting.
-async fn next_of(catch_up: &mut CatchUp, front: &mut Lanes) -> Came {
-    tokio::select! {
-        step = catch_up.next() => Came::Behind(step),
-        step = front.next() => Came::Ahead(step),
-    }
-}
-
 /// Comes when everything was told to end, and has had its time for a last flush.
 async fn drained(cancel: &CancellationToken) {
     cancel.cancelled().await;
@@ -141,13 +162,10 @@ async fn drained(cancel: &CancellationToken) {
 }
 
 impl Worker {
-    async fn start(setup: Setup) -> Result<Self, SpeedError> {
+    async fn start(setup: Setup, assigned: watch::Receiver<Assigned>) -> Result<Self, SpeedError> {
         let name = &setup.dataset.topic;
-        let topic = persist(&format!("find topic {name}"), async || setup.kafka.topic(name).await).await;
-        let looked = persist("read marks and progress", async || {
-            look::look(&setup.store, &setup.views).await
-        })
-        .await;
+        let topic = persist(&format!("find topic {name}"), || setup.kafka.topic(name)).await;
+        let looked = persist("read marks and progress", || look::look(&setup.store, &setup.views)).await;
         let chunk = ChunkSize::new(setup.dataset.chunk)?;
         let mut views = Vec::with_capacity(setup.views.len());
         for view in &setup.views {
@@ -158,7 +176,7 @@ impl Worker {
             let of_partition = || OfPartition {
                 starts: Starts::new(chunk),
                 wanted: Wanted::default(),
-                watermark: None,
+                highest: None,
             };
             views.push(ViewState {
                 view: view.clone(),
@@ -169,25 +187,14 @@ impl Worker {
         take_in(&mut views, &looked, &topic);
         for view in &mut views {
             // What an earlier worker counted is still counted: without this a quiet topic would look new.
-            let told = persist("read how fresh the rows are", async || {
-                setup.store.freshness(&view.view).await
-            })
-            .await;
+            let told = persist("read how fresh the rows are", || setup.store.freshness(&view.view)).await;
             for row in told.into_iter().filter(|row| row.partition.topic == topic.id) {
                 if let Some(of_partition) = view.partitions.get_mut(&row.partition.number) {
-                    of_partition.watermark = row.watermark;
+                    let highest = |watermark| event_time::highest_of(watermark, &setup.dataset);
+                    of_partition.highest = row.watermark.map(highest);
                 }
             }
         }
-        // The views that are furthest decide where the log's head is; others catch up with a reader of their own.
-        let open = |number: &u32| {
-            let of_views = views.iter().filter_map(|view| view.partitions.get(number));
-            let opens = of_views.map(|of| of.wanted.progress.coverage(of.wanted.mark, chunk).open.0);
-            opens.max().unwrap_or_default()
-        };
-        let from: BTreeMap<u32, Offset> = (0..topic.partitions).map(|number| (number, open(&number))).collect();
-        let front = Lanes::start(&setup.kafka, &setup.dataset, &from).await?;
-        tracing::info!(dataset = setup.dataset.name, from = ?from.values().map(|at| at.0).collect::<Vec<_>>(), "reading");
         let looked = look::watch(
             setup.store.clone(),
             setup.views.clone(),
@@ -197,26 +204,40 @@ impl Worker {
         Ok(Self {
             rules: Fingerprint::of_rules(&setup.dataset).to_string(),
             seen: (0..topic.partitions).map(|number| (number, Seen::default())).collect(),
+            front: Lanes::none(&setup.kafka, &setup.dataset)?,
+            share: Share::new(assigned),
+            warming: Warming::new(),
             setup,
             topic,
             chunk,
             views,
-            front,
-            catch_up: CatchUp::Idle,
+            catch_ups: Vec::new(),
+            flushing: Flushing::default(),
             looked,
-            stopped: BTreeSet::new(),
+            told: Told::default(),
+            telling: JoinSet::new(),
+            truncated: BTreeMap::new(),
         })
     }
 
-    async fn run(mut self) -> Result<Ended, SpeedError> {
+    async fn run(mut self, membership: &Membership) -> Result<Ended, SpeedError> {
         let cancel = self.setup.cancel.clone();
         let mut ticks = tokio::time::interval(self.setup.speed.flush.max(Duration::from_millis(1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ended = loop {
-            let flush = tokio::select! {
+            let is_paused = self.is_paused();
+            tokio::select! {
                 biased;
                 () = cancel.cancelled() => break Ended::Cancelled,
-                _ = ticks.tick() => true,
+                _ = ticks.tick() => {
+                    membership.is_alive();
+                    self.flushing.is_due();
+                }
+                flushed = self.flushing.done() => {
+                    if let Some(ended) = self.flushed(flushed?, membership)? {
+                        break ended;
+                    }
+                }
                 changed = self.looked.changed() => {
                     if changed.is_err() {
                         // Whoever looks ends with the worker, or broke down.
@@ -228,39 +249,37 @@ impl Worker {
                     if let Some(ended) = self.take_look().await? {
                         break ended;
                     }
-                    false
                 }
-                came = next_of(&mut self.catch_up, &mut self.front) => {
-                    match came {
-                        Came::Behind(step) => self.behind(step).await?,
-                        Came::Ahead(None) => {
-                            return Err(self.front.failure().map_or_else(|| self.broken(), SpeedError::Log));
-                        }
-                        Came::Ahead(Some(step)) => {
-                            if let Some(ended) = self.apply(step?, true).await? {
-                                break ended;
-                            }
+                () = share::changed(&mut self.share) => self.take_share()?,
+                warmed = share::warmed(&mut self.warming) => self.take_warmed(warmed?).await?,
+                step = catch_up::next_of(&mut self.catch_ups, &mut self.front), if !is_paused => match step {
+                    Came::Behind(which, step) => self.behind(which, step).await?,
+                    Came::Ahead(None) => {
+                        return Err(self.front.failure().map_or_else(|| self.broken(), SpeedError::Log));
+                    }
+                    Came::Ahead(Some(step)) => {
+                        if let Some(ended) = self.apply(step?, true).await? {
+                            break ended;
                         }
                     }
-                    false
-                }
-            };
-            if (flush || self.is_full())
-                && let Some(ended) = self.flush().await?
-            {
-                break ended;
+                },
             }
+            if self.is_full() {
+                self.fold().await?;
+            }
+            self.flush_if_due().await?;
         };
         if ended == Ended::Cancelled {
-            self.flush().await?;
-            self.commit();
+            self.flush_all(membership).await?;
         }
-        self.catch_up.stop().await;
+        for catch_up in self.catch_ups {
+            catch_up.stop().await;
+        }
         self.front.stop().await;
         Ok(ended)
     }
 
-    /// Whether as much waits for a flush as may.
+    /// Whether as much waits to be aggregated as may.
     fn is_full(&self) -> bool {
         let waiting = self.views.iter().map(|view| &view.aggregate);
         let (rows, bytes) = waiting.fold((0, 0), |(rows, bytes), view| (rows + view.rows(), bytes + view.bytes()));
@@ -279,27 +298,32 @@ impl Worker {
             Step::Warming => {}
             Step::Read(read) => {
                 if is_front && let Some(seen) = self.seen.get_mut(&read.partition) {
-                    seen.take(&read, &self.setup.dataset.name);
+                    seen.take(&read, &self.setup.dataset);
                 }
                 self.take(&read)?;
             }
-            Step::Lost { partition, range } => self.lose(partition, range).await,
+            Step::Lost { partition, range } => {
+                // What was read before must not be written under a version that includes these offsets.
+                self.fold().await?;
+                self.lose(partition, range).await;
+            }
             Step::Short { partition, cursor, end } => {
                 let name = &self.setup.dataset.topic;
                 if !flush::is_same_topic(&self.setup.kafka, name, &self.topic).await {
                     return Ok(Some(Ended::TopicChanged));
                 }
-                tracing::error!(
-                    "partition {partition} of topic {name} ends at offset {end}, below {cursor}, up to where it was read: \
-                     records were lost in Kafka. It is read no further; make the topic anew to go on"
-                );
-                self.stopped.insert(partition);
+                self.is_short(partition, cursor, end).await?;
             }
         }
         Ok(None)
     }
 
     fn take(&mut self, read: &Read) -> Result<(), SpeedError> {
+        if self.front.cursor(read.partition).is_none() {
+            // Somebody else's by now.
+            return Ok(());
+        }
+        let highest = event_time::highest(&read.batches, &self.setup.dataset, now());
         for view in &mut self.views {
             let Some(of_partition) = view.partitions.get_mut(&read.partition) else {
                 continue;
@@ -309,7 +333,7 @@ impl Worker {
                 .take(&read.records, &of_partition.wanted, &self.rules);
             if !taken.is_empty() {
                 // Of a view that counts nothing of this yet, it says nothing.
-                of_partition.watermark = of_partition.watermark.max(read.watermark);
+                of_partition.highest = of_partition.highest.max(highest);
             }
             for (start, range) in taken {
                 view.aggregate
@@ -335,6 +359,9 @@ impl Worker {
                 continue;
             };
             let lost = of_partition.starts.lose(range, &of_partition.wanted, &self.rules);
+            let offsets = lost.iter().map(|(_, piece)| piece.to.0 - piece.from.0);
+            metrics::counter!("highwater_speed_gap_offsets_total", "view" => view.view.name.clone())
+                .increment(offsets.sum());
             for (start, piece) in lost {
                 of_partition.wanted.progress.record_gap(start, piece);
                 gaps.push((view.view.fingerprint, partition, start, piece));
@@ -351,33 +378,7 @@ impl Worker {
             range.from
         );
         let store = &self.setup.store;
-        persist("record a gap", async || store.record_gaps(&gaps).await).await;
-    }
-
-    /// Writes what came: rows, then progress.
-    async fn flush(&mut self) -> Result<Option<Ended>, SpeedError> {
-        let waiting: usize = self.views.iter().map(|view| view.aggregate.rows()).sum();
-        let shows = |of: &OfPartition| of.starts.to_show(&of.wanted).iter().any(|group| !group.is_empty());
-        if waiting == 0 && !self.views.iter().any(|view| view.partitions.values().any(shows)) {
-            return Ok(None);
-        }
-        let began = Instant::now();
-        // After the records were read and before anything is written: records of a topic made again count for no other.
-        if !flush::is_same_topic(&self.setup.kafka, &self.setup.dataset.topic, &self.topic).await {
-            return Ok(Some(Ended::TopicChanged));
-        }
-        let (topic, store) = (&self.topic, &self.setup.store);
-        let writes = self.views.iter_mut().map(|view| flush::rows(view, topic, store));
-        let rows: usize = futures::future::try_join_all(writes).await?.into_iter().sum();
-        flush::progress(&mut self.views, topic, store).await;
-        for view in &mut self.views {
-            let gone = dropped(view, |of| of.starts.drop_shown());
-            self.setup.drop_cells(view, &gone)?;
-        }
-        let dataset = self.setup.dataset.name.clone();
-        metrics::histogram!("highwater_speed_flush_seconds", "dataset" => dataset.clone()).record(began.elapsed());
-        metrics::counter!("highwater_speed_rows_total", "dataset" => dataset).increment(rows as u64);
-        Ok(None)
+        persist("record a gap", || store.record_gaps(&gaps)).await;
     }
 
     /// Takes in what others have written, lets go of what nobody needs, and goes where something is lacking.
@@ -388,29 +389,14 @@ impl Worker {
             let gone = dropped(view, |of| of.starts.retain_wanted(&of.wanted));
             self.setup.drop_cells(view, &gone)?;
         }
-        self.end_catching_up_if_done().await;
+        self.take_truncations(&looked);
+        self.end_catching_up_where_done().await;
         self.seek_what_is_lacking();
-        // What is told to be counted is in the store by then.
-        if let Some(ended) = self.flush().await? {
-            return Ok(Some(ended));
-        }
-        self.tell().await;
-        self.commit();
-        // New partitions of the topic need readers too.
-        match self.setup.kafka.topic(&self.setup.dataset.topic).await {
-            Ok(found) if found != self.topic => Ok(Some(Ended::TopicChanged)),
-            _ => Ok(None),
-        }
-    }
-
-    /// For lag monitoring only.
-    fn commit(&self) {
-        if self.front.reader().trouble().is_some() {
-            // A commit that waits for Kafka would keep the reader from ending.
-            return;
-        }
-        let cursors = (0..self.topic.partitions).filter_map(|number| Some((number, self.front.cursor(number)?)));
-        self.front.reader().commit(&cursors.collect());
+        self.flushing.tell();
+        self.tell_of_a_stall();
+        // New partitions of the topic need room too.
+        let topic = self.front.reader().topic();
+        Ok(topic.filter(|topic| *topic != self.topic).map(|_| Ended::TopicChanged))
     }
 }
 

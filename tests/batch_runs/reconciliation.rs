@@ -306,10 +306,8 @@ fn progress_of_an_earlier_build_gets_its_columns() -> anyhow::Result<()> {
         store
             .execute("alter", &format!("ALTER TABLE {table} {lacking}"))
             .await?;
-        let uncut = BTreeSet::new();
-        assert!(world.speed(0, 8, &uncut).await.is_err(), "an insert needs them");
         store.create_tables(&world.batch.definitions).await?;
-        world.speed(0, 8, &uncut).await?;
+        world.speed(0, 8, &BTreeSet::new()).await?;
         let ledgers = store.ledgers(world.view("hourly")).await?;
         assert_eq!(ledgers[0].2.balances(ledgers[0].1), Ok(()));
         Ok(())

@@ -179,10 +179,15 @@ impl Platform {
 
     /// Starts the speed layer.
     pub fn start_speed(&mut self) -> anyhow::Result<()> {
+        self.start_speed_as("speed")
+    }
+
+    /// Starts a speed layer under that name, beside those that run.
+    pub fn start_speed_as(&mut self, name: &'static str) -> anyhow::Result<()> {
         let (kafka, store, cancel) = (Kafka::new(&self.config.kafka)?, self.store(), CancellationToken::new());
         let (config, definitions, ends) = (self.config.clone(), self.definitions.clone(), cancel.clone());
         let run = async move { Ok(highwater_speed::run(&config.speed, &definitions, &kafka, &store, ends).await?) };
-        self.layers.insert("speed", (cancel, tokio::spawn(run)));
+        self.layers.insert(name, (cancel, tokio::spawn(run)));
         Ok(())
     }
 

@@ -2,16 +2,17 @@
 //!
 //! A reader finds out when it stands beyond the log's end. One that begins does not: it reads again from a chunk's first offset,
 //! which the shorter log may still have. So progress is compared with the log before a partition is read. What is found
-//! is durable ([`Truncation`]): a log that has grown again looks as if nothing had happened.
+//! is durable ([`Truncation`]), and every worker looks for it: a log that has grown again looks as if nothing had happened.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use shared_connections::log::{Kafka, LogError};
+use shared_connections::log::{Kafka, LogError, Topic};
 use shared_connections::store::Truncation;
 use shared_schemas::handoff::{Offset, Partition};
 
 use super::{SpeedError, Worker};
 use crate::flush::persist;
+use crate::look::Looked;
 
 /// Which of these partitions' logs end below what was counted of them.
 ///
@@ -19,15 +20,20 @@ use crate::flush::persist;
 /// Kafka's.
 pub(super) async fn find(
     kafka: &Kafka,
-    topic: &str,
+    name: &str,
+    topic: Topic,
     counted: &BTreeMap<u32, Offset>,
 ) -> Result<BTreeMap<u32, Truncation>, LogError> {
     let mut found = BTreeMap::new();
     for (&partition, &next) in counted {
-        let end = kafka.bounds(topic, partition).await?.to;
-        if end < next && kafka.still_ends_below(topic, partition, next).await? {
+        let end = kafka.bounds(name, partition).await?.to;
+        if end < next && kafka.still_ends_below(name, partition, next).await? {
             found.insert(partition, Truncation { end, next });
         }
+    }
+    // The log of a topic made again is another one.
+    if !found.is_empty() && kafka.topic(name).await?.id != topic.id {
+        found.clear();
     }
     Ok(found)
 }
@@ -40,7 +46,15 @@ impl Worker {
         nexts.max().unwrap_or_default()
     }
 
-    /// Reads these partitions no further, for good.
+    /// Takes in what any worker has recorded.
+    pub(super) fn take_truncations(&mut self, looked: &Looked) {
+        let all = looked.iter().flat_map(|facts| &facts.truncations);
+        let of_topic = all.filter(|(partition, _)| partition.topic == self.topic.id);
+        let found = of_topic.map(|(partition, truncation)| (partition.number, *truncation));
+        self.read_no_further(found.collect());
+    }
+
+    /// Records these for good, and reads the partitions no further.
     pub(super) async fn cut_off(&mut self, found: BTreeMap<u32, Truncation>) {
         if found.is_empty() {
             return;
@@ -59,23 +73,36 @@ impl Worker {
             .collect();
         let store = &self.setup.store;
         persist("record where a log was cut off", || store.record_truncations(&rows)).await;
-        self.truncated.extend(found);
+        self.read_no_further(found);
     }
 
     /// A reader has found that the log ends below where it stands.
     ///
     /// # Errors
-    /// Kafka's; and a reader has to begin anew, where the log goes as far as before after all.
+    /// Kafka's; and where the log goes as far as before after all, so that its reader has to begin anew.
     pub(super) async fn is_short(&mut self, partition: u32, next: Offset, end: Offset) -> Result<(), SpeedError> {
         let topic = &self.setup.dataset.topic;
-        if self.setup.kafka.still_ends_below(topic, partition, next).await? {
-            self.cut_off(BTreeMap::from([(partition, Truncation { end, next })]))
-                .await;
-            return Ok(());
+        if !self.setup.kafka.still_ends_below(topic, partition, next).await? {
+            return Err(SpeedError::CameBack {
+                topic: topic.clone(),
+                partition,
+            });
         }
-        Err(SpeedError::CameBack {
-            topic: topic.clone(),
-            partition,
-        })
+        let next = next.max(self.counted(partition));
+        self.cut_off(BTreeMap::from([(partition, Truncation { end, next })]))
+            .await;
+        Ok(())
+    }
+
+    fn read_no_further(&mut self, found: BTreeMap<u32, Truncation>) {
+        let known = &self.truncated;
+        let news: BTreeSet<u32> = found
+            .keys()
+            .filter(|number| !known.contains_key(number))
+            .copied()
+            .collect();
+        // What was read is counted still: it is what was delivered.
+        self.front.remove(&news);
+        self.truncated.extend(found);
     }
 }
