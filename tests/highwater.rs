@@ -19,6 +19,8 @@ mod end_to_end;
 #[cfg(test)]
 mod engine_handoff;
 #[cfg(test)]
+mod engine_refusals;
+#[cfg(test)]
 mod engine_states;
 #[cfg(test)]
 mod kafka_log;
@@ -27,7 +29,11 @@ mod law;
 #[cfg(test)]
 mod local_stack;
 #[cfg(test)]
+mod poison;
+#[cfg(test)]
 mod produce;
+#[cfg(test)]
+mod schema_change;
 #[cfg(test)]
 mod serving;
 #[cfg(test)]

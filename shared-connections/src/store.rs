@@ -7,6 +7,7 @@
 //! - [`upgrade`]: columns that a table of an earlier build lacks
 //! - [`ledger`]: what became of the records of a start, and whether it adds up
 //! - [`facts`]: what a reader, a worker or a run reads before it decides
+//! - `isolate`: the rows of an insert that the server refuses, found by halving
 //! - [`record`]: what they write: progress, gaps, cuts, runs, publications, floors
 //! - [`freshness`]: how fresh the speed layer is, and which partitions are stuck, and why
 //! - [`truncation`]: logs that ended below what was read from them
@@ -15,15 +16,17 @@ pub mod client;
 mod error;
 pub mod facts;
 pub mod freshness;
+mod isolate;
 pub mod ledger;
 pub mod record;
 pub mod truncation;
 mod upgrade;
 
 pub use client::{Answer, Store};
-pub use error::StoreError;
+pub use error::{ErrorKind, Fault, StoreError};
 pub use facts::{Cut, Facts, Published, Run};
 pub use freshness::{FreshnessOfPartition, PartitionState};
+pub use isolate::RefusedRow;
 pub use ledger::{Ledger, Unbalanced};
 pub use record::{Origin, ProgressRow};
 pub use truncation::Truncation;

@@ -96,6 +96,8 @@ pub struct SpeedConfig {
     pub memory: u64,
     /// What this worker is called in the consumer group, where it keeps its partitions over a restart.
     pub instance: Option<String>,
+    /// A larger share of refused records than this raises an alarm; above 0, at most 1.
+    pub invalid_alarm: f64,
 }
 
 /// The archive.
@@ -243,6 +245,7 @@ impl Config {
                 idle_after: Duration::ZERO,
                 memory: 0,
                 instance: None,
+                invalid_alarm: 1.0,
             },
             archive: ArchiveConfig {
                 url: ArchiveUrl::Folder(PathBuf::new()),

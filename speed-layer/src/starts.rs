@@ -83,12 +83,19 @@ pub struct Kept {
     lost: u64,
     /// Up to where progress was recorded.
     shown: Option<Offset>,
+    /// A row of its cells is refused by the store: nothing is claimed of it.
+    is_withheld: bool,
 }
 
 impl Kept {
     /// Up to where it has read.
     pub fn read_to(&self) -> Offset {
         self.read_to
+    }
+
+    /// Whether the store refuses a row of its cells.
+    pub fn is_withheld(&self) -> bool {
+        self.is_withheld
     }
 
     /// Whether nothing more will come.
@@ -182,6 +189,7 @@ impl Starts {
                 },
                 lost: 0,
                 shown: None,
+                is_withheld: false,
             });
         }
     }
@@ -230,7 +238,7 @@ impl Starts {
             .collect();
         let news = |start: &Start, shown: &BTreeMap<Start, Option<Offset>>| {
             let kept = self.kept.get(start)?;
-            let is_news = kept.ledger.next > start.0 && kept.shown < Some(kept.ledger.next);
+            let is_news = kept.ledger.next > start.0 && kept.shown < Some(kept.ledger.next) && !kept.is_withheld;
             (is_news && may_show(*start, kept.ledger.next, shown, self.chunk)).then_some((*start, &kept.ledger))
         };
         let (mut cuts, mut own) = (Vec::new(), Vec::new());
@@ -244,6 +252,12 @@ impl Starts {
             }
         }
         [cuts, own]
+    }
+
+    /// The store refuses a row of this start's cells: no progress of it is shown any more. Whether that is news.
+    pub fn withhold(&mut self, start: Start) -> bool {
+        let kept = self.kept.get_mut(&start);
+        kept.is_some_and(|kept| !std::mem::replace(&mut kept.is_withheld, true))
     }
 
     /// Progress was recorded up to there.

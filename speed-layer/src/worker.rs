@@ -27,6 +27,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::aggregate::Aggregate;
+use crate::alarm::Alarm;
 use crate::error::SpeedError;
 use crate::event_time;
 use crate::flush::{self, persist};
@@ -97,6 +98,7 @@ struct Worker {
     told: Told,
     /// One at most: saying how fresh all is while a flush does not end.
     telling: JoinSet<()>,
+    alarm: Alarm,
     /// Partitions whose log ends below what was read: they wait for a person.
     truncated: BTreeMap<u32, Truncation>,
 }
@@ -104,19 +106,19 @@ struct Worker {
 /// Works until cancelled; begins again after an error, or when the topic has changed.
 ///
 /// # Errors
-/// Where it can't take part in a consumer group at all: properties that don't go together.
+/// Where nothing helps but a human: Kafka properties that don't go together, tables that are not as they should be.
 pub(crate) async fn keep(setup: Setup) -> Result<(), SpeedError> {
     let group = setup.kafka.group("speed");
     let instance = setup.speed.instance.as_ref();
     // Each dataset has a member of its own, and members must not share a name.
     let instance = instance.map(|instance| format!("{instance}-{}", setup.dataset.name));
     let membership = Membership::join(&setup.kafka, group, &setup.dataset.topic, instance.as_deref())?;
-    work(&setup, &membership).await;
+    let ended = work(&setup, &membership).await;
     membership.leave().await;
-    Ok(())
+    ended
 }
 
-async fn work(setup: &Setup, membership: &Membership) {
+async fn work(setup: &Setup, membership: &Membership) -> Result<(), SpeedError> {
     let mut delays = flush::delays();
     while !setup.cancel.is_cancelled() {
         let began = Instant::now();
@@ -131,10 +133,11 @@ async fn work(setup: &Setup, membership: &Membership) {
             () = drained(&setup.cancel) => Ok(Ended::Cancelled),
         };
         match ended {
-            Ok(Ended::Cancelled) => return,
+            Ok(Ended::Cancelled) => return Ok(()),
             Ok(Ended::TopicChanged) => {
                 tracing::warn!(topic = setup.dataset.topic, "the topic has changed, beginning anew");
             }
+            Err(error) if error.is_fatal() => return Err(error),
             Err(error) => {
                 let error = shared_connections::sentence(&error);
                 tracing::error!(
@@ -149,10 +152,11 @@ async fn work(setup: &Setup, membership: &Membership) {
         }
         let delay = delays.next().unwrap_or(DRAIN);
         tokio::select! {
-            () = setup.cancel.cancelled() => return,
+            () = setup.cancel.cancelled() => return Ok(()),
             () = tokio::time::sleep(delay) => {}
         }
     }
+    Ok(())
 }
 
 /// Comes when everything was told to end, and has had its time for a last flush.
@@ -164,8 +168,8 @@ async fn drained(cancel: &CancellationToken) {
 impl Worker {
     async fn start(setup: Setup, assigned: watch::Receiver<Assigned>) -> Result<Self, SpeedError> {
         let name = &setup.dataset.topic;
-        let topic = persist(&format!("find topic {name}"), || setup.kafka.topic(name)).await;
-        let looked = persist("read marks and progress", || look::look(&setup.store, &setup.views)).await;
+        let topic = persist(&format!("find topic {name}"), || setup.kafka.topic(name)).await?;
+        let looked = persist("read marks and progress", || look::look(&setup.store, &setup.views)).await?;
         let chunk = ChunkSize::new(setup.dataset.chunk)?;
         let mut views = Vec::with_capacity(setup.views.len());
         for view in &setup.views {
@@ -187,7 +191,7 @@ impl Worker {
         take_in(&mut views, &looked, &topic);
         for view in &mut views {
             // What an earlier worker counted is still counted: without this a quiet topic would look new.
-            let told = persist("read how fresh the rows are", || setup.store.freshness(&view.view)).await;
+            let told = persist("read how fresh the rows are", || setup.store.freshness(&view.view)).await?;
             for row in told.into_iter().filter(|row| row.partition.topic == topic.id) {
                 if let Some(of_partition) = view.partitions.get_mut(&row.partition.number) {
                     let highest = |watermark| event_time::highest_of(watermark, &setup.dataset);
@@ -207,6 +211,7 @@ impl Worker {
             front: Lanes::none(&setup.kafka, &setup.dataset)?,
             share: Share::new(assigned),
             warming: Warming::new(),
+            alarm: Alarm::new(&setup.dataset.name, setup.speed.invalid_alarm),
             setup,
             topic,
             chunk,
@@ -298,6 +303,7 @@ impl Worker {
             Step::Warming => {}
             Step::Read(read) => {
                 if is_front && let Some(seen) = self.seen.get_mut(&read.partition) {
+                    self.alarm.take(&read);
                     seen.take(&read, &self.setup.dataset);
                 }
                 self.take(&read)?;
@@ -305,11 +311,11 @@ impl Worker {
             Step::Lost { partition, range } => {
                 // What was read before must not be written under a version that includes these offsets.
                 self.fold().await?;
-                self.lose(partition, range).await;
+                self.lose(partition, range).await?;
             }
             Step::Short { partition, cursor, end } => {
                 let name = &self.setup.dataset.topic;
-                if !flush::is_same_topic(&self.setup.kafka, name, &self.topic).await {
+                if !flush::is_same_topic(&self.setup.kafka, name, &self.topic).await? {
                     return Ok(Some(Ended::TopicChanged));
                 }
                 self.is_short(partition, cursor, end).await?;
@@ -348,7 +354,7 @@ impl Worker {
     }
 
     /// Records the gap before anything that lacks it is written.
-    async fn lose(&mut self, number: u32, range: OffsetRange) {
+    async fn lose(&mut self, number: u32, range: OffsetRange) -> Result<(), SpeedError> {
         let partition = Partition {
             topic: self.topic.id,
             number,
@@ -368,7 +374,7 @@ impl Worker {
             }
         }
         if gaps.is_empty() {
-            return;
+            return Ok(());
         }
         tracing::warn!(
             topic = self.setup.dataset.topic,
@@ -378,7 +384,7 @@ impl Worker {
             range.from
         );
         let store = &self.setup.store;
-        persist("record a gap", || store.record_gaps(&gaps)).await;
+        Ok(persist("record a gap", || store.record_gaps(&gaps)).await?)
     }
 
     /// Takes in what others have written, lets go of what nobody needs, and goes where something is lacking.
@@ -392,6 +398,7 @@ impl Worker {
         self.take_truncations(&looked);
         self.end_catching_up_where_done().await;
         self.seek_what_is_lacking();
+        self.alarm.tell();
         self.flushing.tell();
         self.tell_of_a_stall();
         // New partitions of the topic need room too.

@@ -172,6 +172,23 @@ impl Platform {
         })
     }
 
+    /// Another one on the same servers, topic, database and archive, with these definitions, made where they need tables.
+    /// Nothing of it runs yet, and it knows of what was sent until now.
+    pub async fn beside(&self, definitions: Definitions) -> anyhow::Result<Self> {
+        self.store().create_tables(&definitions).await?;
+        Ok(Self {
+            config: self.config.clone(),
+            definitions,
+            sent: Mutex::new(self.sent()),
+            topic: self.topic.clone(),
+            layers: BTreeMap::new(),
+            api: None,
+            http: self.http.clone(),
+            producer: self.producer.clone(),
+            folder: TempDir::with_prefix("highwater-test-")?,
+        })
+    }
+
     /// The store.
     pub fn store(&self) -> Store {
         Store::new(&self.config.clickhouse)

@@ -10,6 +10,7 @@ use toml::de::DeValue;
 use super::{ArchiveUrl, Config, HostPort, HttpUrl, Schedule, Secret, variables};
 use crate::mistake::{Mistakes, nearest};
 use crate::section::{Entry, Findings, Section, TomlFile};
+use crate::units;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -159,7 +160,8 @@ impl Reader<'_> {
     }
 
     fn speed(&mut self, whole: &Section<'_>, config: &mut Config) {
-        let Some(section) = self.section(whole, "speed", &["flush", "idle_after", "memory", "instance"]) else {
+        let keys = ["flush", "idle_after", "memory", "instance", "invalid_alarm"];
+        let Some(section) = self.section(whole, "speed", &keys) else {
             return;
         };
         let speed = &mut config.speed;
@@ -185,6 +187,14 @@ impl Reader<'_> {
             "instance = \"worker-1\"",
             &mut speed.instance,
             instance,
+        );
+        let example = "a share in percent, like `\"1%\"`";
+        self.parsed(
+            &section,
+            "invalid_alarm",
+            example,
+            &mut speed.invalid_alarm,
+            units::share,
         );
     }
 

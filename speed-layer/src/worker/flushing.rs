@@ -7,10 +7,11 @@
 use std::time::Duration;
 
 use shared_connections::log::Membership;
+use shared_schemas::fingerprint::Fingerprint;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Ended, Worker, dropped};
+use super::{Ended, OfPartition, Worker, dropped};
 use crate::error::SpeedError;
 use crate::flush::{Flush, Flushed};
 
@@ -18,7 +19,7 @@ use crate::flush::{Flush, Flushed};
 #[derive(Default)]
 pub(super) struct Flushing {
     /// One at most. Given up where the worker is.
-    under_way: JoinSet<Flushed>,
+    under_way: JoinSet<Result<Flushed, SpeedError>>,
     began: Option<Instant>,
     due: bool,
     /// Whether the next one also says how fresh all is.
@@ -48,7 +49,7 @@ impl Flushing {
     /// Waits for the one that is under way; for ever where none is. Safe to cancel.
     pub(super) async fn done(&mut self) -> Result<Flushed, SpeedError> {
         match self.under_way.join_next().await {
-            Some(flushed) => flushed.map_err(|_| SpeedError::Task),
+            Some(flushed) => flushed.unwrap_or(Err(SpeedError::Task)),
             None => std::future::pending().await,
         }
     }
@@ -113,6 +114,7 @@ impl Worker {
     /// Takes in what a flush came to.
     pub(super) fn flushed(&mut self, flushed: Flushed, membership: &Membership) -> Result<Option<Ended>, SpeedError> {
         let Flushed::Written {
+            refused,
             progress,
             cursors,
             rows,
@@ -122,13 +124,23 @@ impl Worker {
             return Ok(Some(Ended::TopicChanged));
         };
         for row in progress {
-            let view = self
-                .views
-                .iter_mut()
-                .find(|view| view.view.fingerprint == row.fingerprint);
-            if let Some(of_partition) = view.and_then(|view| view.partitions.get_mut(&row.partition.number)) {
+            if let Some(of_partition) = self.of_partition(row.fingerprint, row.partition.number) {
                 of_partition.starts.mark_shown(row.start, row.ledger.next);
                 of_partition.wanted.progress.record(row.start, row.ledger.next);
+            }
+        }
+        for row in refused {
+            let of_partition = self.of_partition(row.fingerprint, row.partition);
+            if of_partition.is_some_and(|of| of.starts.withhold(row.start)) {
+                tracing::error!(
+                    "ClickHouse refuses a row of view {}, partition {}: {} ({}). Until it takes it nothing from offset {} \
+                     on is promised there: answers say `partial`",
+                    row.view,
+                    row.partition,
+                    row.key,
+                    row.why,
+                    row.start.0.0
+                );
             }
         }
         for view in &mut self.views {
@@ -142,6 +154,12 @@ impl Worker {
         metrics::histogram!("highwater_speed_flush_seconds", "dataset" => dataset.clone()).record(took);
         metrics::counter!("highwater_speed_rows_total", "dataset" => dataset).increment(rows as u64);
         Ok(None)
+    }
+
+    fn of_partition(&mut self, view: Fingerprint, number: u32) -> Option<&mut OfPartition> {
+        let mut views = self.views.iter_mut();
+        let view = views.find(|of| of.view.fingerprint == view)?;
+        view.partitions.get_mut(&number)
     }
 
     /// Writes all that came, before the worker ends.

@@ -15,7 +15,7 @@ use super::{OfPartition, Worker};
 use crate::dedupe::Judgement;
 use crate::event_time::{Late, watermark};
 use crate::lanes::{Read, now};
-use crate::starts::Fate;
+use crate::starts::{Fate, Kept};
 
 /// More offsets behind the log's end than this are not what streams in just now.
 const FAR: u64 = 10_000;
@@ -62,6 +62,8 @@ struct Observed<'a> {
     truncation: Option<&'a Truncation>,
     /// What is wrong with Kafka, in a sentence.
     kafka: Option<&'a str>,
+    /// The store refuses a row of it.
+    is_refused: bool,
     /// How long the flush under way takes.
     flush: Duration,
     /// How many offsets are left to count.
@@ -80,6 +82,8 @@ impl Observed<'_> {
             stuck(truncation.to_string())
         } else if let Some(said) = self.kafka {
             stuck(format!("its worker can't read from Kafka: {said}"))
+        } else if self.is_refused {
+            stuck("ClickHouse refuses one of its rows: the worker's log says which, and why".to_owned())
         } else if self.flush >= STALLED {
             stuck(format!(
                 "its rows could not be written for {} s: ClickHouse does not take them, the worker's log says why",
@@ -173,9 +177,13 @@ impl Worker {
         }
         let seen = self.seen.get(&number);
         let flush = self.flushing.takes();
+        let is_refused = of.starts.kept().values().any(Kept::is_withheld);
+        // What is not written is in no row yet.
+        let is_held_up = is_refused || flush >= STALLED;
         let observed = Observed {
             truncation,
             kafka: trouble.as_deref(),
+            is_refused,
             flush,
             lag: log_end.0.saturating_sub(next.0),
             catches_up: next < head,
@@ -187,8 +195,7 @@ impl Worker {
                 topic: self.topic.id,
                 number,
             },
-            // What a flush that does not end holds is in no row yet.
-            next: if flush >= STALLED {
+            next: if is_held_up {
                 next.min(recorded.unwrap_or_default())
             } else {
                 next
@@ -198,7 +205,7 @@ impl Worker {
             // The head's; a view that is behind it has come less far.
             kafka_time: seen
                 .and_then(|seen| seen.kafka_time)
-                .filter(|_| next >= head && flush < STALLED),
+                .filter(|_| next >= head && !is_held_up),
             state,
             reason,
             seen: now(),
@@ -267,6 +274,8 @@ mod tests {
         observed.flush = STALLED;
         let (state, reason) = observed.standing();
         assert!(state == Stuck && reason.contains("for 5 s: ClickHouse"), "{reason}");
+        observed.is_refused = true;
+        assert!(observed.standing().1.starts_with("ClickHouse refuses one of its rows"));
         observed.kafka = Some("no broker");
         assert_eq!(
             observed.standing(),

@@ -99,7 +99,7 @@ impl Worker {
             mut prepared,
             truncated,
         } = warmed;
-        self.cut_off(truncated).await;
+        self.cut_off(truncated).await?;
         let readable = self
             .share
             .held

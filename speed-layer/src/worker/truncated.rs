@@ -55,9 +55,12 @@ impl Worker {
     }
 
     /// Records these for good, and reads the partitions no further.
-    pub(super) async fn cut_off(&mut self, found: BTreeMap<u32, Truncation>) {
+    ///
+    /// # Errors
+    /// ClickHouse's, where a human must act.
+    pub(super) async fn cut_off(&mut self, found: BTreeMap<u32, Truncation>) -> Result<(), SpeedError> {
         if found.is_empty() {
-            return;
+            return Ok(());
         }
         let topic = self.topic.id;
         for (number, truncation) in &found {
@@ -72,8 +75,9 @@ impl Worker {
             .map(|(&number, truncation)| (Partition { topic, number }, *truncation))
             .collect();
         let store = &self.setup.store;
-        persist("record where a log was cut off", || store.record_truncations(&rows)).await;
+        persist("record where a log was cut off", || store.record_truncations(&rows)).await?;
         self.read_no_further(found);
+        Ok(())
     }
 
     /// A reader has found that the log ends below where it stands.
@@ -90,8 +94,7 @@ impl Worker {
         }
         let next = next.max(self.counted(partition));
         self.cut_off(BTreeMap::from([(partition, Truncation { end, next })]))
-            .await;
-        Ok(())
+            .await
     }
 
     fn read_no_further(&mut self, found: BTreeMap<u32, Truncation>) {
