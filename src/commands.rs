@@ -2,6 +2,7 @@
 
 mod archive;
 mod batch;
+mod bench;
 mod check;
 mod dead_letters;
 mod output;
@@ -64,6 +65,7 @@ struct Place {
 enum Command {
     Archive(archive::Archive),
     Batch(batch::Batch),
+    Bench(bench::Bench),
     Check(check::Check),
     DeadLetters(dead_letters::DeadLetters),
     Produce(produce::Produce),
@@ -81,6 +83,7 @@ impl Arguments {
         match self.command {
             Command::Archive(archive) => archive.run(&self.place),
             Command::Batch(batch) => batch.run(&self.place),
+            Command::Bench(bench) => bench.run(&self.place),
             Command::Check(check) => check.run(&self.place),
             Command::DeadLetters(letters) => letters.run(&self.place),
             Command::Produce(produce) => produce.run(&self.place),

@@ -3,6 +3,7 @@
 //! Data goes to stdout, logs and what went wrong to stderr. Exit 0: done; 1: failed; 2: used wrongly, which a mistake in
 //! the definitions or the configuration is too.
 
+mod bench;
 mod commands;
 mod connect;
 mod layers;

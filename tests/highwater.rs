@@ -9,6 +9,8 @@ mod batch_command;
 #[cfg(test)]
 mod batch_runs;
 #[cfg(test)]
+mod bench;
+#[cfg(test)]
 mod check;
 #[cfg(test)]
 mod demo;

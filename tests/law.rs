@@ -17,7 +17,7 @@ use datafusion::datasource::MemTable;
 use futures::TryStreamExt;
 use highwater_batch::recompute::{Recompute, below, topic_text};
 use highwater_speed::aggregate::Aggregate;
-use highwater_speed::dedupe::{Filter, Identities, Judgement};
+use highwater_speed::dedupe::{Budget, Filter, Identities, Judgement};
 use highwater_speed::starts::{Fate, Records, Starts, Wanted};
 use proptest::prelude::*;
 use shared_schemas::dataset::{Dataset, OFFSET_COLUMN, PARTITION_COLUMN};
@@ -193,7 +193,7 @@ async fn speed(
     };
     let identities = Identities::new(dataset, &event_schema(dataset))?.context("the dataset has an event_id")?;
     // Warmed over all that came before.
-    let mut filter = Filter::new(dataset, u64::MAX, i64::MIN);
+    let mut filter = Filter::new(dataset, &Budget::new(u64::MAX), i64::MIN);
     let mut starts = Starts::new(chunk);
     let mut aggregate = Aggregate::new(view, dataset)?;
     let begin = how.begin.min(mark);
@@ -210,8 +210,7 @@ async fn speed(
         let mut accepted = fates.iter_mut().filter(|(_, fate)| matches!(fate, Fate::Accepted(_)));
         for batch in &mut batches {
             let mut keep = Vec::new();
-            for (id, at) in identities.of(batch)? {
-                let judgement = id.map_or(Judgement::First, |id| filter.judge(id, at));
+            for judgement in filter.judge_all(&identities.of(batch)?) {
                 keep.push(judgement != Judgement::Repeat);
                 accepted.next().context("a row without a record")?.1 = Fate::Accepted(judgement);
             }

@@ -14,11 +14,14 @@
 //! - [`kafka`]: how to reach Kafka, and what can be asked of it
 //! - [`group`]: which partitions a process is to read
 //! - [`letters`]: dead letters: counted, found, sent again
+//! - `bare`: a consumer that throws messages away, to measure against
 //! - [`error`]: what can go wrong
 //! - `worker`, `open`: the thread that reads, and the slices it fills
 //! - `watch`: the thread that asks where the logs end
-//! - `headers`, `topic_id`: what only librdkafka's C functions tell; all unsafe code of this crate
+//! - `batch`, `headers`, `topic_id`: what only librdkafka's C functions do; all unsafe code of this crate
 
+mod bare;
+mod batch;
 pub mod error;
 pub mod group;
 mod headers;
@@ -31,6 +34,7 @@ mod topic_id;
 mod watch;
 mod worker;
 
+pub use bare::BareConsumer;
 pub use error::LogError;
 pub use group::Membership;
 pub use kafka::{Kafka, Topic};

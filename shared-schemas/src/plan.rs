@@ -5,23 +5,26 @@
 //! dimensions, holding the state of each measure. [`MergePlan`] makes one cell of several, by the same table of
 //! measures; so `plan(all events) == merge(plan(each part))` for every way to part the events.
 //!
-//! The speed layer keeps cells per partition and start. It hands in the batches of all partitions at once, with a column
-//! [`START_COLUMN`], and asks for [`CellKey::Start`]: one run then serves every open start.
+//! The speed layer keeps cells per partition and start. Events of many starts may be handed in at once, with a column
+//! [`START_COLUMN`]: [`CellKey::Start`] keeps their cells apart. Where all events are of one start it is cheaper to add
+//! the two columns to the cells ([`of_start`]) than to group by them.
 
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use arrow::array::{AsArray, RecordBatch};
+use arrow::array::{ArrayRef, AsArray, Int32Array, RecordBatch, UInt64Array};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
-use datafusion::common::Result;
-use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{Result, internal_err, plan_err};
+use datafusion::datasource::memory::{DataSourceExec, MemorySourceConfig};
 use datafusion::datasource::{MemTable, provider_as_source};
+use datafusion::execution::TaskContext;
 use datafusion::execution::context::SessionContext;
 use datafusion::functions_aggregate::expr_fn::sum;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, ident, lit, when};
+use datafusion::physical_plan::{ChildrenPropertiesMode, ExecutionPlan, ReplaceChildrenOptions};
 
 use crate::dataset::{Dataset, EVENT_TIME_COLUMN, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
 use crate::measure::State;
@@ -170,6 +173,23 @@ impl CellPlan {
     }
 }
 
+/// The cells of events of one partition and start: those of [`CellKey::Cell`] as [`CellKey::Start`] has them, in that
+/// schema.
+///
+/// # Errors
+/// Cells of another view.
+pub fn of_start(cells: &RecordBatch, schema: &SchemaRef, partition: i32, start: u64) -> Result<RecordBatch> {
+    let rows = cells.num_rows();
+    let mut columns = cells.columns().to_vec();
+    let at = cells.schema().index_of(FAILED_COLUMN)?;
+    let key: [ArrayRef; 2] = [
+        Arc::new(Int32Array::from_value(partition, rows)),
+        Arc::new(UInt64Array::from_value(start, rows)),
+    ];
+    columns.splice(at..at, key);
+    Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
+}
+
 /// From cells, several with the same key, to one for each key.
 #[derive(Debug, Clone)]
 pub struct MergePlan {
@@ -195,6 +215,11 @@ impl MergePlan {
                 .build()
         })?;
         Ok(Self { plan })
+    }
+
+    /// The columns of the cells.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.plan.output
     }
 
     /// Merges cells.
@@ -289,13 +314,16 @@ fn failures(view: &View) -> Expr {
         .unwrap_or_else(|| lit(0_i64))
 }
 
-/// A plan over a table that is exchanged for each run; it is analyzed and optimized once.
+/// A plan over a table that is exchanged for each run. It is planned once: that takes about a millisecond, and a run as
+/// much as its events.
 #[derive(Clone)]
 struct Runner {
     session: SessionContext,
+    task: Arc<TaskContext>,
     input: SchemaRef,
     output: SchemaRef,
     plan: LogicalPlan,
+    physical: Arc<OnceLock<Arc<dyn ExecutionPlan>>>,
 }
 
 impl std::fmt::Debug for Runner {
@@ -311,31 +339,26 @@ impl Runner {
         build: impl FnOnce(LogicalPlan) -> Result<LogicalPlan>,
     ) -> Result<Self> {
         let session = view::session();
-        let scan = LogicalPlanBuilder::scan("input", table(&input, vec![])?, None)?.build()?;
+        let empty = MemTable::try_new(Arc::clone(&input), vec![vec![]])?;
+        let scan = LogicalPlanBuilder::scan("input", provider_as_source(Arc::new(empty)), None)?.build()?;
         let plan = session.state().optimize(&build(scan)?)?;
         Ok(Self {
+            task: session.task_ctx(),
             session,
             input,
             output,
             plan,
+            physical: Arc::default(),
         })
     }
 
     async fn run(&self, batches: Vec<RecordBatch>) -> Result<RecordBatch> {
-        let source = table(&self.input, batches)?;
-        let plan = self.plan.clone().transform_up(|node| {
-            Ok(match node {
-                LogicalPlan::TableScan(mut scan) => {
-                    scan.source = Arc::clone(&source);
-                    Transformed::yes(LogicalPlan::TableScan(scan))
-                }
-                other => Transformed::no(other),
-            })
-        })?;
-        let state = self.session.state();
-        let physical = state.query_planner().create_physical_plan(&plan.data, &state).await?;
+        if batches.iter().any(|batch| !self.input.contains(&batch.schema())) {
+            return plan_err!("the batches have another schema than the plan's input");
+        }
+        let physical = over_batches(&self.physical().await?, &[batches])?;
         let physical_schema = physical.schema();
-        let batches = datafusion::physical_plan::collect(physical, self.session.task_ctx()).await?;
+        let batches = datafusion::physical_plan::collect(physical, Arc::clone(&self.task)).await?;
         let batch = concat_batches(&physical_schema, &batches)?;
         // DataFusion may think that a column could be null; that it is not is checked here.
         Ok(RecordBatch::try_new(
@@ -343,11 +366,30 @@ impl Runner {
             batch.columns().to_vec(),
         )?)
     }
+
+    async fn physical(&self) -> Result<Arc<dyn ExecutionPlan>> {
+        if let Some(physical) = self.physical.get() {
+            return Ok(Arc::clone(physical));
+        }
+        let state = self.session.state();
+        let physical = state.query_planner().create_physical_plan(&self.plan, &state).await?;
+        Ok(Arc::clone(self.physical.get_or_init(|| physical)))
+    }
 }
 
-fn table(schema: &SchemaRef, batches: Vec<RecordBatch>) -> Result<Arc<dyn datafusion::logical_expr::TableSource>> {
-    Ok(provider_as_source(Arc::new(MemTable::try_new(
-        Arc::clone(schema),
-        vec![batches],
-    )?)))
+/// The same plan over these batches. Its steps are made anew: their metrics begin at nothing, and no run sees another's.
+fn over_batches(plan: &Arc<dyn ExecutionPlan>, batches: &[Vec<RecordBatch>]) -> Result<Arc<dyn ExecutionPlan>> {
+    let children = plan.children();
+    if children.is_empty() {
+        let source = plan.downcast_ref::<DataSourceExec>();
+        let Some(source) = source.and_then(|scan| scan.data_source().downcast_ref::<MemorySourceConfig>()) else {
+            return internal_err!("a plan over batches in memory reads something else");
+        };
+        let source = MemorySourceConfig::try_new(batches, source.original_schema(), source.projection().clone())?;
+        return Ok(DataSourceExec::from_data_source(source));
+    }
+    let children = children.into_iter().map(|child| over_batches(child, batches));
+    // Batches in memory have no order and no partitions, whichever they are.
+    let same = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Keep);
+    Arc::clone(plan).replace_children(children.collect::<Result<_>>()?, same)
 }

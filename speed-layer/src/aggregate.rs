@@ -1,15 +1,18 @@
 //! A view's plan over what came since the last flush.
+//!
+//! Each start's events are run through the plan by themselves: to group by partition and start, which are the same in all
+//! of them, would cost as much as to group by two dimensions more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch, UInt64Array};
-use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{Int64Type, SchemaRef};
 use arrow::error::ArrowError;
 use datafusion::error::DataFusionError;
 use shared_schemas::dataset::{Dataset, OFFSET_COLUMN};
 use shared_schemas::handoff::{OffsetRange, Start};
-use shared_schemas::plan::{CellKey, CellPlan, Filtered, START_COLUMN, event_schema};
+use shared_schemas::plan::{CellKey, CellPlan, Filtered, event_schema, of_start};
 use shared_schemas::view::View;
 
 use crate::cells::OpenCells;
@@ -44,17 +47,14 @@ impl Aggregate {
     /// # Errors
     /// DataFusion's, where it cannot plan the view.
     pub fn new(view: &View, dataset: &Dataset) -> Result<Self, DataFusionError> {
-        let plan = CellPlan::new(view, dataset, CellKey::Start)?;
-        let cells = OpenCells::new(view, plan.schema())?;
-        let mut fields = event_schema(dataset).fields.to_vec();
-        fields.push(Arc::new(Field::new(START_COLUMN, DataType::UInt64, false)));
+        let schema = event_schema(dataset);
         Ok(Self {
-            plan,
-            schema: Arc::new(Schema::new(fields)),
+            plan: CellPlan::new(view, dataset, CellKey::Cell)?,
+            schema: Arc::new(schema),
             pending: BTreeMap::new(),
             rows: 0,
             bytes: 0,
-            cells,
+            cells: OpenCells::new(view)?,
         })
     }
 
@@ -89,10 +89,8 @@ impl Aggregate {
             if part.num_rows() == 0 {
                 continue;
             }
-            let starts: ArrayRef = Arc::new(UInt64Array::from_value(start.0.0, part.num_rows()));
             // The declared fields and those of the reader come first, as the plan wants them.
-            let mut columns = part.columns()[..self.schema.fields().len() - 1].to_vec();
-            columns.push(starts);
+            let columns = part.columns()[..self.schema.fields().len()].to_vec();
             self.rows += part.num_rows();
             self.bytes += part.get_array_memory_size();
             let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns)?;
@@ -109,19 +107,19 @@ impl Aggregate {
         let pending = std::mem::take(&mut self.pending);
         (self.rows, self.bytes) = (0, 0);
         let mut counted = Vec::with_capacity(pending.len());
-        for ((partition, start), batches) in &pending {
+        let mut fresh = Vec::with_capacity(pending.len());
+        for ((partition, start), batches) in pending {
             counted.push(Counted {
-                partition: *partition,
-                start: *start,
+                partition,
+                start,
                 events: batches.iter().map(|batch| batch.num_rows() as u64).sum(),
                 filtered: self.plan.filtered(batches.clone()).await?,
             });
+            let cells = self.plan.run(batches).await?;
+            let partition = i32::try_from(partition).unwrap_or(i32::MAX);
+            fresh.push(of_start(&cells, self.cells.schema(), partition, start.0.0)?);
         }
-        let batches: Vec<_> = pending.into_values().flatten().collect();
-        if !batches.is_empty() {
-            let fresh = self.plan.run(batches).await?;
-            self.cells.fold(fresh).await?;
-        }
+        self.cells.fold(fresh).await?;
         Ok(counted)
     }
 

@@ -4,19 +4,21 @@
 //! by key; new cells are merged in by the same plan that the batch layer could merge them with. Only touched cells are
 //! looked up, merged and returned: a flush costs what came, not what is open.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::interleave_record_batch;
-use arrow::datatypes::{Int32Type, UInt64Type};
+use arrow::datatypes::{Int32Type, SchemaRef, UInt64Type};
 use arrow::error::ArrowError;
 use arrow::row::{RowConverter, Rows, SortField};
 use datafusion::error::DataFusionError;
+use hashbrown::HashTable;
 use shared_schemas::dataset::PARTITION_COLUMN;
 use shared_schemas::handoff::{Offset, Start};
 use shared_schemas::plan::{CellKey, FAILED_COLUMN, MergePlan, START_COLUMN};
 use shared_schemas::view::View;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Batches are joined to one when there are more than these, or when most of their rows are replaced ones.
 const MOST_BATCHES: usize = 64;
@@ -29,10 +31,26 @@ type Place = (usize, usize);
 pub struct OpenCells {
     merge: MergePlan,
     key: KeyReader,
-    places: HashMap<Box<[u8]>, Place>,
+    /// Found by a hash of the key.
+    cells: HashTable<Cell>,
     held: Vec<RecordBatch>,
-    /// The keys of those that were touched since somebody asked.
-    touched: HashSet<Box<[u8]>>,
+    /// Which columns hold the partition and the start.
+    partition: usize,
+    start: usize,
+}
+
+#[derive(Debug)]
+struct Cell {
+    key: Box<[u8]>,
+    place: Place,
+    /// Since somebody asked for those that were.
+    touched: bool,
+}
+
+impl Cell {
+    fn hash(&self) -> u64 {
+        xxh3_64(&self.key)
+    }
 }
 
 /// Reads the columns that tell cells apart, the first ones of a batch of cells.
@@ -43,11 +61,13 @@ struct KeyReader {
 }
 
 impl OpenCells {
-    /// None yet, of cells with that schema.
+    /// None yet.
     ///
     /// # Errors
     /// DataFusion's, where it cannot plan the merge.
-    pub fn new(view: &View, schema: &arrow::datatypes::Schema) -> Result<Self, DataFusionError> {
+    pub fn new(view: &View) -> Result<Self, DataFusionError> {
+        let merge = MergePlan::new(view, CellKey::Start)?;
+        let schema = merge.schema();
         // The key comes first, then the count of failures and the states.
         let columns = schema.index_of(FAILED_COLUMN)?;
         let fields = schema.fields()[..columns]
@@ -55,50 +75,59 @@ impl OpenCells {
             .map(|field| SortField::new(field.data_type().clone()))
             .collect();
         Ok(Self {
-            merge: MergePlan::new(view, CellKey::Start)?,
             key: KeyReader {
                 converter: RowConverter::new(fields)?,
                 columns,
             },
-            places: HashMap::new(),
+            cells: HashTable::new(),
             held: Vec::new(),
-            touched: HashSet::new(),
+            partition: schema.index_of(PARTITION_COLUMN)?,
+            start: schema.index_of(START_COLUMN)?,
+            merge,
         })
+    }
+
+    /// The columns of the cells.
+    pub fn schema(&self) -> &SchemaRef {
+        self.merge.schema()
     }
 
     /// How many cells are open.
     pub fn len(&self) -> usize {
-        self.places.len()
+        self.cells.len()
     }
 
     /// Whether no cell is open.
     pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
+        self.cells.is_empty()
     }
 
     /// The bytes that they take.
     pub fn bytes(&self) -> usize {
-        let key = self.places.keys().next().map_or(0, |key| key.len());
+        let key = self.cells.iter().next().map_or(0, |cell| cell.key.len());
         let batches: usize = self.held.iter().map(RecordBatch::get_array_memory_size).sum();
-        batches + self.places.len() * (key + 2 * size_of::<Place>())
+        batches + self.cells.allocation_size() + self.cells.len() * key
     }
 
     /// Merges fresh cells in: they are touched.
     ///
     /// # Errors
     /// DataFusion's: memory, or cells of another schema.
-    pub async fn fold(&mut self, fresh: RecordBatch) -> Result<(), DataFusionError> {
-        let before = {
-            let keys = self.key.read(&fresh)?;
-            let places: Vec<Place> = keys
-                .iter()
-                .filter_map(|key| self.places.get(key.as_ref()).copied())
-                .collect();
-            self.at(&places)?
-        };
-        let whole = match before {
-            Some(before) => self.merge.run(vec![before, fresh]).await?,
-            None => fresh,
+    pub async fn fold(&mut self, mut fresh: Vec<RecordBatch>) -> Result<(), DataFusionError> {
+        let mut places = Vec::new();
+        for cells in &fresh {
+            let keys = self.key.read(cells)?;
+            places.extend(keys.iter().filter_map(|key| {
+                let key = key.as_ref();
+                let cell = self.cells.find(xxh3_64(key), |cell| *cell.key == *key);
+                cell.map(|cell| cell.place)
+            }));
+        }
+        fresh.extend(self.at(&places)?);
+        let whole = match fresh.as_slice() {
+            [] => return Ok(()),
+            [only] => only.clone(),
+            _ => self.merge.run(fresh).await?,
         };
         Ok(self.hold(&whole)?)
     }
@@ -108,8 +137,11 @@ impl OpenCells {
     /// # Errors
     /// Arrow's, where batches don't fit each other: a mistake of ours.
     pub fn touched(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
-        let touched = std::mem::take(&mut self.touched);
-        let mut places: Vec<Place> = touched.iter().filter_map(|key| self.places.get(key).copied()).collect();
+        let touched = self.cells.iter_mut().filter_map(|cell| {
+            let touched = std::mem::take(&mut cell.touched);
+            touched.then_some(cell.place)
+        });
+        let mut places: Vec<Place> = touched.collect();
         places.sort_unstable();
         self.at(&places)
     }
@@ -119,25 +151,22 @@ impl OpenCells {
     /// # Errors
     /// Arrow's, where batches don't fit each other: a mistake of ours.
     pub fn drop_starts(&mut self, gone: &BTreeSet<(u32, Start)>) -> Result<(), ArrowError> {
-        if gone.is_empty() || self.places.is_empty() {
+        if gone.is_empty() || self.cells.is_empty() {
             return Ok(());
         }
-        let held = &self.held;
-        let is_gone = |(batch, row): Place| {
-            let batch = &held[batch];
-            let partition = batch
-                .column_by_name(PARTITION_COLUMN)
-                .map(|column| column.as_primitive::<Int32Type>().value(row));
-            let start = batch
-                .column_by_name(START_COLUMN)
-                .map(|column| column.as_primitive::<UInt64Type>().value(row));
-            match (partition.and_then(|number| u32::try_from(number).ok()), start) {
-                (Some(partition), Some(start)) => gone.contains(&(partition, Start(Offset(start)))),
-                _ => false,
-            }
+        let of_batch = |batch: &RecordBatch| {
+            let partitions = batch.column(self.partition).as_primitive::<Int32Type>().clone();
+            let starts = batch.column(self.start).as_primitive::<UInt64Type>().clone();
+            (partitions, starts)
         };
-        self.places.retain(|_, place| !is_gone(*place));
-        self.touched.retain(|key| self.places.contains_key(key));
+        let held: Vec<_> = self.held.iter().map(of_batch).collect();
+        self.cells.retain(|cell| {
+            let (batch, row) = cell.place;
+            let (partitions, starts) = &held[batch];
+            let start = Start(Offset(starts.value(row)));
+            let partition = u32::try_from(partitions.value(row));
+            !partition.is_ok_and(|partition| gone.contains(&(partition, start)))
+        });
         self.join()
     }
 
@@ -154,17 +183,23 @@ impl OpenCells {
         let batch = self.held.len();
         let keys = self.key.read(whole)?;
         for (row, key) in keys.iter().enumerate() {
-            match self.places.get_mut(key.as_ref()) {
-                Some(place) => *place = (batch, row),
+            let (key, place) = (key.as_ref(), (batch, row));
+            let hash = xxh3_64(key);
+            match self.cells.find_mut(hash, |cell| *cell.key == *key) {
+                Some(cell) => (cell.place, cell.touched) = (place, true),
                 None => {
-                    self.places.insert(key.as_ref().into(), (batch, row));
+                    let cell = Cell {
+                        key: key.into(),
+                        place,
+                        touched: true,
+                    };
+                    self.cells.insert_unique(hash, cell, Cell::hash);
                 }
             }
-            self.touched.insert(key.as_ref().into());
         }
         self.held.push(whole.clone());
         let rows: usize = self.held.iter().map(RecordBatch::num_rows).sum();
-        if self.held.len() > MOST_BATCHES || rows > 2 * self.places.len() + 1024 {
+        if self.held.len() > MOST_BATCHES || rows > 2 * self.cells.len() + 1024 {
             self.join()?;
         }
         Ok(())
@@ -172,7 +207,7 @@ impl OpenCells {
 
     /// Makes one batch of what is held, without the rows that were replaced.
     fn join(&mut self) -> Result<(), ArrowError> {
-        let mut places: Vec<&mut Place> = self.places.values_mut().collect();
+        let mut places: Vec<&mut Place> = self.cells.iter_mut().map(|cell| &mut cell.place).collect();
         places.sort_unstable();
         let from: Vec<Place> = places.iter().map(|place| **place).collect();
         for (row, place) in places.into_iter().enumerate() {

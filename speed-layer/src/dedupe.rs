@@ -8,21 +8,27 @@
 //! The answer must be the same for a reader that began elsewhere. So a filter knows from which Kafka timestamp on it
 //! remembers everything ([`Filter::complete_from`]); a record that looks back further is *unsure*: counted, and told in the
 //! ledger. Filters are warmed, and remember, two windows back, so that timestamps may be out of order by one.
+//!
+//! All filters of a dataset share one [`Budget`]. A filter whose part of it is full forgets first what lies two windows
+//! back; then the oldest eighth of what it remembers goes, all at once: that is counted, and told as the window that it
+//! really holds.
 
-use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+mod budget;
+mod identities;
+mod table;
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::TimestampMicrosecondType;
-use arrow::error::ArrowError;
-use arrow::row::{RowConverter, SortField};
-use shared_schemas::dataset::{Dataset, EVENT_TIME_COLUMN, KAFKA_TIME_COLUMN};
-use xxhash_rust::xxh3::xxh3_128;
+use std::sync::Arc;
 
-/// Bytes that one remembered event takes: its entry in the map at the usual load, and in the queue.
-const ENTRY: u64 = 80;
-/// Fewer than this are always remembered, whatever the budget.
-const FEWEST: usize = 1024;
+use shared_schemas::dataset::Dataset;
+
+pub use budget::{Budget, FEWEST};
+pub use identities::{Identities, Occurrences};
+
+use budget::Part;
+use table::Table;
+
+/// Where memory is waited for, so many ids' is asked for at once.
+const AT_ONCE: usize = 64;
 
 /// An event's identity: a hash of its `event_id` and event time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,35 +45,17 @@ pub enum Judgement {
     Unsure,
 }
 
-/// The ids are hashes already.
-#[derive(Debug, Default)]
-struct Identity(u64);
-
-impl Hasher for Identity {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        let mut low = [0; 8];
-        let length = bytes.len().min(8);
-        low[..length].copy_from_slice(&bytes[..length]);
-        self.0 = u64::from_le_bytes(low);
-    }
-}
-
 /// What one reader remembers of one partition.
 #[derive(Debug)]
 pub struct Filter {
     /// Milliseconds.
     window: i64,
-    most: usize,
+    part: Part,
     /// Each event's highest Kafka timestamp.
-    seen: HashMap<u128, i64, BuildHasherDefault<Identity>>,
-    /// The same in order of arrival, to forget by.
-    arrived: VecDeque<(i64, u128)>,
+    seen: Table,
     recent: Recent,
     complete_from: i64,
+    evicted: u64,
 }
 
 /// The lowest Kafka timestamp of the last records: what is forgotten is counted back from there, so that one record
@@ -102,39 +90,70 @@ impl Recent {
     fn lowest(&self) -> i64 {
         self.lowest[0].min(self.lowest[1])
     }
+
+    /// The lowest of those there were; `None` where there were none.
+    fn known(&self) -> Option<i64> {
+        let [before, now] = self.lowest;
+        let known = if before == i64::MIN { now } else { before.min(now) };
+        (known != i64::MAX).then_some(known)
+    }
 }
 
 impl Filter {
     /// A filter that remembers every event at the offsets before, with a Kafka timestamp from `complete_from` (ms) on:
-    /// there are none, or they are judged first. `memory` is in bytes.
-    pub fn new(dataset: &Dataset, memory: u64, complete_from: i64) -> Self {
+    /// there are none, or they are judged first.
+    pub fn new(dataset: &Dataset, budget: &Arc<Budget>, complete_from: i64) -> Self {
+        let part = budget.part();
         Self {
             window: window(dataset),
-            most: capacity(memory),
-            seen: HashMap::default(),
-            arrived: VecDeque::new(),
+            seen: Table::new(part.first()),
+            part,
             recent: Recent::new(),
             complete_from,
+            evicted: 0,
         }
     }
 
     /// Judges the next record of the log, and remembers it. Every accepted record is judged once, in the order of
     /// offsets. `at` is its Kafka timestamp in ms.
     pub fn judge(&mut self, id: EventId, at: i64) -> Judgement {
-        let back = at.saturating_sub(self.window);
-        let before = self.seen.get(&id.0).copied();
-        if before.is_none_or(|before| before < at) {
-            self.seen.insert(id.0, at);
-            self.arrived.push_back((at, id.0));
+        if self.seen.len() >= self.seen.most() || self.seen.groups() > self.part.groups() {
+            self.make_room();
         }
+        self.judge_one(id, at)
+    }
+
+    /// Judges the next records, and remembers them; one whose event is not known is no repeat.
+    pub fn judge_all(&mut self, records: &Occurrences) -> Vec<Judgement> {
+        let mut judged = Vec::with_capacity(records.len());
+        let (ids, times) = (records.ids(), records.times());
+        for (ids, times) in ids.chunks(AT_ONCE).zip(times.chunks(AT_ONCE)) {
+            if self.seen.len() + AT_ONCE > self.seen.most() || self.seen.groups() > self.part.groups() {
+                self.make_room();
+            }
+            // None of these reads waits for another, so they wait together. What they read is not needed.
+            let homes = ids.iter().flatten().map(|id| self.seen.touch_home(id.0));
+            std::hint::black_box(homes.fold(0, |all: u8, one| all ^ one));
+            let slots = ids.iter().flatten().map(|id| self.seen.touch_slot(id.0));
+            std::hint::black_box(slots.fold(0, |all: u8, one| all ^ one));
+            for (id, at) in ids.iter().zip(times) {
+                judged.push(id.map_or(Judgement::First, |id| self.judge_one(id, *at)));
+            }
+        }
+        judged
+    }
+
+    /// The table has room.
+    #[inline]
+    fn judge_one(&mut self, id: EventId, at: i64) -> Judgement {
+        let back = at.saturating_sub(self.window);
+        let before = self.seen.note(id.0, at);
         self.recent.take(at);
-        let judgement = match before {
+        match before {
             Some(before) if before >= back => Judgement::Repeat,
             _ if back < self.complete_from => Judgement::Unsure,
             _ => Judgement::First,
-        };
-        self.forget();
-        judgement
+        }
     }
 
     /// It begins where the log now begins, with a record of that Kafka timestamp (ms).
@@ -147,88 +166,71 @@ impl Filter {
         self.complete_from
     }
 
-    /// Forgets what lies two windows back of the last records, and the oldest where there are too many.
-    fn forget(&mut self) {
+    /// The window (ms) that it really holds: the dataset's, or less where memory or the log's head cut it short.
+    pub fn window_held(&self) -> i64 {
+        let held = self.recent.known().map(|now| now.saturating_sub(self.complete_from));
+        held.map_or(self.window, |held| held.clamp(0, self.window))
+    }
+
+    /// How many events it forgot before their time, for want of memory.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// The bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        self.seen.bytes()
+    }
+
+    /// Has room for [`AT_ONCE`] more, within its part of the budget: forgets what lies two windows back of the last
+    /// records; else takes more memory; else forgets the oldest.
+    #[cold]
+    fn make_room(&mut self) {
+        let allowed = self.part.groups();
         let horizon = self.recent.lowest().saturating_sub(self.window.saturating_mul(2));
-        while let Some(&(at, id)) = self.arrived.front() {
-            if at >= horizon && self.arrived.len() <= self.most {
+        if self.seen.groups() <= allowed {
+            let times = self.seen.some_times();
+            let old = times.partition_point(|at| *at < horizon);
+            if old > times.len() / 8 {
+                self.forget_before(horizon);
+            } else if self.seen.groups() < allowed {
+                let groups = (self.seen.groups() * 2).min(allowed);
+                self.resize(groups);
+            }
+        }
+        let fits = |seen: &Table, groups: usize| {
+            let most = Table::most_of(groups);
+            seen.len() + AT_ONCE.min(most / 2) <= most
+        };
+        while !fits(&self.seen, self.seen.groups().min(allowed)) {
+            let times = self.seen.some_times();
+            let Some(oldest) = times.get(times.len() / 8) else {
                 break;
-            }
-            self.arrived.pop_front();
-            // What came again later is remembered under its later timestamp.
-            if self.seen.get(&id) == Some(&at) {
-                self.seen.remove(&id);
-            }
-            self.complete_from = self.complete_from.max(at.saturating_add(1));
+            };
+            let before = self.seen.len();
+            self.forget_before(oldest.saturating_add(1).max(horizon));
+            self.evicted += (before - self.seen.len()) as u64;
+        }
+        if self.seen.groups() > allowed {
+            self.resize(allowed);
         }
     }
-}
 
-/// How many events a filter remembers with so many bytes.
-pub fn capacity(memory: u64) -> usize {
-    usize::try_from(memory / ENTRY).unwrap_or(usize::MAX).max(FEWEST)
+    fn forget_before(&mut self, from: i64) {
+        if let Some(latest) = self.seen.keep_from(from).latest {
+            self.complete_from = self.complete_from.max(latest.saturating_add(1));
+        }
+    }
+
+    fn resize(&mut self, groups: usize) {
+        let seen = std::mem::replace(&mut self.seen, Table::new(1));
+        self.seen = seen.resized(groups);
+    }
 }
 
 /// The dataset's window in ms.
 pub fn window(dataset: &Dataset) -> i64 {
     i64::try_from(dataset.dedupe_window.as_millis()).unwrap_or(i64::MAX / 4)
-}
-
-/// Reads the identities of decoded events.
-#[derive(Debug)]
-pub struct Identities {
-    columns: Vec<usize>,
-    converter: RowConverter,
-}
-
-impl Identities {
-    /// For events of a dataset, in batches of that schema; `None` where nothing is ever a repeat.
-    ///
-    /// # Errors
-    /// A column that is not there, or of a type that has no order.
-    pub fn new(dataset: &Dataset, schema: &arrow::datatypes::Schema) -> Result<Option<Self>, ArrowError> {
-        if dataset.event_id.is_empty() {
-            return Ok(None);
-        }
-        let names = dataset.event_id.iter().map(String::as_str);
-        let columns: Vec<usize> = names
-            .chain([EVENT_TIME_COLUMN])
-            .map(|name| schema.index_of(name))
-            .collect::<Result<_, _>>()?;
-        let fields = columns
-            .iter()
-            .map(|&column| SortField::new(schema.field(column).data_type().clone()))
-            .collect();
-        Ok(Some(Self {
-            columns,
-            converter: RowConverter::new(fields)?,
-        }))
-    }
-
-    /// Each row's identity, `None` where a part of it is null, with its Kafka timestamp in ms.
-    ///
-    /// # Errors
-    /// A batch of another schema.
-    pub fn of(&self, batch: &RecordBatch) -> Result<Vec<(Option<EventId>, i64)>, ArrowError> {
-        let columns: Vec<_> = self
-            .columns
-            .iter()
-            .map(|&column| std::sync::Arc::clone(batch.column(column)))
-            .collect();
-        let rows = self.converter.convert_columns(&columns)?;
-        let kafka_time = batch
-            .column_by_name(KAFKA_TIME_COLUMN)
-            .ok_or_else(|| ArrowError::SchemaError(format!("no column {KAFKA_TIME_COLUMN}")))?
-            .as_primitive::<TimestampMicrosecondType>();
-        let nullable: Vec<_> = columns.iter().filter(|column| column.null_count() > 0).collect();
-        let id = |row: usize| {
-            let known = nullable.iter().all(|column| column.is_valid(row));
-            known.then(|| EventId(xxh3_128(rows.row(row).as_ref())))
-        };
-        Ok((0..batch.num_rows())
-            .map(|row| (id(row), kafka_time.value(row).div_euclid(1000)))
-            .collect())
-    }
 }
 
 #[cfg(test)]
@@ -237,6 +239,7 @@ mod tests {
 
     use proptest::prelude::*;
     use shared_schemas::dataset::{EventTime, Format};
+    use xxhash_rust::xxh3::xxh3_128;
 
     use super::*;
 
@@ -258,6 +261,12 @@ mod tests {
             chunk: 1,
             fields: vec![],
         }
+    }
+
+    /// A filter that remembers so many groups of events at most, with smaller tables than a budget would give it.
+    fn filter(groups: usize, complete_from: i64) -> Filter {
+        let budget = Budget::of_groups(0, groups);
+        Filter::new(&dataset(), &budget, complete_from)
     }
 
     /// The rule as written: the same event at a lower offset, within the window before.
@@ -285,11 +294,11 @@ mod tests {
     proptest! {
         /// A filter that is sure says what the rule says, wherever its reader began.
         #[test]
-        fn a_filter_is_a_function_of_the_log(log in logs(2 * WINDOW), from in 0_usize..60, memory in prop::option::of(Just(0_u64))) {
+        fn a_filter_is_a_function_of_the_log(log in logs(2 * WINDOW), from in 0_usize..60, memory in 1_usize..5) {
             let from = from % log.len();
             let lowest = log[from..].iter().map(|(_, at)| *at).min().unwrap();
             let warm = log.iter().position(|(_, at)| *at >= lowest - 2 * WINDOW).unwrap_or(from).min(from);
-            let mut filter = Filter::new(&dataset(), memory.unwrap_or(u64::MAX), lowest - 2 * WINDOW);
+            let mut filter = filter(memory, lowest - 2 * WINDOW);
             for at in warm..log.len() {
                 let (id, time) = log[at];
                 let judged = filter.judge(EventId(id.into()), time);
@@ -309,7 +318,7 @@ mod tests {
             let from = from % log.len();
             let lowest = log[from].1;
             let warm = log.iter().position(|(_, at)| *at >= lowest - 2 * WINDOW).unwrap_or(from).min(from);
-            let mut filter = Filter::new(&dataset(), u64::MAX, lowest - 2 * WINDOW);
+            let mut filter = filter(1000, lowest - 2 * WINDOW);
             for (at, (id, time)) in log.iter().enumerate().skip(warm) {
                 let judged = filter.judge(EventId((*id).into()), *time);
                 prop_assert!(at < from || judged != Judgement::Unsure);
@@ -319,11 +328,75 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_and_what_was_forgotten_is_told() {
-        let mut filter = Filter::new(&dataset(), 0, i64::MIN);
-        for id in 0..=FEWEST {
-            assert_eq!(filter.judge(EventId(id as u128), 5), Judgement::First);
+        let budget = Budget::new(0);
+        let mut filter = Filter::new(&dataset(), &budget, i64::MIN);
+        let most = budget.capacity_with(0);
+        assert!(most >= FEWEST);
+        assert_eq!(filter.window_held(), WINDOW);
+        // Few enough for all to lie within a window.
+        for id in 0..4 * most {
+            let at = 1_000 + i64::try_from(id * 8 / (4 * most)).unwrap();
+            assert_ne!(
+                filter.judge(EventId(xxh3_128(&id.to_le_bytes())), at),
+                Judgement::Repeat
+            );
         }
-        assert_eq!(filter.seen.len(), FEWEST);
+        assert!(filter.seen.len() <= most && filter.seen.len() > most / 2);
+        assert_eq!(filter.evicted() + filter.seen.len() as u64, 4 * most as u64);
+        assert!(filter.complete_from() > 1_000 && filter.window_held() < WINDOW);
+        assert_eq!(filter.judge(EventId(0), 1_008), Judgement::Unsure);
+        assert_eq!(filter.judge(EventId(0), 1_008), Judgement::Repeat);
+    }
+
+    #[test]
+    fn events_of_one_moment_are_forgotten_together() {
+        let budget = Budget::new(0);
+        let mut filter = Filter::new(&dataset(), &budget, i64::MIN);
+        for id in 0..budget.capacity_with(0) {
+            assert_eq!(filter.judge(EventId(xxh3_128(&id.to_le_bytes())), 5), Judgement::First);
+        }
         assert_eq!(filter.judge(EventId(1 << 80), 5), Judgement::Unsure);
+        assert_eq!(filter.complete_from(), 6);
+    }
+
+    /// What a filter forgets by age is not early.
+    #[test]
+    fn a_budget_for_two_windows_is_enough_for_ever() {
+        let budget = Budget::new(100_000);
+        let mut filter = Filter::new(&dataset(), &budget, i64::MIN);
+        for at in 0..10_000 {
+            for copy in 0..2 {
+                let id = EventId(xxh3_128(&[at, copy].map(i64::to_le_bytes).concat()));
+                assert_eq!(filter.judge(id, at), Judgement::First);
+            }
+        }
+        assert_eq!((filter.evicted(), filter.window_held()), (0, WINDOW));
+        assert!(filter.bytes() <= 100_000);
+    }
+
+    /// Together they stay within the budget, whenever they came.
+    #[test]
+    fn filters_share_a_budget() {
+        const MEMORY: usize = 1 << 20;
+        let budget = Budget::new(MEMORY as u64);
+        let fill = |filter: &mut Filter, name: u64| {
+            for id in 0..50_000_u64 {
+                filter.judge(
+                    EventId(xxh3_128(&[name, id].map(u64::to_le_bytes).concat())),
+                    1_000 + i64::try_from(id / 10_000).unwrap(),
+                );
+            }
+        };
+        let mut filters = Vec::new();
+        for name in 0..4 {
+            filters.push(Filter::new(&dataset(), &budget, i64::MIN));
+            filters.iter_mut().for_each(|filter| fill(filter, name));
+            let bytes: usize = filters.iter().map(Filter::bytes).sum();
+            assert!(bytes <= MEMORY && bytes > MEMORY / 2, "{bytes}");
+        }
+        // One that is alone has it all.
+        filters.truncate(1);
+        fill(&mut filters[0], 9);
+        assert!(filters[0].bytes() > MEMORY / 2);
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
@@ -17,13 +17,16 @@ use shared_schemas::decode::EnvironmentKeys;
 use shared_schemas::handoff::{Offset, OffsetRange};
 use shared_schemas::plan::event_schema;
 
-use crate::dedupe::{Filter, Identities, Judgement, capacity, window};
+use crate::dedupe::{Budget, Filter, Identities, Judgement, window};
 use crate::error::SpeedError;
 use crate::starts::{Fate, Records};
 
 /// How long to wait for the first record of a partition, to learn its time. Where only control records are left, none
 /// ever comes.
 const PROBE: Duration = Duration::from_secs(5);
+
+/// The metrics of the filters are set so often.
+const TELL: Duration = Duration::from_secs(1);
 
 /// What a lane gives to the worker.
 #[derive(Debug)]
@@ -70,6 +73,8 @@ struct Lane {
     filter: Option<Filter>,
     /// The log's head cut the filter short: it is complete from the first record on.
     cut_short: bool,
+    /// How many events the filter forgot early, as last told.
+    evicted: u64,
 }
 
 /// A reader and its lanes.
@@ -79,6 +84,8 @@ pub(crate) struct Lanes {
     reader: Reader,
     lanes: BTreeMap<u32, Lane>,
     identities: Option<Identities>,
+    /// When the metrics of the filters were last set.
+    told: Option<Instant>,
 }
 
 /// Lanes that know where to begin, not read yet.
@@ -90,11 +97,11 @@ impl Prepared {
     pub(crate) async fn find(
         kafka: &Kafka,
         dataset: &Arc<Dataset>,
+        budget: &Arc<Budget>,
         from: &BTreeMap<u32, Offset>,
     ) -> Result<Self, SpeedError> {
         let identities = identities(dataset)?;
         let mut lanes = BTreeMap::new();
-        let memory = dataset.dedupe_memory / u64::from(dataset.partitions.max(1));
         let times = match &identities {
             Some(_) => first_times(kafka, dataset, from).await?,
             None => BTreeMap::new(),
@@ -105,6 +112,7 @@ impl Prepared {
                 counts_from,
                 filter: None,
                 cut_short: false,
+                evicted: 0,
             };
             if identities.is_some() {
                 let bounds = kafka.bounds(&dataset.topic, partition).await?;
@@ -112,13 +120,13 @@ impl Prepared {
                 let target = first.saturating_sub(window(dataset).saturating_mul(2));
                 let warm = kafka.offset_at(&dataset.topic, partition, target.max(0)).await?;
                 // Further back than it can remember, reading is in vain: one old timestamp must not mean the whole log.
-                let capacity = u64::try_from(capacity(memory)).unwrap_or(u64::MAX);
+                let capacity = budget.capacity_with(from.len()) as u64;
                 let earliest = bounds.from.max(Offset(counts_from.0.saturating_sub(capacity)));
                 lane.cursor = warm.max(earliest).min(counts_from);
                 let whole_log = bounds.from == Offset(0) && lane.cursor == Offset(0);
                 lane.cut_short = !whole_log && warm <= earliest;
                 let complete_from = if whole_log { i64::MIN } else { target };
-                lane.filter = Some(Filter::new(dataset, memory, complete_from));
+                lane.filter = Some(Filter::new(dataset, budget, complete_from));
             }
             lanes.insert(partition, lane);
         }
@@ -140,6 +148,7 @@ impl Lanes {
             reader: Reader::start(kafka, options(kafka, dataset), &BTreeMap::new())?,
             lanes: BTreeMap::new(),
             identities: identities(dataset)?,
+            told: None,
         })
     }
 
@@ -147,9 +156,10 @@ impl Lanes {
     pub(crate) async fn start(
         kafka: &Kafka,
         dataset: &Arc<Dataset>,
+        budget: &Arc<Budget>,
         from: &BTreeMap<u32, Offset>,
     ) -> Result<Self, SpeedError> {
-        let prepared = Prepared::find(kafka, dataset, from).await?;
+        let prepared = Prepared::find(kafka, dataset, budget, from).await?;
         let mut lanes = Self::none(kafka, dataset)?;
         lanes.add(prepared)?;
         Ok(lanes)
@@ -254,18 +264,17 @@ impl Lanes {
         if let (Some(identities), Some(filter)) = (&self.identities, &mut lane.filter) {
             let mut accepted = fates.iter_mut().filter(|(_, fate)| matches!(fate, Fate::Accepted(_)));
             for batch in &mut batches {
-                let mut keep = Vec::with_capacity(batch.num_rows());
-                for (id, at) in identities.of(batch)? {
-                    let judgement = id.map_or(Judgement::First, |id| filter.judge(id, at));
-                    keep.push(judgement != Judgement::Repeat);
-                    if let Some((_, fate)) = accepted.next() {
-                        *fate = Fate::Accepted(judgement);
-                    }
+                let judged = filter.judge_all(&identities.of(batch)?);
+                // The batch has a row for each accepted record.
+                for ((_, fate), judgement) in accepted.by_ref().zip(&judged) {
+                    *fate = Fate::Accepted(*judgement);
                 }
-                if keep.contains(&false) {
-                    *batch = filter_record_batch(batch, &BooleanArray::from(keep))?;
+                if judged.contains(&Judgement::Repeat) {
+                    let keep = judged.iter().map(|judgement| Some(*judgement != Judgement::Repeat));
+                    *batch = filter_record_batch(batch, &keep.collect::<BooleanArray>())?;
                 }
             }
+            self.tell();
         }
         if slice.next <= counts_from {
             return Ok(Step::Warming);
@@ -286,6 +295,30 @@ impl Lanes {
 
 fn identities(dataset: &Dataset) -> Result<Option<Identities>, SpeedError> {
     Identities::new(dataset, &event_schema(dataset)).map_err(|source| batch_error(dataset, source))
+}
+
+impl Lanes {
+    /// Sets the metrics of the filters, at most once in a while.
+    fn tell(&mut self) {
+        if self.told.is_some_and(|told| told.elapsed() < TELL) {
+            return;
+        }
+        self.told = Some(Instant::now());
+        let dataset = &self.dataset.name;
+        for (partition, lane) in &mut self.lanes {
+            let Some(filter) = &lane.filter else {
+                continue;
+            };
+            let labels = [("dataset", dataset.clone()), ("partition", partition.to_string())];
+            let held = Duration::from_millis(filter.window_held().unsigned_abs());
+            metrics::gauge!("highwater_speed_dedupe_window_seconds", &labels).set(held.as_secs_f64());
+            let evicted = filter.evicted() - std::mem::replace(&mut lane.evicted, filter.evicted());
+            metrics::counter!("highwater_speed_dedupe_evicted_total", &labels).increment(evicted);
+            let bytes =
+                u32::try_from(filter.bytes() >> 10).map_or(f64::INFINITY, |kibibytes| f64::from(kibibytes) * 1024.0);
+            metrics::gauge!("highwater_speed_dedupe_bytes", &labels).set(bytes);
+        }
+    }
 }
 
 fn options<'a>(kafka: &Kafka, dataset: &'a Dataset) -> ReaderOptions<'a> {

@@ -12,6 +12,7 @@ use shared_schemas::view::View;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::dedupe::Budget;
 use crate::error::SpeedError;
 use crate::worker::{self, Setup};
 
@@ -50,6 +51,7 @@ pub async fn run(
         if !views.is_empty() {
             setups.push(Setup {
                 dataset: Arc::new(dataset.clone()),
+                dedupe: Budget::new(dataset.dedupe_memory),
                 views,
                 kafka: kafka.clone(),
                 store: store.clone(),

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::aggregate::Aggregate;
 use crate::alarm::Alarm;
+use crate::dedupe::Budget;
 use crate::error::SpeedError;
 use crate::event_time;
 use crate::flush::{self, persist};
@@ -51,6 +52,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct Setup {
     pub(crate) dataset: Arc<Dataset>,
+    /// The memory of all filters for repeats.
+    pub(crate) dedupe: Arc<Budget>,
     pub(crate) views: Vec<View>,
     pub(crate) kafka: Kafka,
     pub(crate) store: Store,

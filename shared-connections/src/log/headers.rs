@@ -13,10 +13,22 @@ use shared_schemas::decode::Headers;
 
 const FOUND: RDKafkaRespErr = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
 
-/// The headers of one record, looked for when asked.
-pub(super) struct MessageHeaders<'a>(pub(super) &'a BorrowedMessage<'a>);
+/// A message in librdkafka's memory. Only for those that really are: what is read from the pointer rests on it.
+pub(super) trait Held {
+    /// It lives, unchanged, as long as `self`.
+    fn message(&self) -> *mut sys::rd_kafka_message_t;
+}
 
-impl MessageHeaders<'_> {
+impl Held for BorrowedMessage<'_> {
+    fn message(&self) -> *mut sys::rd_kafka_message_t {
+        self.ptr()
+    }
+}
+
+/// The headers of one record, looked for when asked.
+pub(super) struct MessageHeaders<'a, M>(pub(super) &'a M);
+
+impl<M: Held> MessageHeaders<'_, M> {
     /// All of them, in their order; names that are not UTF-8 lossily.
     pub(super) fn all(&self) -> Vec<(String, Option<Vec<u8>>)> {
         let Some(headers) = self.raw() else {
@@ -42,12 +54,12 @@ impl MessageHeaders<'_> {
         let mut headers = ptr::null_mut();
         #[expect(unsafe_code, reason = "a call into librdkafka")]
         // SAFETY: the message is alive; the headers stay its own.
-        let found = unsafe { sys::rd_kafka_message_headers(self.0.ptr(), &raw mut headers) };
+        let found = unsafe { sys::rd_kafka_message_headers(self.0.message(), &raw mut headers) };
         (found == FOUND && !headers.is_null()).then_some(headers)
     }
 }
 
-impl Headers for MessageHeaders<'_> {
+impl<M: Held> Headers for MessageHeaders<'_, M> {
     fn last(&self, name: &str) -> Option<Option<&[u8]>> {
         let name = CString::new(name).ok()?;
         let headers = self.raw()?;
@@ -62,12 +74,12 @@ impl Headers for MessageHeaders<'_> {
     }
 }
 
-/// The value of a header.
+/// Bytes of a message: its key, its value, or that of a header.
 ///
 /// # Safety
 /// `value` is null or points to `size` bytes that live as long as `'a`.
 #[expect(unsafe_code, reason = "its caller knows how long the bytes live")]
-unsafe fn bytes<'a>(value: *const c_void, size: usize) -> Option<&'a [u8]> {
+pub(super) unsafe fn bytes<'a>(value: *const c_void, size: usize) -> Option<&'a [u8]> {
     if value.is_null() {
         return None;
     }

@@ -1,10 +1,9 @@
 //! The slice that is being filled for one partition, and the partition's cursor.
 
-use rdkafka::Message;
-use rdkafka::message::BorrowedMessage;
 use shared_schemas::decode::{Decoder, Record};
 use shared_schemas::handoff::{Offset, OffsetRange};
 
+use super::batch::Message;
 use super::headers::MessageHeaders;
 use super::kafka::offset;
 use super::slice::{Outcome, ReadRecord, Refused, Slice};
@@ -46,13 +45,13 @@ impl OpenSlice {
 
     /// Reads one record. One below the cursor was delivered before (librdkafka goes back after a new assignment), and is
     /// passed over: then false.
-    pub(super) fn push(&mut self, message: &BorrowedMessage<'_>) -> bool {
+    pub(super) fn push(&mut self, message: Message<'_>) -> bool {
         let at = offset(message.offset());
         if at < self.next {
             return false;
         }
-        let headers = MessageHeaders(message);
-        let kafka_time = message.timestamp().to_millis();
+        let headers = MessageHeaders(&message);
+        let kafka_time = message.timestamp();
         let read = self.decoder.push(&Record {
             partition: message.partition(),
             offset: message.offset(),

@@ -13,14 +13,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
-use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use shared_schemas::handoff::Offset;
 use tokio::sync::mpsc;
 
+use super::batch::{Batch, Queue};
 use super::error::{LogError, is_away};
 use super::kafka::{Kafka, Listener};
 use super::open::{OpenSlice, Standing, standing};
@@ -137,6 +136,7 @@ impl Worker {
     }
 
     fn read(&mut self) -> Result<(), Ended> {
+        let mut queue = Queue::of(&self.consumer).map_err(|source| self.failed(source))?;
         self.assign()?;
         while !self.events.is_closed() {
             self.change()?;
@@ -146,17 +146,9 @@ impl Worker {
             if self.look_at.is_some_and(|at| at <= Instant::now()) {
                 self.look()?;
             }
-            let consumer = Arc::clone(&self.consumer);
-            let error = match consumer.poll(IDLE) {
-                None => None,
-                Some(Err(error)) => Some(error),
-                Some(Ok(message)) => {
-                    self.take(&message);
-                    self.gather(&consumer)
-                }
-            };
+            let errors = self.gather(&mut queue);
             self.hand_over()?;
-            if let Some(error) = error {
+            for error in errors {
                 self.on_error(error)?;
             }
         }
@@ -182,31 +174,54 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes what comes until the slices are full or old enough; the error that came instead of a record.
-    fn gather(&mut self, consumer: &BaseConsumer<Listener>) -> Option<KafkaError> {
+    /// Waits for a first record, then takes what comes until the slices are full or old enough. The errors that came
+    /// instead of records end it early.
+    fn gather(&mut self, queue: &mut Queue) -> Vec<KafkaError> {
+        let mut errors = Vec::new();
+        let first = queue.take(1, IDLE);
+        if first.is_empty() {
+            drop(first);
+            errors.extend(queue.fatal());
+            return errors;
+        }
+        self.take(&first, &mut errors);
+        drop(first);
         let until = Instant::now() + GATHER;
-        while self.records < MOST_RECORDS && self.bytes < MOST_BYTES {
-            // In whole milliseconds, or `poll` would spin through the rest of one.
-            let left = until.saturating_duration_since(Instant::now()).as_millis();
-            let left = Duration::from_millis(u64::try_from(left).unwrap_or_default());
-            match consumer.poll(left) {
-                None if left.is_zero() => break,
-                None => {}
-                Some(Ok(message)) => self.take(&message),
-                Some(Err(error)) => return Some(error),
+        while errors.is_empty() && self.records < MOST_RECORDS && self.bytes < MOST_BYTES {
+            let left = until.saturating_duration_since(Instant::now());
+            let batch = queue.take(MOST_RECORDS - self.records, left);
+            self.take(&batch, &mut errors);
+            if left.is_zero() {
+                break;
             }
         }
-        None
+        errors
     }
 
-    fn take(&mut self, message: &BorrowedMessage<'_>) {
-        let partition = u32::try_from(message.partition()).ok();
-        let Some(open) = partition.and_then(|partition| self.partitions.get_mut(&partition)) else {
-            return;
-        };
-        if open.push(message) {
-            self.records += 1;
-            self.bytes += message.payload_len() + message.key_len();
+    fn take(&mut self, batch: &Batch<'_>, errors: &mut Vec<KafkaError>) {
+        let mut open = None;
+        for message in batch.messages() {
+            let message = match message {
+                Ok(message) => message,
+                Err(error) => {
+                    errors.push(error);
+                    continue;
+                }
+            };
+            // They come in runs of one partition.
+            let number = u32::try_from(message.partition()).unwrap_or(u32::MAX);
+            if open
+                .as_ref()
+                .is_none_or(|open: &&mut OpenSlice| open.partition() != number)
+            {
+                open = self.partitions.get_mut(&number);
+            }
+            if let Some(open) = &mut open
+                && open.push(message)
+            {
+                self.records += 1;
+                self.bytes += message.size();
+            }
         }
     }
 

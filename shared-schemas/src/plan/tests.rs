@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use arrow::array::{AsArray, RecordBatch};
-use arrow::compute::{SortColumn, lexsort_to_indices, take_record_batch};
+use arrow::compute::{SortColumn, concat_batches, lexsort_to_indices, take_record_batch};
 use arrow::datatypes::{TimestampMicrosecondType, UInt64Type};
 use proptest::prelude::*;
 
-use super::{CellKey, CellPlan, FAILED_COLUMN, Filtered, MergePlan, START_COLUMN, WINDOW_COLUMN, key_fields};
+use super::{CellKey, CellPlan, FAILED_COLUMN, Filtered, MergePlan, START_COLUMN, WINDOW_COLUMN, key_fields, of_start};
 use crate::view::View;
 use crate::view::fixture::{Event, batch, batch_with_starts, compile, dataset, events, every_measure, source};
 
@@ -66,6 +66,28 @@ proptest! {
             prop_assert_eq!(&whole, &exact(&sorted(&view, key, &merged)));
             prop_assert_eq!(&whole, &exact(&sorted(&view, key, &batches)));
         }
+    }
+
+    /// It makes no difference whether cells are grouped by their start, or made of one start's events.
+    #[test]
+    fn cells_of_one_start_need_not_be_grouped_by_it(events in events(0..60)) {
+        let view = compile(&every_measure());
+        let plan = CellPlan::new(&view, &dataset(), CellKey::Start).unwrap();
+        let of_one = CellPlan::new(&view, &dataset(), CellKey::Cell).unwrap();
+        let mut starts: BTreeMap<(i32, u64), Vec<Event>> = BTreeMap::new();
+        for event in &events {
+            let start = event.offset.cast_unsigned() / 8 * 8;
+            starts.entry((event.partition, start)).or_default().push(event.clone());
+        }
+        let (grouped, made) = runtime().block_on(async {
+            let mut made = Vec::new();
+            for ((partition, start), events) in &starts {
+                let cells = of_one.run(vec![batch(events)]).await.unwrap();
+                made.push(of_start(&cells, plan.schema(), *partition, *start).unwrap());
+            }
+            (plan.run(vec![batch_with_starts(&events)]).await.unwrap(), concat_batches(plan.schema(), &made).unwrap())
+        });
+        prop_assert_eq!(sorted(&view, CellKey::Start, &grouped), sorted(&view, CellKey::Start, &made));
     }
 
     /// Windows, filter, keys and counts against a plain model.

@@ -148,9 +148,9 @@ impl Worker {
             return;
         }
         tracing::info!(dataset = self.setup.dataset.name, ?from, "catching up");
-        let (kafka, dataset) = (self.setup.kafka.clone(), self.setup.dataset.clone());
-        let begin = from.clone();
-        let lanes = tokio::spawn(async move { Lanes::start(&kafka, &dataset, &begin).await });
+        let (setup, begin) = (self.setup.clone(), from.clone());
+        let lanes =
+            tokio::spawn(async move { Lanes::start(&setup.kafka, &setup.dataset, &setup.dedupe, &begin).await });
         self.catch_ups.push(CatchUp::Warming { from, lanes });
     }
 

@@ -132,13 +132,12 @@ impl Worker {
             return;
         }
         tracing::info!(dataset = self.setup.dataset.name, ?from, "reading");
-        let (kafka, dataset) = (self.setup.kafka.clone(), self.setup.dataset.clone());
-        let topic = self.topic;
+        let (setup, topic) = (self.setup.clone(), self.topic);
         let counted: BTreeMap<u32, Offset> = from.keys().map(|number| (*number, self.counted(*number))).collect();
         let warm = async move {
-            let truncated = truncated::find(&kafka, &dataset.topic, topic, &counted).await?;
+            let truncated = truncated::find(&setup.kafka, &setup.dataset.topic, topic, &counted).await?;
             from.retain(|number, _| !truncated.contains_key(number));
-            let prepared = Prepared::find(&kafka, &dataset, &from).await?;
+            let prepared = Prepared::find(&setup.kafka, &setup.dataset, &setup.dedupe, &from).await?;
             Ok(Warmed { prepared, truncated })
         };
         self.warming.spawn(warm);

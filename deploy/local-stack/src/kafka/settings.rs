@@ -57,6 +57,8 @@ group.initial.rebalance.delay.ms=0
 message.max.bytes=33554432
 # Deleted topics leave the disk soon.
 log.segment.delete.delay.ms=1000
+# So does what a topic's retention lets go: one that is written fast would hold minutes of it beyond.
+log.retention.check.interval.ms=30000
 "
     )
 }

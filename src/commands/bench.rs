@@ -1,0 +1,137 @@
+//! `highwater bench`: how fast this is, on this machine.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::Place;
+use super::output::Output;
+use crate::bench::speed::{self, Part, Settings};
+use crate::bench::{Figure, stages};
+use crate::signals::Signals;
+
+/// Measure how fast Highwater is on this machine
+///
+/// Figures are compared with the aims in docs/performance.md. A missed aim is no failure: it exits 0. Wrong counts are: it
+/// exits 1.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Bench {
+    #[command(subcommand)]
+    bench: Name,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Name {
+    /// The speed layer as a whole, on a Kafka and a ClickHouse of the bench's own
+    ///
+    /// Starts both on free ports, fills topics, and measures with processes as they run elsewhere; all of it ends with the
+    /// bench. Takes some minutes, both processors, and some GB of disk. With --data DIR the filled topics stay there and
+    /// are used again; without, everything is in a temporary folder that is removed.
+    #[command(after_help = "Examples:\n  \
+        highwater bench speed\n  \
+        highwater bench speed --data /tmp/bench --minutes 10 --output json\n  \
+        highwater bench speed --only throughput,freshness --events 5000000\n  \
+        highwater bench speed --quick")]
+    Speed {
+        /// Measure only these
+        #[arg(long, value_name = "NAME", value_delimiter = ',')]
+        only: Vec<Part>,
+        /// Events of the filled topic
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        events: Option<u64>,
+        /// How long a worker is kept at full speed for its memory
+        #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+        minutes: u64,
+        /// A tenth of the events, seconds instead of minutes: to see that it works, not how fast
+        #[arg(long)]
+        quick: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Each stage of the speed layer alone, on one core, without Kafka and ClickHouse
+    #[command(after_help = "Examples:\n  \
+        highwater bench stages\n  \
+        highwater bench stages --output json")]
+    Stages {
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// Events of the filled topic.
+const EVENTS: u64 = 20_000_000;
+/// Those of each point with more partitions or workers are a part of them.
+const PART: u64 = 5;
+/// How long threads that were told to end may take.
+const ENDING: Duration = Duration::from_secs(2);
+/// How long each stage works.
+const STAGE: Duration = Duration::from_secs(3);
+/// How long events are produced for freshness.
+const FRESHNESS: Duration = Duration::from_secs(30);
+/// Each of these when it is to be quick.
+const QUICK: Duration = Duration::from_secs(3);
+const QUICK_STAGE: Duration = Duration::from_millis(200);
+
+impl Bench {
+    /// Runs until all is measured, or until a signal.
+    pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
+        if cfg!(debug_assertions) {
+            tracing::warn!("this is a debug build: its figures say nothing, build with --release");
+        }
+        let runtime = tokio::runtime::Runtime::new()?;
+        let (measured, output) = self.bench.measure(place);
+        let figures = runtime.block_on(async {
+            let mut signals = Signals::listen()?;
+            tokio::select! {
+                figures = measured => figures,
+                name = signals.next() => anyhow::bail!("{name}: not everything was measured"),
+            }
+        });
+        // A stage that is being measured goes on to its end otherwise.
+        runtime.shutdown_timeout(ENDING);
+        print(output, &figures?)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Name {
+    fn measure(self, place: &Place) -> (impl Future<Output = anyhow::Result<Vec<Figure>>>, Output) {
+        let (settings, output) = match self {
+            Self::Stages { output } => (None, output),
+            Self::Speed {
+                only,
+                events,
+                minutes,
+                quick,
+                output,
+            } => {
+                let events = events.unwrap_or(if quick { EVENTS / 10 } else { EVENTS });
+                let usual = |usual: Duration| if quick { QUICK } else { usual };
+                let all = || <Part as clap::ValueEnum>::value_variants().to_vec();
+                let settings = Settings {
+                    data: place.data.clone(),
+                    parts: if only.is_empty() { all() } else { only },
+                    events,
+                    each: (events / PART).max(1),
+                    stage: if quick { QUICK_STAGE } else { STAGE },
+                    freshness: usual(FRESHNESS),
+                    memory: usual(Duration::from_secs(60 * minutes)),
+                };
+                (Some(settings), output)
+            }
+        };
+        let measured = async move {
+            match settings {
+                Some(settings) => Box::pin(speed::figures(&settings)).await,
+                None => tokio::task::spawn_blocking(|| stages::figures(STAGE)).await?,
+            }
+        };
+        (measured, output)
+    }
+}
+
+fn print(output: Output, figures: &[Figure]) -> anyhow::Result<()> {
+    let head = ["figure", "value", "unit", "aim", ""].map(str::to_owned).to_vec();
+    output.print(figures, |figures| {
+        std::iter::once(head).chain(figures.iter().map(Figure::row)).collect()
+    })
+}
