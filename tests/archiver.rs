@@ -115,6 +115,39 @@ async fn what_kafka_forgot_is_a_gap() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The archive goes further than the log, as after Kafka has lost the end of a log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_ends_below_what_is_archived_is_archived_no_further() -> anyhow::Result<()> {
+    let world = World::new(2).await?;
+    let archiver = world.start()?;
+    world.send(0, (0..100).map(event)).await?;
+    world.send(1, (0..10).map(event)).await?;
+    world.until_archived(&[100, 10]).await?;
+    archiver.stop().await?;
+    let partition = world.partition(0).await?;
+    world.archive_nothing(partition, 100, 150).await?;
+
+    let archiver = world.start()?;
+    world.until_cut_off(partition, 100, 150).await?;
+    // The log grows past what was archived. Nobody could tell by it, and still it stays as it is.
+    world.send(0, (100..300).map(event)).await?;
+    world.send(1, (10..20).map(event)).await?;
+    world.until_archived(&[150, 20]).await?;
+    archiver.stop().await?;
+    let archiver = world.start()?;
+    world.send(1, (20..30).map(event)).await?;
+    world.until_archived(&[150, 30]).await?;
+    archiver.stop().await?;
+    assert_eq!(world.archived().await?, world.offsets(&[0..100, 0..30]).await?);
+
+    // A topic made again is another one.
+    world.make_again(1).await?;
+    world.send(0, (0..5).map(event)).await?;
+    let archiver = world.start()?;
+    world.until_archived(&[5]).await?;
+    archiver.stop().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn new_partitions_and_new_incarnations_are_followed() -> anyhow::Result<()> {
     let world = World::new(1).await?;

@@ -1,6 +1,8 @@
 //! Every test that needs more than one crate or a real server, in one binary.
 
 #[cfg(test)]
+mod accounting;
+#[cfg(test)]
 mod archiver;
 #[cfg(test)]
 mod batch_command;

@@ -154,7 +154,7 @@ async fn the_stream_goes_on_behind_every_kind_of_poison() -> anyhow::Result<()> 
     let ledgers: Vec<_> = ledgers.iter().filter(|(partition, ..)| partition.number == 0).collect();
     assert_eq!(ledgers.iter().map(|(_, _, ledger)| ledger.read).sum::<u64>(), sent);
     for (reason, count) in &reasons {
-        let counted = ledgers.iter().filter_map(|(_, _, ledger)| ledger.counts.get(*reason));
+        let counted = ledgers.iter().filter_map(|(_, _, ledger)| ledger.invalid.get(*reason));
         assert_eq!(counted.sum::<u64>(), *count, "{reason}");
     }
     let kafka = Kafka::new(&platform.config.kafka)?;

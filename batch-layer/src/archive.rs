@@ -22,9 +22,13 @@
 //!   its statistics. The topic's incarnation is a partition value too: so a file never mixes two, and nobody has to open
 //!   it to know.
 //!
-//! The parts, in reading order: `columns`, `standing`, `table`, `files`, `commit`; for readers `pinned` and `scan`; for the
+//! - What became of the records of a commit, the refused ones too, is in its entry's own information, for reconciliation: it
+//!   may be cleaned up with the entry.
+//!
+//! The parts, in reading order: `columns`, `standing`, `accounts`, `table`, `files`, `commit`; for readers `pinned` and `scan`; for the
 //! archiver `held`, `dead_letters`, `stall`, `metrics`, `archiver`, `serve`.
 
+mod accounts;
 mod archiver;
 mod columns;
 mod commit;
@@ -43,6 +47,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use accounts::{Account, Accounts};
 pub use columns::{DATE_COLUMN, SCHEMA_COLUMN, TOPIC_COLUMN};
 pub use commit::Commit;
 pub use dead_letters::LetterError;

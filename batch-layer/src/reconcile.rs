@@ -10,6 +10,7 @@
 
 mod comparable;
 mod compare;
+mod ledgers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use serde::Serialize;
 use shared_connections::sentence;
-use shared_connections::store::{Facts, Ledger};
+use shared_connections::store::Facts;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::handoff::{ChunkSize, EventDay, Mark, Offset, OffsetSet, Partition, Publication, Start, counts};
 use shared_schemas::plan::{CellKey, MergePlan};
@@ -39,6 +40,8 @@ use comparable::Comparable;
 pub use comparable::LeftOut;
 pub use compare::Difference;
 use compare::{Cells, Compare};
+use ledgers::Placed;
+pub use ledgers::{LedgerDifference, LedgersCompared, Told};
 
 /// How often the archive is looked at while it is behind.
 const LOOKS: Duration = Duration::from_millis(250);
@@ -66,8 +69,10 @@ pub struct Reconciled {
     pub differences: Vec<Difference>,
     /// Which offsets were compared.
     pub partitions: Vec<PartitionCompared>,
-    /// What the speed layer's own books say against it.
+    /// What the speed layer's own ledgers say against it.
     pub alarms: Vec<String>,
+    /// Its ledgers beside what the archive read.
+    pub ledgers: LedgersCompared,
     /// Why nothing was compared.
     pub why: Option<String>,
 }
@@ -87,6 +92,13 @@ pub struct PartitionCompared {
     pub archive_end: u64,
     /// How far the speed layer has come without a hole.
     pub speed_next: u64,
+    /// The offsets from the mark on that the speed layer lacks because Kafka no longer had them: from, and up to.
+    pub gaps: Vec<(u64, u64)>,
+    /// How many events the archive holds there: the next batch run counts them.
+    pub archived_in_gaps: u64,
+    /// Where its log ended below what was read, and up to where it was read; null where that never happened. From there on the
+    /// layers may have other records at the same offsets.
+    pub cut_off: Option<(u64, u64)>,
     /// Why what lies beyond was left out, if anything does.
     pub left_out: Option<LeftOut>,
 }
@@ -94,7 +106,11 @@ pub struct PartitionCompared {
 impl Reconciled {
     /// Whether something was compared and nothing is wrong.
     pub fn is_sound(&self) -> bool {
-        self.compared > 0 && self.unexplained == 0 && self.alarms.is_empty() && self.why.is_none()
+        self.compared > 0
+            && self.unexplained == 0
+            && self.ledgers.unexplained == 0
+            && self.alarms.is_empty()
+            && self.why.is_none()
     }
 }
 
@@ -158,13 +174,13 @@ impl OfView<'_> {
             let moving = self.moving(&ground).await?;
             // Rows that moved while others were compared made differences that are none.
             if moving.is_empty() || compare.different.is_empty() || tries > TRIES {
-                return self.sum_up(&ground, compare).await;
+                return self.sum_up(&archive, &ground, compare).await;
             }
             moved.extend(moving);
         }
     }
 
-    /// Waits until the archive has what the speed layer has counted, and rows stand still; not for long. Starts of
+    /// Waits until the archive has what the speed layer has counted, progress has no hole, and rows stand still; not for long. Starts of
     /// partitions in `moved` that are not complete are left out.
     async fn settle(&self, archive: &Archive, moved: &BTreeSet<Partition>) -> Result<Ground, RunError> {
         let patience = self.batch.config.archive.commit_every * 2 + PATIENCE;
@@ -178,7 +194,8 @@ impl OfView<'_> {
                 Some(LeftOut::ArchiveBehind) => true,
                 Some(LeftOut::Moving) => !moved.contains(partition),
             };
-            if !ground.partitions.iter().any(waits) || begun.elapsed() >= patience {
+            let is_whole = ground.has_no_hole(self.chunk()?);
+            if (is_whole && !ground.partitions.iter().any(waits)) || begun.elapsed() >= patience {
                 return Ok(ground);
             }
             tokio::time::sleep(LOOKS).await;
@@ -368,24 +385,29 @@ impl OfView<'_> {
         Cells::new(self.view, recompute.schema(), &[merged]).map_err(|error| RunError::Plan(error.to_string()))
     }
 
-    /// The ledgers of the compared starts.
-    async fn ledgers(&self, ground: &Ground) -> Result<Vec<(Partition, Start, Ledger)>, RunError> {
+    /// The ledgers of the compared starts, of these.
+    fn compared(&self, ground: &Ground, ledgers: &[Placed]) -> Result<Vec<Placed>, RunError> {
         let chunk = self.chunk()?;
-        let mut ledgers = patiently(|| self.batch.store.ledgers(self.view)).await?;
-        ledgers.retain(|(partition, start, _)| {
+        let is_compared = |(partition, start, _): &&Placed| {
             let found = ground.partitions.get(partition);
-            found.is_some_and(|found| *start < found.upto && counts(found.mark, *start, chunk))
-        });
-        Ok(ledgers)
+            found.is_some_and(|found| {
+                *start < found.upto && *start >= found.mark.start() && counts(found.mark, *start, chunk)
+            })
+        };
+        Ok(ledgers.iter().filter(is_compared).cloned().collect())
+    }
+
+    async fn ledgers(&self) -> Result<Vec<Placed>, RunError> {
+        Ok(patiently(|| self.batch.store.ledgers(self.view)).await?)
     }
 
     /// Whether the filter of a compared start had forgotten what it should have known.
     async fn cut_short(&self, ground: &Ground) -> Result<bool, RunError> {
-        let unsure = |ledger: &Ledger| ledger.counts.get("unsure").is_some_and(|times| *times > 0);
-        Ok(self.ledgers(ground).await?.iter().any(|(_, _, ledger)| unsure(ledger)))
+        let ledgers = self.compared(ground, &self.ledgers().await?)?;
+        Ok(ledgers.iter().any(|(_, _, ledger)| ledger.unsure > 0))
     }
 
-    async fn sum_up(&self, ground: &Ground, compare: Compare) -> Result<Reconciled, RunError> {
+    async fn sum_up(&self, archive: &Archive, ground: &Ground, compare: Compare) -> Result<Reconciled, RunError> {
         let chunk = self.chunk()?;
         let Compare {
             compared,
@@ -399,29 +421,36 @@ impl OfView<'_> {
             .count() as u64;
         let count = different.len() as u64;
         different.truncate(LISTED);
-        let alarms = self
-            .ledgers(ground)
-            .await?
-            .into_iter()
-            .filter_map(|(partition, start, ledger)| {
-                let spanned = ledger.next.0.saturating_sub(start.0.0);
-                let told = ledger.read.saturating_add(ledger.holes);
-                (told != spanned).then(|| {
-                    format!(
-                        "partition {}, start {}: {} records and {} holes were told of {spanned} offsets",
-                        partition.number, start.0, ledger.read, ledger.holes
-                    )
-                })
+        let all = self.ledgers().await?;
+        let marks = ground.marks();
+        let compared_ledgers = self.compared(ground, &all)?;
+        let from = marks.iter().map(|(partition, mark)| (*partition, mark.0)).collect();
+        let accounts = archive.accounts(ground.pinned.version, &from).await?;
+        let ledgers = ledgers::compare(&compared_ledgers, &accounts, &ground.pinned).await?;
+        let mut gaps = BTreeMap::new();
+        let mut partitions = Vec::with_capacity(ground.partitions.len());
+        for (partition, found) in &ground.partitions {
+            let progress = ground.facts.progress(*partition);
+            let coverage = progress.coverage(found.mark, chunk);
+            let lacks = coverage.gaps.ranges();
+            let mut archived = 0;
+            for gap in lacks {
+                archived += ground.pinned.events_within(*partition, *gap).await?;
+            }
+            partitions.push(PartitionCompared {
+                topic: topic_text(partition.topic),
+                partition: partition.number,
+                mark: found.mark.0.0,
+                up_to: found.end.0,
+                archive_end: ground.pinned.ends.get(partition).copied().unwrap_or_default().0,
+                speed_next: coverage.covered.0,
+                gaps: lacks.iter().map(|gap| (gap.from.0, gap.to.0)).collect(),
+                archived_in_gaps: archived,
+                cut_off: ground.cut_off(*partition),
+                left_out: found.left_out,
             });
-        let partitions = ground.partitions.iter().map(|(partition, found)| PartitionCompared {
-            topic: topic_text(partition.topic),
-            partition: partition.number,
-            mark: found.mark.0.0,
-            up_to: found.end.0,
-            archive_end: ground.pinned.ends.get(partition).copied().unwrap_or_default().0,
-            speed_next: ground.facts.progress(*partition).coverage(found.mark, chunk).covered.0,
-            left_out: found.left_out,
-        });
+            gaps.insert(*partition, coverage.gaps);
+        }
         Ok(Reconciled {
             view: self.view.name.clone(),
             compared,
@@ -429,8 +458,9 @@ impl OfView<'_> {
             different: count,
             unexplained,
             differences: different,
-            partitions: partitions.collect(),
-            alarms: alarms.collect(),
+            partitions,
+            alarms: ledgers::alarms(&all, &marks, &gaps, chunk),
+            ledgers,
             why: (compared == 0).then(|| "the speed layer and the archive hold no events in common yet".to_owned()),
         })
     }
@@ -446,6 +476,24 @@ impl Ground {
             .iter()
             .map(|(partition, found)| (*partition, found.mark))
             .collect()
+    }
+
+    /// What either layer recorded of a log that ended below what it had read.
+    fn cut_off(&self, partition: Partition) -> Option<(u64, u64)> {
+        let of_speed = self.facts.truncations.get(&partition);
+        let of_archive = self.pinned.truncated.get(&partition);
+        let of_archive = of_archive.map(|range| (range.from.0, range.to.0));
+        of_speed
+            .map(|truncation| (truncation.end.0, truncation.next.0))
+            .or(of_archive)
+    }
+
+    /// Whether progress leads from each mark as far as any start has come.
+    fn has_no_hole(&self, chunk: ChunkSize) -> bool {
+        self.partitions.iter().all(|(partition, found)| {
+            let progress = self.facts.progress(*partition);
+            progress.highest_next() <= Some(progress.coverage(found.mark, chunk).covered)
+        })
     }
 
     /// The offsets that the compared speed rows count.

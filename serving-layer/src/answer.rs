@@ -225,7 +225,7 @@ impl Answer {
                 now: rfc3339_millis(query.range.now),
             },
             publication: facts.newest().map(|newest| AnsweredPublication::of(newest, topic)),
-            freshness: Freshness::of(facts, freshness, query.range.now),
+            freshness: Freshness::of(view, facts, freshness, query.range.now),
             gaps: gaps.collect(),
             statistics: compact.statistics,
         })

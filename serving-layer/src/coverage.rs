@@ -2,17 +2,17 @@
 //!
 //! Three things can be missing. Offsets that neither layer has any more: then no bucket can be called whole, since
 //! nobody knows their event times. Offsets that are skipped for now: the rows that count have come less far than others.
-//! And events that have not come yet: a bucket is open until every partition has counted a later event time. A
-//! late event can still fall into any bucket; the answer is then another, and was right before.
+//! And events that have not come yet: a bucket is open until every partition's watermark has passed it: its highest
+//! event time less the lateness that the dataset expects. A late event can still fall into any bucket; the answer is then another, and was right before.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
-use shared_connections::store::{Facts, FreshnessOfPartition};
+use shared_connections::store::{Facts, FreshnessOfPartition, PartitionState};
 use shared_schemas::handoff::{ChunkSize, Offset, OffsetSet, Partition, SpeedProgress};
 use shared_schemas::store::Layers;
 
-use crate::freshness::{self, State};
+use crate::freshness;
 use crate::request::Range;
 
 const MICROS: i64 = 1_000_000;
@@ -42,7 +42,7 @@ pub enum Reason {
     Range,
     /// Offsets are skipped that the speed layer is to fill in.
     Behind,
-    /// Not every partition has counted an event later than the bucket.
+    /// Not every partition's watermark has passed the bucket.
     Open,
 }
 
@@ -53,7 +53,7 @@ pub struct Coverage {
     pub gaps: BTreeMap<Partition, OffsetSet>,
     /// Rows that count have come less far than others.
     pub behind: bool,
-    /// Up to which event time every partition was counted, in microseconds since 1970; `None`: unknown.
+    /// The view's watermark: no earlier event is expected of any partition, in microseconds since 1970; `None`: unknown.
     pub watermark: Option<i64>,
     layers: Layers,
 }
@@ -85,7 +85,7 @@ impl Coverage {
             // A worker that catches up knows of events that it has not counted.
             let topic = freshness::topic(freshness);
             let of_topic = freshness.iter().filter(|row| Some(row.partition.topic) == topic);
-            let mut catching_up = of_topic.filter(|row| State::of(row, now) == State::CatchingUp);
+            let mut catching_up = of_topic.filter(|row| freshness::state(facts, row, now) == PartitionState::Behind);
             behind |= catching_up.any(|row| row.next < row.log_end);
             // A gap is durable before any row that lacks its offsets: what was read lacks nothing else.
             for (partition, progress) in after {
@@ -148,11 +148,11 @@ fn counted_once(facts: &Facts) -> BTreeMap<Partition, Offset> {
     once
 }
 
-/// Up to which event time every partition of the topic was counted: the lowest of their highest event times.
+/// The view's watermark: the lowest of its partitions', each the highest event time seen there less the lateness.
 ///
 /// A partition with nothing left to read holds no other back when it is idle, or when its worker has counted nothing yet. Where batch has passed the speed layer's
 /// worker, or there is none, what is known is that some event of the partition's last published day was counted.
-fn watermark(facts: &Facts, freshness: &[FreshnessOfPartition], now: i64) -> Option<i64> {
+pub(crate) fn watermark(facts: &Facts, freshness: &[FreshnessOfPartition], now: i64) -> Option<i64> {
     let newest = facts.newest().map(|published| &published.publication);
     let last_days = facts.newest().map(|published| &published.origin.last_days);
     let published = |partition| {
@@ -187,8 +187,8 @@ fn watermark(facts: &Facts, freshness: &[FreshnessOfPartition], now: i64) -> Opt
             own
         };
         let is_idle = row.is_some_and(|row| {
-            let state = State::of(row, now);
-            freshness::is_at_end(row, state) && (state == State::Idle || own.is_none())
+            let state = freshness::state(facts, row, now);
+            freshness::is_at_end(row, state) && (state == PartitionState::Idle || own.is_none())
         });
         if is_idle {
             idle = idle.max(counted);

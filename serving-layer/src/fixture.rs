@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
-use shared_connections::store::{Facts, FreshnessOfPartition, Origin, Published};
+use shared_connections::store::{Facts, FreshnessOfPartition, Origin, PartitionState, Published};
 use shared_schemas::definitions::Definitions;
 use shared_schemas::handoff::{EventDay, Mark, Offset, Partition, Publication, RunId, SpeedProgress, Start, TopicId};
 use shared_schemas::view::View;
@@ -88,14 +88,25 @@ pub(crate) fn facts(marks: &[(u32, u64)], days: &[i32], progress: &[(u32, u64, u
 }
 
 /// What a worker said at the moment 1,000,000 ms.
-pub(crate) fn fresh(number: u32, next: u64, log_end: u64, state: &str, watermark: Option<i64>) -> FreshnessOfPartition {
+pub(crate) fn fresh(
+    number: u32,
+    next: u64,
+    log_end: u64,
+    state: PartitionState,
+    watermark: Option<i64>,
+) -> FreshnessOfPartition {
     FreshnessOfPartition {
         partition: partition(number),
         next: Offset(next),
         log_end: Offset(log_end),
         watermark,
         kafka_time: Some(999_000),
-        state: state.to_owned(),
+        state,
+        reason: if state == PartitionState::Stuck {
+            "Kafka is away".to_owned()
+        } else {
+            String::new()
+        },
         seen: 1_000_000,
     }
 }

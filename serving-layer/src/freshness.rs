@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use shared_connections::store::{Facts, FreshnessOfPartition, Published};
-use shared_schemas::handoff::{Partition, TopicId};
+use shared_connections::store::{Facts, FreshnessOfPartition, PartitionState, Published};
+use shared_schemas::handoff::{ChunkSize, OffsetSet, Partition, TopicId};
+use shared_schemas::view::View;
 
 use crate::answer::rfc3339_millis;
+use crate::coverage;
 
-/// A worker that has said nothing for so long, in milliseconds, may be gone. It speaks each second.
-const SILENT: i64 = 10_000;
+/// So many gaps of a partition are listed; all are counted.
+const LISTED: usize = 100;
 
 /// How far each layer has come.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -36,6 +38,9 @@ pub struct SpeedFreshness {
     pub lag_events: Option<u64>,
     /// How long ago `up_to` is.
     pub lag_seconds: Option<f64>,
+    /// The lowest of the partitions' watermarks, those that are idle left out: what comes later with an earlier event time
+    /// is late. Null where one is not known.
+    pub watermark: Option<String>,
     /// By partition.
     pub partitions: BTreeMap<String, PartitionFreshness>,
 }
@@ -43,64 +48,51 @@ pub struct SpeedFreshness {
 /// How far the speed layer has come in a partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PartitionFreshness {
-    /// What its worker does there.
-    pub state: State,
+    /// What becomes of its records: `live`, `behind`, `idle` or `stuck`.
+    pub state: &'static str,
+    /// Why it is stuck; absent where it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Up to which offset it has counted.
     pub next: u64,
-    /// The highest event time counted.
+    /// The highest event time seen less the dataset's lateness.
     pub watermark: Option<String>,
+    /// How many offsets from the mark on the speed layer lacks, because Kafka no longer had them.
+    pub gap_offsets: u64,
+    /// Which: from, and up to; the first hundred ranges. Absent where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gaps: Vec<[u64; 2]>,
 }
 
-/// What a worker does in a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// It counts what comes.
-    Live,
-    /// It counts what came earlier.
-    CatchingUp,
-    /// Nothing comes.
-    Idle,
-    /// It cannot reach Kafka.
-    KafkaAway,
-    /// It reads no further until a person has looked: the log ends below what was read.
-    Stopped,
-    /// Nobody has spoken of the partition for a while.
-    Unknown,
-}
-
-impl State {
-    /// What is known at `now`, in milliseconds since 1970.
-    pub fn of(row: &FreshnessOfPartition, now: i64) -> Self {
-        // A moment far ahead is of a clock that was set back since: nothing newer can replace it.
-        if now.saturating_sub(row.seen).abs() > SILENT {
-            return Self::Unknown;
-        }
-        match row.state.as_str() {
-            "live" => Self::Live,
-            "catching_up" => Self::CatchingUp,
-            "idle" => Self::Idle,
-            "kafka_away" => Self::KafkaAway,
-            "stopped" => Self::Stopped,
-            _ => Self::Unknown,
-        }
-    }
+/// What becomes of a partition's records at `now`, in milliseconds since 1970.
+pub(crate) fn state(facts: &Facts, row: &FreshnessOfPartition, now: i64) -> PartitionState {
+    row.standing(facts.truncations.get(&row.partition), now).0
 }
 
 impl Freshness {
     /// At `now`, in milliseconds since 1970.
-    pub fn of(facts: &Facts, rows: &[FreshnessOfPartition], now: i64) -> Self {
+    pub fn of(view: &View, facts: &Facts, rows: &[FreshnessOfPartition], now: i64) -> Self {
+        // A checked view's chunk is a power of two.
+        let chunk = ChunkSize::new(view.chunk).ok();
         let topic = topic(rows);
+        let watermark = coverage::watermark(facts, rows, now);
         let rows: Vec<_> = rows.iter().filter(|row| Some(row.partition.topic) == topic).collect();
-        let ups = rows.iter().map(|row| up_to(row, now));
+        let ups = rows.iter().map(|row| up_to(row));
         // One partition of which nothing is known leaves nothing known of all.
         let up_to = ups.reduce(|lowest, next| lowest.min(next)).flatten();
         let lag = |row: &&FreshnessOfPartition| row.log_end.0.saturating_sub(row.next.0);
         let partition = |row: &&FreshnessOfPartition| {
+            let (state, reason) = row.standing(facts.truncations.get(&row.partition), now);
+            let progress = facts.progress(row.partition);
+            let lost = chunk.map(|chunk| progress.gaps_from(facts.mark(row.partition), chunk));
+            let lost = lost.unwrap_or_default();
             let freshness = PartitionFreshness {
-                state: State::of(row, now),
+                state: state.name(),
+                reason,
                 next: row.next.0,
                 watermark: row.watermark.and_then(crate::answer::rfc3339_micros),
+                gap_offsets: lost.ranges().iter().map(|gap| gap.to.0 - gap.from.0).sum(),
+                gaps: listed(&lost),
             };
             (row.partition.number.to_string(), freshness)
         };
@@ -114,6 +106,7 @@ impl Freshness {
                 up_to: up_to.and_then(rfc3339_millis),
                 lag_events: (!rows.is_empty()).then(|| rows.iter().map(lag).sum()),
                 lag_seconds: up_to.map(|up_to| seconds(now.saturating_sub(up_to).max(0))),
+                watermark: watermark.and_then(crate::answer::rfc3339_micros),
                 partitions: rows.iter().map(partition).collect(),
             },
         }
@@ -121,23 +114,20 @@ impl Freshness {
 
     /// What a person should know, in sentences; nothing where all is well.
     pub fn complaints(&self, view: &str) -> Vec<String> {
-        let troubles = [
-            (State::Unknown, "is silent on"),
-            (State::KafkaAway, "cannot reach Kafka for"),
-            (State::Stopped, "has stopped reading"),
-        ];
-        let trouble = |(state, what): (State, &str)| {
-            let of_state = self
-                .speed
-                .partitions
-                .iter()
-                .filter(|(_, partition)| partition.state == state);
-            let numbers: Vec<_> = of_state.map(|(number, _)| number.as_str()).collect();
-            (!numbers.is_empty())
-                .then(|| format!("view {view}: the speed layer {what} partition {}", numbers.join(", ")))
-        };
-        troubles.into_iter().filter_map(trouble).collect()
+        let stuck = self.speed.partitions.iter().filter_map(|(number, partition)| {
+            let reason = partition.reason.as_ref()?;
+            Some(format!(
+                "view {view}: the speed layer is stuck on partition {number}: {reason}"
+            ))
+        });
+        stuck.collect()
     }
+}
+
+/// The first ranges.
+fn listed(gaps: &OffsetSet) -> Vec<[u64; 2]> {
+    let ranges = gaps.ranges().iter().take(LISTED);
+    ranges.map(|gap| [gap.from.0, gap.to.0]).collect()
 }
 
 /// The incarnation of the topic that workers spoke of last. Rows of an earlier one stay, and say nothing.
@@ -155,15 +145,14 @@ pub fn partition_name(partition: Partition, topic: Option<TopicId>) -> String {
 }
 
 /// Whether the worker had nothing left to read when it spoke, and would know of more by now.
-pub fn is_at_end(row: &FreshnessOfPartition, state: State) -> bool {
-    row.next >= row.log_end && matches!(state, State::Live | State::CatchingUp | State::Idle)
+pub fn is_at_end(row: &FreshnessOfPartition, state: PartitionState) -> bool {
+    row.next >= row.log_end && state != PartitionState::Stuck
 }
 
 /// All that Kafka had at that moment is counted, in milliseconds since 1970. A worker that went silent at the end of the
-/// log had counted all until then; one that cannot reach Kafka does not know where the log ends.
-fn up_to(row: &FreshnessOfPartition, now: i64) -> Option<i64> {
-    let state = State::of(row, now);
-    if is_at_end(row, state) || (state == State::Unknown && row.next >= row.log_end && row.state != "kafka_away") {
+/// log had counted all until then; one that said itself that it was stuck does not know where the log ends.
+fn up_to(row: &FreshnessOfPartition) -> Option<i64> {
+    if is_at_end(row, row.state) {
         Some(row.seen)
     } else {
         row.kafka_time

@@ -83,7 +83,7 @@ impl ViewPage {
             publication: facts
                 .newest()
                 .map(|newest| AnsweredPublication::of(newest, topic(freshness))),
-            freshness: Freshness::of(facts, freshness, now),
+            freshness: Freshness::of(view, facts, freshness, now),
         }
     }
 }

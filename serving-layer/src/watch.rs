@@ -77,7 +77,7 @@ impl Watch {
         for view in &self.definitions.views {
             let (facts, rows) = query::facts(&self.store, view).await?;
             let now = Utc::now().timestamp_millis();
-            let freshness = Freshness::of(&facts, &rows, now);
+            let freshness = Freshness::of(view, &facts, &rows, now);
             record(view, &facts, &freshness, now);
             complaints.extend(freshness.complaints(&view.name));
         }

@@ -4,18 +4,29 @@
 //! insert that failed, or whose reply was lost, is sent again as it is; nothing here keeps state between calls.
 //!
 //! - [`client`]: statements and inserts, with timeouts and errors that say whether to try again
+//! - [`upgrade`]: columns that a table of an earlier build lacks
+//! - [`ledger`]: what became of the records of a start, and whether it adds up
 //! - [`facts`]: what a reader, a worker or a run reads before it decides
 //! - `isolate`: the rows of an insert that the server refuses, found by halving
-//! - [`record`]: what they write: progress, gaps, cuts, runs, publications, floors, freshness
+//! - [`record`]: what they write: progress, gaps, cuts, runs, publications, floors
+//! - [`freshness`]: how fresh the speed layer is, and which partitions are stuck, and why
+//! - [`truncation`]: logs that ended below what was read from them
 
 pub mod client;
 mod error;
 pub mod facts;
+pub mod freshness;
 mod isolate;
+pub mod ledger;
 pub mod record;
+pub mod truncation;
+mod upgrade;
 
 pub use client::{Answer, Store};
 pub use error::{ErrorKind, Fault, StoreError};
-pub use facts::{Cut, Facts, FreshnessOfPartition, Published, Run};
+pub use facts::{Cut, Facts, Published, Run};
+pub use freshness::{FreshnessOfPartition, PartitionState};
 pub use isolate::RefusedRow;
-pub use record::{Ledger, Origin, ProgressRow};
+pub use ledger::{Ledger, Unbalanced};
+pub use record::{Origin, ProgressRow};
+pub use truncation::Truncation;

@@ -43,6 +43,14 @@ pub enum SpeedError {
     /// The dataset's chunk is not a power of two; definitions are checked for it.
     #[error(transparent)]
     Chunk(#[from] shared_schemas::handoff::BadChunk),
+    /// A log's end was taken for lost records, and is where it was.
+    #[error("partition {partition} of topic {topic} ended below what was read, and does no more: it is read anew")]
+    CameBack {
+        /// The topic.
+        topic: String,
+        /// Kafka's partition number.
+        partition: u32,
+    },
     /// A task of the worker ended by a panic.
     #[error("a task of the speed layer broke down: a mistake of ours, please report it")]
     Task,

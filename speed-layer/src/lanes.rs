@@ -8,12 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::{AsArray, BooleanArray, RecordBatch};
+use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::TimestampMicrosecondType;
 use arrow::error::ArrowError;
 use shared_connections::log::{Event, Kafka, LogError, Outcome, Reader, ReaderOptions, Slice};
-use shared_schemas::dataset::{Dataset, EVENT_TIME_COLUMN};
+use shared_schemas::dataset::Dataset;
 use shared_schemas::decode::EnvironmentKeys;
 use shared_schemas::handoff::{Offset, OffsetRange};
 use shared_schemas::plan::event_schema;
@@ -63,8 +62,6 @@ pub(crate) struct Read {
     pub(crate) records: Records,
     /// The events among them, repeats left out, ascending by offset.
     pub(crate) batches: Vec<RecordBatch>,
-    /// The highest event time among the accepted, in µs.
-    pub(crate) watermark: Option<i64>,
     /// The last record's Kafka timestamp in ms.
     pub(crate) kafka_time: Option<i64>,
 }
@@ -285,7 +282,6 @@ impl Lanes {
         fates.retain(|(offset, _)| *offset >= counts_from);
         Ok(Step::Read(Read {
             partition: slice.partition,
-            watermark: highest_event_time(&batches),
             kafka_time: slice.records.last().and_then(|record| record.kafka_time),
             records: Records {
                 from: counts_from,
@@ -384,13 +380,4 @@ async fn first_times(
 pub(crate) fn now() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
-}
-
-fn highest_event_time(batches: &[RecordBatch]) -> Option<i64> {
-    let times = batches
-        .iter()
-        .filter_map(|batch| batch.column_by_name(EVENT_TIME_COLUMN));
-    times
-        .filter_map(|times| arrow::compute::max(times.as_primitive::<TimestampMicrosecondType>()))
-        .max()
 }

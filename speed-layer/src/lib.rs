@@ -14,6 +14,7 @@
 //! In reading order:
 //! - [`dedupe`]: which records are repeats, as a function of the log
 //! - [`starts`]: which starts a slice counts for, and how far each has come
+//! - [`event_time`]: watermarks, and which events are late
 //! - [`cells`]: the open cells, whole
 //! - [`aggregate`]: a view's plan over what came since the last flush
 //! - [`lanes`]: readers, each warmed before it counts
@@ -28,6 +29,7 @@ mod alarm;
 pub mod cells;
 pub mod dedupe;
 mod error;
+mod event_time;
 mod flush;
 mod lanes;
 pub mod layer;

@@ -9,8 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use shared_connections::store::Ledger;
 use shared_schemas::handoff::{ChunkSize, Mark, Offset, OffsetRange, SpeedProgress, Start, may_show, wanted};
 
+use crate::aggregate::Counted;
 use crate::dedupe::Judgement;
 use shared_schemas::decode::Reason;
+use shared_schemas::plan::Filtered;
 
 /// What became of a delivered record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,17 +21,6 @@ pub enum Fate {
     Accepted(Judgement),
     /// It could not be read; the archiver writes the dead letter.
     Refused(Reason),
-}
-
-impl Fate {
-    /// Its name in ledgers.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Accepted(Judgement::First | Judgement::Unsure) => "accepted",
-            Self::Accepted(Judgement::Repeat) => "repeats",
-            Self::Refused(reason) => reason.name(),
-        }
-    }
 }
 
 /// The delivered records of a slice, in the order of offsets.
@@ -85,8 +76,11 @@ pub struct Kept {
     read_to: Offset,
     /// A record at or past the chunk's end was delivered.
     complete: bool,
-    /// What became of the records. Its `next` is the version of the cells.
+    /// What became of the records. Its `next` is the version of the cells. It adds up once what was taken is folded in
+    /// ([`Starts::folded`]).
     pub ledger: Ledger,
+    /// Offsets that the log lost beyond the last record that was read: holes, once a record follows on them.
+    lost: u64,
     /// Up to where progress was recorded.
     shown: Option<Offset>,
     /// A row of its cells is refused by the store: nothing is claimed of it.
@@ -175,8 +169,7 @@ impl Starts {
             }
             let piece = OffsetRange { from: kept.read_to, to };
             let offsets = piece.to.0 - piece.from.0;
-            kept.ledger.holes += offsets;
-            *kept.ledger.counts.entry("gap".to_owned()).or_default() += offsets;
+            kept.lost += offsets;
             kept.read_to = to;
             lost.push((*start, piece));
         }
@@ -194,6 +187,7 @@ impl Starts {
                     rules: rules.to_owned(),
                     ..Ledger::default()
                 },
+                lost: 0,
                 shown: None,
                 is_withheld: false,
             });
@@ -273,33 +267,38 @@ impl Starts {
         }
     }
 
-    /// Counts expressions of the view's filter that failed.
-    pub fn count(&mut self, start: Start, what: &str, times: u64) {
-        if let Some(kept) = self.kept.get_mut(&start).filter(|_| times > 0) {
-            *kept.ledger.counts.entry(what.to_owned()).or_default() += times;
+    /// Counts what the view's plan made of the events that a start took.
+    pub fn folded(&mut self, counted: &Counted) {
+        if let Some(kept) = self.kept.get_mut(&counted.start) {
+            let Filtered { passed, failed } = counted.filtered;
+            kept.ledger.aggregated += passed;
+            kept.ledger.filtered += counted.events.saturating_sub(passed);
+            kept.ledger.failed_filters += failed;
         }
     }
 }
 
 impl Kept {
-    /// Counts the records in a range that is taken.
+    /// Counts the records in a range that is taken. Of the accepted the plan says more.
     fn count(&mut self, range: OffsetRange, records: &Records) {
         let first = records.fates.partition_point(|(offset, _)| *offset < range.from);
-        let mut expected = range.from;
-        for (offset, fate) in records.fates[first..]
-            .iter()
-            .take_while(|(offset, _)| *offset < range.to)
-        {
-            self.ledger.read += 1;
-            self.ledger.holes += offset.0 - expected.0;
-            expected = offset.next();
-            *self.ledger.counts.entry(fate.name().to_owned()).or_default() += 1;
-            if *fate == Fate::Accepted(Judgement::Unsure) {
-                *self.ledger.counts.entry("unsure".to_owned()).or_default() += 1;
+        let length = records.fates[first..].partition_point(|(offset, _)| *offset < range.to);
+        let (ledger, mut unsure, mut repeated) = (&mut self.ledger, 0, 0);
+        for (_, fate) in &records.fates[first..first + length] {
+            match fate {
+                Fate::Accepted(Judgement::First) => {}
+                Fate::Accepted(Judgement::Unsure) => unsure += 1,
+                Fate::Accepted(Judgement::Repeat) => repeated += 1,
+                Fate::Refused(reason) => *ledger.invalid.entry(reason.name().to_owned()).or_default() += 1,
             }
         }
-        // Only where the chunk ends in a hole.
-        self.ledger.holes += range.to.0 - expected.0;
+        let read = length as u64;
+        ledger.read += read;
+        ledger.unsure += unsure;
+        ledger.repeated += repeated;
+        // What lies between the records, and behind the last where the chunk ends in a hole.
+        ledger.holes += range.to.0 - range.from.0 - read + self.lost;
+        ledger.gap += std::mem::take(&mut self.lost);
     }
 }
 

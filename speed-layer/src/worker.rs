@@ -7,6 +7,7 @@ mod catch_up;
 mod flushing;
 mod fresh;
 mod share;
+mod truncated;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,13 +15,14 @@ use std::time::Duration;
 
 use shared_connections::log::group::{Assigned, Membership};
 use shared_connections::log::{Kafka, Topic};
-use shared_connections::store::Store;
+use shared_connections::store::{Store, Truncation};
 use shared_schemas::config::SpeedConfig;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{ChunkSize, OffsetRange, Partition, Start};
 use shared_schemas::view::View;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -28,13 +30,14 @@ use crate::aggregate::Aggregate;
 use crate::alarm::Alarm;
 use crate::dedupe::Budget;
 use crate::error::SpeedError;
+use crate::event_time;
 use crate::flush::{self, persist};
-use crate::lanes::{Lanes, Read, Step};
+use crate::lanes::{Lanes, Read, Step, now};
 use crate::look::{self, Looked};
 use crate::starts::{Starts, Wanted};
 use catch_up::{Came, CatchUp};
 use flushing::Flushing;
-use fresh::Seen;
+use fresh::{Seen, Told};
 use share::{Share, Warming};
 
 /// So many events are aggregated at once, one that two views count being two. With fewer, most of a view's cells are
@@ -78,8 +81,8 @@ pub(crate) struct ViewState {
 pub(crate) struct OfPartition {
     pub(crate) starts: Starts,
     pub(crate) wanted: Wanted,
-    /// The highest event time counted, in µs.
-    pub(crate) watermark: Option<i64>,
+    /// The highest event time counted, in µs; none that is ahead of the clock by more than the dataset allows.
+    pub(crate) highest: Option<i64>,
 }
 
 struct Worker {
@@ -95,9 +98,12 @@ struct Worker {
     flushing: Flushing,
     looked: watch::Receiver<Looked>,
     seen: BTreeMap<u32, Seen>,
+    told: Told,
+    /// One at most: saying how fresh all is while a flush does not end.
+    telling: JoinSet<()>,
     alarm: Alarm,
     /// Partitions whose log ends below what was read: they wait for a person.
-    stopped: BTreeSet<u32>,
+    truncated: BTreeMap<u32, Truncation>,
 }
 
 /// Works until cancelled; begins again after an error, or when the topic has changed.
@@ -177,7 +183,7 @@ impl Worker {
             let of_partition = || OfPartition {
                 starts: Starts::new(chunk),
                 wanted: Wanted::default(),
-                watermark: None,
+                highest: None,
             };
             views.push(ViewState {
                 view: view.clone(),
@@ -191,7 +197,8 @@ impl Worker {
             let told = persist("read how fresh the rows are", || setup.store.freshness(&view.view)).await?;
             for row in told.into_iter().filter(|row| row.partition.topic == topic.id) {
                 if let Some(of_partition) = view.partitions.get_mut(&row.partition.number) {
-                    of_partition.watermark = row.watermark;
+                    let highest = |watermark| event_time::highest_of(watermark, &setup.dataset);
+                    of_partition.highest = row.watermark.map(highest);
                 }
             }
         }
@@ -215,7 +222,9 @@ impl Worker {
             catch_ups: Vec::new(),
             flushing: Flushing::default(),
             looked,
-            stopped: BTreeSet::new(),
+            told: Told::default(),
+            telling: JoinSet::new(),
+            truncated: BTreeMap::new(),
         })
     }
 
@@ -250,7 +259,7 @@ impl Worker {
                     }
                 }
                 () = share::changed(&mut self.share) => self.take_share()?,
-                warmed = share::warmed(&mut self.warming) => self.take_warmed(warmed?)?,
+                warmed = share::warmed(&mut self.warming) => self.take_warmed(warmed?).await?,
                 step = catch_up::next_of(&mut self.catch_ups, &mut self.front), if !is_paused => match step {
                     Came::Behind(which, step) => self.behind(which, step).await?,
                     Came::Ahead(None) => {
@@ -298,7 +307,7 @@ impl Worker {
             Step::Read(read) => {
                 if is_front && let Some(seen) = self.seen.get_mut(&read.partition) {
                     self.alarm.take(&read);
-                    seen.take(&read, &self.setup.dataset.name);
+                    seen.take(&read, &self.setup.dataset);
                 }
                 self.take(&read)?;
             }
@@ -312,11 +321,7 @@ impl Worker {
                 if !flush::is_same_topic(&self.setup.kafka, name, &self.topic).await? {
                     return Ok(Some(Ended::TopicChanged));
                 }
-                tracing::error!(
-                    "partition {partition} of topic {name} ends at offset {end}, below {cursor}, up to where it was read: \
-                     records were lost in Kafka. It is read no further; make the topic anew to go on"
-                );
-                self.stopped.insert(partition);
+                self.is_short(partition, cursor, end).await?;
             }
         }
         Ok(None)
@@ -327,6 +332,7 @@ impl Worker {
             // Somebody else's by now.
             return Ok(());
         }
+        let highest = event_time::highest(&read.batches, &self.setup.dataset, now());
         for view in &mut self.views {
             let Some(of_partition) = view.partitions.get_mut(&read.partition) else {
                 continue;
@@ -336,7 +342,7 @@ impl Worker {
                 .take(&read.records, &of_partition.wanted, &self.rules);
             if !taken.is_empty() {
                 // Of a view that counts nothing of this yet, it says nothing.
-                of_partition.watermark = of_partition.watermark.max(read.watermark);
+                of_partition.highest = of_partition.highest.max(highest);
             }
             for (start, range) in taken {
                 view.aggregate
@@ -362,6 +368,9 @@ impl Worker {
                 continue;
             };
             let lost = of_partition.starts.lose(range, &of_partition.wanted, &self.rules);
+            let offsets = lost.iter().map(|(_, piece)| piece.to.0 - piece.from.0);
+            metrics::counter!("highwater_speed_gap_offsets_total", "view" => view.view.name.clone())
+                .increment(offsets.sum());
             for (start, piece) in lost {
                 of_partition.wanted.progress.record_gap(start, piece);
                 gaps.push((view.view.fingerprint, partition, start, piece));
@@ -389,10 +398,12 @@ impl Worker {
             let gone = dropped(view, |of| of.starts.retain_wanted(&of.wanted));
             self.setup.drop_cells(view, &gone)?;
         }
+        self.take_truncations(&looked);
         self.end_catching_up_where_done().await;
         self.seek_what_is_lacking();
         self.alarm.tell();
         self.flushing.tell();
+        self.tell_of_a_stall();
         // New partitions of the topic need room too.
         let topic = self.front.reader().topic();
         Ok(topic.filter(|topic| *topic != self.topic).map(|_| Ended::TopicChanged))

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use highwater_batch::reconcile::{LedgerDifference, Told};
 use highwater_batch::{Reconciled, Selection};
 use tokio_util::sync::CancellationToken;
 
@@ -99,7 +100,29 @@ fn remarks(one: &Reconciled) -> Vec<String> {
             partition.partition, partition.up_to, partition.speed_next
         ));
     }
+    for partition in one.partitions.iter().filter(|partition| !partition.gaps.is_empty()) {
+        let gaps = partition.gaps.iter().take(SHOWN);
+        let gaps: Vec<_> = gaps
+            .map(|(from, to)| format!("{from} to {}", to.saturating_sub(1)))
+            .collect();
+        remarks.push(format!(
+            "partition {}: the speed layer lacks offsets {}, which Kafka no longer had; the archive holds {} events of them",
+            partition.partition,
+            gaps.join(", "),
+            partition.archived_in_gaps
+        ));
+    }
+    for partition in &one.partitions {
+        if let Some((end, next)) = partition.cut_off {
+            remarks.push(format!(
+                "partition {}: its log ended at offset {end} after it was read up to {next}; from {end} on the layers may have \
+                 other records",
+                partition.partition
+            ));
+        }
+    }
     remarks.extend(one.alarms.iter().cloned());
+    remarks.extend(one.ledgers.differences.iter().take(SHOWN).map(ledger));
     for difference in one.differences.iter().take(SHOWN) {
         let dimensions = difference
             .dimensions
@@ -120,6 +143,25 @@ fn remarks(one: &Reconciled) -> Vec<String> {
         remarks.push(format!("and {more} more differences"));
     }
     remarks
+}
+
+/// A ledger that tells something else than the archive.
+fn ledger(difference: &LedgerDifference) -> String {
+    let told = |told: &Told| {
+        let read = told.read.map(|read| format!("{read} read, ")).unwrap_or_default();
+        let reasons = told.invalid.iter().flatten();
+        let reasons: String = reasons.map(|(reason, count)| format!(", {count} {reason}")).collect();
+        format!("{read}{} events{reasons}", told.accepted)
+    };
+    format!(
+        "partition {}, offsets {} to {}: the speed layer tells of {}, the archive of {} ({})",
+        difference.partition,
+        difference.start,
+        difference.next.saturating_sub(1),
+        told(&difference.told),
+        told(&difference.archived),
+        difference.explained.unwrap_or("unexplained"),
+    )
 }
 
 fn null(value: Option<&str>) -> &str {

@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use arrow::array::AsArray;
 use arrow::datatypes::{Int32Type, Int64Type};
 use datafusion::prelude::SessionContext;
-use highwater_batch::archive::{Archive, Pinned, ServeError, serve};
+use highwater_batch::archive::{Archive, Commit, Pinned, ServeError, serve};
 use highwater_tests::stack::{PATIENCE, Site, shared, unique};
 use local_stack::topics::{self, Partitions, Topic};
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
@@ -20,7 +20,7 @@ use rdkafka::{ClientConfig, TopicPartitionList};
 use shared_connections::log::Kafka;
 use shared_schemas::config::Config;
 use shared_schemas::definitions::Definitions;
-use shared_schemas::handoff::{Partition, TopicId};
+use shared_schemas::handoff::{Offset, OffsetRange, Partition, TopicId};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -296,6 +296,28 @@ impl World {
     pub(super) async fn pin(&self) -> anyhow::Result<Pinned> {
         let archive = Archive::open(&self.config.archive, &self.definitions.datasets[0]).await?;
         Ok(archive.context("nothing is archived")?.pin().await?)
+    }
+
+    /// Lets the archive go on to an offset that the log has not.
+    pub(super) async fn archive_nothing(&self, partition: Partition, from: u64, to: u64) -> anyhow::Result<()> {
+        let archive = Archive::open(&self.config.archive, &self.definitions.datasets[0]).await?;
+        let (from, to) = (Offset(from), Offset(to));
+        let commit = Commit {
+            ranges: [(partition, OffsetRange { from, to })].into(),
+            ..Commit::default()
+        };
+        archive.context("nothing is archived")?.commit(&commit).await?;
+        Ok(())
+    }
+
+    /// Waits until the archive says that the log ended there, below what was archived.
+    pub(super) async fn until_cut_off(&self, partition: Partition, end: u64, next: u64) -> anyhow::Result<()> {
+        let (from, to) = (Offset(end), Offset(next));
+        let is_said = || async {
+            let pinned = self.pin().await.ok()?;
+            (pinned.truncated.get(&partition) == Some(&OffsetRange { from, to })).then_some(())
+        };
+        eventually("it is said that the log was cut off", is_said).await
     }
 
     /// Waits until the archive of partitions 0, 1, … ends there; 0: nothing was committed for it.

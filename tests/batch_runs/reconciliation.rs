@@ -207,3 +207,109 @@ fn lost_and_changed_rows_are_found() -> anyhow::Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn a_ledger_that_tells_something_else_is_found() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let world = world(&server, log(40)).await?;
+        // Two commits, so that the second chunk is told in two pieces.
+        world.archive([11, 9], APART).await?;
+        world.archive([37, 30], APART).await?;
+        let uncut = BTreeSet::new();
+        world.speed(0, 37, &uncut).await?;
+        world.speed(1, 27, &uncut).await?;
+        for one in reconciled(&world).await {
+            let ledgers = &one.ledgers;
+            assert!(one.is_sound() && ledgers.equal == ledgers.compared, "{one:?}");
+            // Five and four starts; the last one of partition 1 ends inside a piece.
+            assert_eq!((ledgers.compared, ledgers.with_commits), (9, 8));
+        }
+
+        let (store, view) = (&world.batch.store, world.view("hourly"));
+        let change = async |what: &str, start: u64| {
+            let sql = format!(
+                "ALTER TABLE `{}`.`progress` {what} WHERE fingerprint = '{}' AND _partition = 0 AND _start = {start} \
+                 SETTINGS mutations_sync = 2",
+                store.database(),
+                view.fingerprint
+            );
+            store.execute("change progress", &sql).await
+        };
+        // It adds up, and is not what the archive read.
+        change(
+            "UPDATE read = read + 1, aggregated = aggregated + 1, holes = holes - 1",
+            8,
+        )
+        .await?;
+        let found = reconciled(&world).await;
+        assert!(
+            found[1].is_sound(),
+            "the other view's ledgers are right: {:?}",
+            found[1]
+        );
+        assert!(!found[0].is_sound() && found[0].alarms.is_empty(), "{:?}", found[0]);
+        let difference = &found[0].ledgers.differences[0];
+        assert_eq!((difference.partition, difference.start, difference.next), (0, 8, 16));
+        assert_eq!(difference.told.read.map(|read| read - 1), difference.archived.read);
+        assert_eq!((found[0].ledgers.unexplained, difference.explained), (1, None));
+
+        // It does not add up.
+        change("UPDATE repeated = repeated + 1", 8).await?;
+        let found = reconciled(&world).await;
+        assert!(
+            found[0].alarms[0].contains("partition 0, start 8"),
+            "{:?}",
+            found[0].alarms
+        );
+
+        // It is gone: later chunks don't follow on what is before.
+        change("DELETE", 8).await?;
+        let found = reconciled(&world).await;
+        assert_eq!(
+            found[0].alarms,
+            ["partition 0: offsets 8 to 15 are not counted, and later ones are"]
+        );
+        assert!(!found[0].is_sound());
+        Ok(())
+    })
+}
+
+#[test]
+fn refused_records_are_compared_by_their_reasons() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        // Offset 5, 12, ... are holes in this log: here two of them are records that were refused, of which the speed
+        // layer's ledgers know nothing.
+        let world = world(&server, log(40)).await?;
+        world.archive_refusing([16, 8], &[(0, 5), (0, 12)]).await?;
+        let uncut = BTreeSet::new();
+        world.speed(0, 16, &uncut).await?;
+        world.speed(1, 8, &uncut).await?;
+        for one in reconciled(&world).await {
+            assert!(!one.is_sound() && one.different == 0, "all cells are equal: {one:?}");
+            let ledgers = &one.ledgers;
+            assert_eq!((ledgers.compared, ledgers.equal, ledgers.unexplained), (3, 1, 2));
+            let archived = ledgers.differences[0].archived.invalid.as_ref().unwrap();
+            assert_eq!(archived["empty"], 1, "{ledgers:?}");
+        }
+        Ok(())
+    })
+}
+
+/// As a build before this one made it.
+#[test]
+fn progress_of_an_earlier_build_gets_its_columns() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let world = world(&server, log(16)).await?;
+        let store = &world.batch.store;
+        let table = format!("`{}`.`progress`", store.database());
+        let lacking = "DROP COLUMN aggregated, DROP COLUMN reasons, DROP COLUMN gap";
+        store
+            .execute("alter", &format!("ALTER TABLE {table} {lacking}"))
+            .await?;
+        store.create_tables(&world.batch.definitions).await?;
+        world.speed(0, 8, &BTreeSet::new()).await?;
+        let ledgers = store.ledgers(world.view("hourly")).await?;
+        assert_eq!(ledgers[0].2.balances(ledgers[0].1), Ok(()));
+        Ok(())
+    })
+}

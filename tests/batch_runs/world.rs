@@ -14,11 +14,13 @@ use highwater_batch::archive::{Archive, Commit};
 use highwater_batch::{Batch, Selection, Step, ViewReport, Watcher};
 use highwater_tests::clickhouse::ClickHouse;
 use highwater_tests::stack::unique;
+use shared_connections::log::{Outcome, ReadRecord};
 use shared_connections::store::{Ledger, ProgressRow};
 use shared_schemas::config::Config;
 use shared_schemas::dataset::Dataset;
-use shared_schemas::decode::{Decoder, EnvironmentKeys, Options, Record};
+use shared_schemas::decode::{Decoder, EnvironmentKeys, Options, Reason, Record};
 use shared_schemas::definitions::Definitions;
+use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{ChunkSize, Offset, OffsetRange, Partition, Publication, Start, TopicId};
 use shared_schemas::plan::{CellKey, CellPlan, START_COLUMN};
 use shared_schemas::store::tables::speed_table_name;
@@ -210,12 +212,35 @@ impl World {
 
     /// Archives both partitions up to these offsets; records are so many seconds apart by Kafka's clock.
     pub(super) async fn archive(&self, ends: [u64; 2], seconds_apart: i64) -> anyhow::Result<()> {
+        self.archived(ends, seconds_apart, &[]).await
+    }
+
+    /// The same, of a log that has records besides, at these places, that are refused.
+    pub(super) async fn archive_refusing(&self, ends: [u64; 2], refused: &[(u32, u64)]) -> anyhow::Result<()> {
+        self.archived(ends, 120, refused).await
+    }
+
+    async fn archived(&self, ends: [u64; 2], seconds_apart: i64, refused: &[(u32, u64)]) -> anyhow::Result<()> {
         let mut archive = Archive::open_or_create(&self.batch.config.archive, self.dataset()).await?;
         let mut commit = Commit::default();
         for (number, end) in (0..).zip(ends) {
             let from = archive.ends().get(&partition(number)).copied().unwrap_or_default();
             let range = OffsetRange { from, to: Offset(end) };
             commit.ranges.insert(partition(number), range);
+            let record = |offset: u64, outcome| ReadRecord {
+                offset: Offset(offset),
+                kafka_time: None,
+                outcome,
+            };
+            let refused = refused
+                .iter()
+                .filter(|(one, at)| *one == number && *at >= from.0 && *at < end);
+            let refused = refused.map(|(_, at)| record(*at, Outcome::Refused(Reason::Empty)));
+            let accepted = self.events(number, range);
+            let accepted = accepted.map(|event| record(event.offset, Outcome::Accepted));
+            let mut records: Vec<_> = accepted.chain(refused).collect();
+            records.sort_unstable_by_key(|record| record.offset);
+            commit.accounts.add(partition(number), self.chunk(), range, &records);
             let batches = self.decoded(number, range, seconds_apart)?;
             commit
                 .batches
@@ -253,7 +278,7 @@ impl World {
                     fingerprint: view.fingerprint,
                     partition: partition(number),
                     start: *start,
-                    ledger: self.ledger(number, *start, upto(*start)),
+                    ledger: self.ledger(view, number, *start, upto(*start)),
                 })
                 .collect();
             self.batch.store.record_progress(&progress).await?;
@@ -261,20 +286,24 @@ impl World {
         Ok(())
     }
 
-    fn ledger(&self, number: u32, start: Start, next: Offset) -> Ledger {
-        let read = self
-            .events(
-                number,
-                OffsetRange {
-                    from: start.0,
-                    to: next,
-                },
-            )
+    fn ledger(&self, view: &View, number: u32, start: Start, next: Offset) -> Ledger {
+        let range = OffsetRange {
+            from: start.0,
+            to: next,
+        };
+        let read = self.events(number, range).count() as u64;
+        // The one filter of these views.
+        let filtered = self
+            .events(number, range)
+            .filter(|event| view.filter.is_some() && event.flight == 40)
             .count() as u64;
         Ledger {
             next,
+            rules: Fingerprint::of_rules(self.dataset()).to_string(),
             read,
             holes: next.0 - start.0.0 - read,
+            aggregated: read - filtered,
+            filtered,
             ..Ledger::default()
         }
     }

@@ -12,7 +12,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use highwater_tests::clickhouse::ClickHouse;
 use highwater_tests::stack::{program, signal, until};
 use serde_json::{Value, json};
-use shared_connections::store::{FreshnessOfPartition, Ledger, Origin, ProgressRow, Store};
+use shared_connections::store::{FreshnessOfPartition, Ledger, Origin, PartitionState, ProgressRow, Store};
 use shared_schemas::config::Config;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::decode::{Decoder, EnvironmentKeys, Options, Record};
@@ -339,7 +339,8 @@ impl World {
             log_end: Offset(next),
             watermark: Some(watermark * 1_000_000),
             kafka_time: Some(chrono::Utc::now().timestamp_millis()),
-            state: "live".to_owned(),
+            state: PartitionState::Live,
+            reason: String::new(),
             seen: chrono::Utc::now().timestamp_millis(),
         };
         Ok(self.store.record_freshness(&[(view.fingerprint, row)]).await?)

@@ -17,7 +17,7 @@ use shared_connections::sentence;
 use shared_schemas::config::Config;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::decode::EnvironmentKeys;
-use shared_schemas::handoff::{Offset, Partition};
+use shared_schemas::handoff::{ChunkSize, Offset, Partition};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -44,6 +44,7 @@ pub(super) struct Archiver {
     kafka: Kafka,
     archive: Archive,
     letters: DeadLetters,
+    chunk: ChunkSize,
     commit_every: Duration,
     cancel: CancellationToken,
     /// Read before the topic was last seen to be the same.
@@ -71,6 +72,7 @@ impl Archiver {
     pub(super) fn new(
         config: &Config,
         dataset: &Dataset,
+        chunk: ChunkSize,
         kafka: &Kafka,
         archive: Archive,
         cancel: CancellationToken,
@@ -78,6 +80,7 @@ impl Archiver {
         Ok(Self {
             letters: DeadLetters::new(&config.kafka, dataset)?,
             dataset: dataset.clone(),
+            chunk,
             kafka: kafka.clone(),
             archive,
             commit_every: config.archive.commit_every,
@@ -183,9 +186,20 @@ impl Archiver {
         end
     }
 
-    /// Where each partition is to be read from.
+    /// Where each partition is to be read from; those whose log was cut off are not.
     fn cursors(&self, topic: Topic) -> BTreeMap<u32, Offset> {
+        let is_cut_off = |number: u32| {
+            let partition = Partition {
+                topic: topic.id,
+                number,
+            };
+            self.archive.truncated().contains_key(&partition)
+        };
+        for number in 0..topic.partitions {
+            self.metrics.stuck(number, is_cut_off(number));
+        }
         (0..topic.partitions)
+            .filter(|number| !is_cut_off(*number))
             .map(|number| (number, self.end(topic, number)))
             .collect()
     }
@@ -241,7 +255,7 @@ impl Archiver {
     /// One event of the reader.
     async fn take(&mut self, topic: Topic, reader: &Reader, event: Option<Event>) -> Result<(), End> {
         let taken = match event {
-            Some(Event::Slice(slice)) => self.fresh.add(topic.id, slice),
+            Some(Event::Slice(slice)) => self.fresh.add(topic.id, self.chunk, slice),
             Some(Event::Gap { partition, range }) => {
                 tracing::warn!(
                     dataset = self.dataset.name,
@@ -256,20 +270,12 @@ impl Archiver {
                         topic: topic.id,
                         number,
                     },
+                    self.chunk,
                     range,
                 )
             }
             Some(Event::Short { partition, cursor, end }) => {
-                if let Some(end) = self.look(topic, reader).await {
-                    return Err(end);
-                }
-                tracing::error!(
-                    dataset = self.dataset.name,
-                    "partition {partition} of topic {} ends at offset {end}, and {cursor} was read before: Kafka has lost \
-                     records that are archived. It is archived no further; if the loss is meant, make the topic again",
-                    self.dataset.topic
-                );
-                Ok(())
+                return self.cut_off(topic, reader, partition, cursor, end).await;
             }
             None => {
                 let trouble = match reader.failure() {
@@ -287,6 +293,45 @@ impl Archiver {
             Ok(()) => Ok(()),
             Err(broken) => Err(self.broken(broken)),
         }
+    }
+
+    /// The log ends below what was read. That is recorded for good: once the log has grown again nobody could tell that
+    /// other records have these offsets now.
+    async fn cut_off(
+        &mut self,
+        topic: Topic,
+        reader: &Reader,
+        number: u32,
+        cursor: Offset,
+        end: Offset,
+    ) -> Result<(), End> {
+        if let Some(end) = self.look(topic, reader).await {
+            return Err(end);
+        }
+        match self.kafka.still_ends_below(&self.dataset.topic, number, cursor).await {
+            Ok(true) => {}
+            // As far as before after all.
+            Ok(false) => return Err(End::Anew),
+            Err(error) => {
+                let paused = self.pause(&error.into()).await;
+                return Err(if paused.is_some() { End::Anew } else { End::Cancelled });
+            }
+        }
+        tracing::error!(
+            dataset = self.dataset.name,
+            "partition {number} of topic {} ends at offset {end}, and {cursor} was read before: Kafka has lost records that \
+             are archived. It is archived no further; make the topic again to go on",
+            self.dataset.topic
+        );
+        let partition = Partition {
+            topic: topic.id,
+            number,
+        };
+        if let Err(broken) = self.fresh.cut_off(partition, end, cursor) {
+            return Err(self.broken(broken));
+        }
+        self.metrics.stuck(number, true);
+        self.settle(topic, reader).await
     }
 
     /// What is held can't be used, and is read again.
@@ -321,7 +366,7 @@ impl Archiver {
     }
 
     fn confirm(&mut self) -> Result<(), Broken> {
-        self.confirmed.append(std::mem::take(&mut self.fresh))
+        self.confirmed.append(self.chunk, std::mem::take(&mut self.fresh))
     }
 
     /// Commits what is held; tries until it succeeds, is cancelled, or can't any more. Once cancelled, it has

@@ -16,9 +16,10 @@ use deltalake::kernel::{Action, Add, MetadataExt, StructType, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use futures::{FutureExt, StreamExt};
 use object_store::{ObjectStoreExt, PutPayload};
-use shared_schemas::handoff::{OffsetRange, OffsetSet, Partition};
+use shared_schemas::handoff::{Offset, OffsetRange, OffsetSet, Partition};
 use tokio::task::spawn_blocking;
 
+use super::accounts::{self, Accounts};
 use super::columns;
 use super::error::ArchiveError;
 use super::files::{Rows, arrange, offsets};
@@ -27,6 +28,9 @@ use super::table::{Archive, CHECKPOINT_EVERY, failed};
 
 /// Files that are written at the same time: enough to keep a second processor busy while one waits for the disk.
 const FILES_AT_ONCE: usize = 4;
+
+/// Entries of the log that are read at the same time: each is small, and a store may be far away.
+const ENTRIES_AT_ONCE: usize = 16;
 
 /// How often a commit is tried on a newer version. Only writers to the same dataset meet, and they are few.
 const TRIES: u32 = 10;
@@ -40,10 +44,14 @@ pub struct Commit {
     pub batches: Vec<(Partition, RecordBatch)>,
     /// The parts of these ranges that Kafka no longer had.
     pub gaps: BTreeMap<Partition, OffsetSet>,
+    /// What became of the records of these ranges; nothing where that is not known.
+    pub accounts: Accounts,
+    /// Logs that ended below what was archived, or is with this: from their end, up to there.
+    pub truncated: BTreeMap<Partition, OffsetRange>,
 }
 
 impl Commit {
-    /// Whether no event lies outside its range.
+    /// Whether no event lies outside its range, and the accounts tell of just the events that there are.
     fn check(&self) -> Result<(), ArchiveError> {
         for (partition, batch) in self.batches.iter().filter(|(_, batch)| batch.num_rows() > 0) {
             let inside = self.ranges.get(partition).zip(offsets(batch));
@@ -54,6 +62,21 @@ impl Commit {
                     partition.number
                 );
                 return Err(ArchiveError::Commit(what));
+            }
+        }
+        if self.accounts.is_empty() {
+            return Ok(());
+        }
+        for (partition, range) in self.ranges.iter().filter(|(_, range)| !range.is_empty()) {
+            let of_partition = self.batches.iter().filter(|(one, _)| one == partition);
+            let rows: u64 = of_partition.map(|(_, batch)| batch.num_rows() as u64).sum();
+            let told = self.accounts.accepted(*partition, *range);
+            if told != Some(rows) {
+                let told = told.map_or_else(|| "not told of".to_owned(), |told| format!("told to be {told}"));
+                return Err(ArchiveError::Commit(format!(
+                    "{rows} events of partition {}, offsets {} to {}, are {told}",
+                    partition.number, range.from, range.to
+                )));
             }
         }
         Ok(())
@@ -75,15 +98,15 @@ impl Archive {
         if commit.ranges.is_empty() {
             return Ok(self.version());
         }
-        match self.standing.after(&commit.ranges, &commit.gaps) {
+        match self.after(commit) {
             Ok(_) => {}
             Err(ArchiveError::Overtaken { .. }) => {
                 // This handle may be behind; and the ranges may be there from an earlier try.
                 self.refresh().await?;
-                if self.standing.holds(&commit.ranges) {
+                if self.standing.holds(&commit.ranges, &commit.truncated) {
                     return Ok(self.version());
                 }
-                self.standing.after(&commit.ranges, &commit.gaps)?;
+                self.after(commit)?;
             }
             Err(error) => return Err(error),
         }
@@ -97,6 +120,12 @@ impl Archive {
             self.discard(&self.unnamed(tried)).await;
         }
         result
+    }
+
+    /// Where the archive stands once that is in it.
+    fn after(&self, commit: &Commit) -> Result<Standing, ArchiveError> {
+        let after = self.standing.after(&commit.ranges, &commit.gaps)?;
+        Ok(after.cut_off(&commit.truncated))
     }
 
     /// Those of the files that the version that this handle knows has not: not committed, or by a rival with the same
@@ -118,14 +147,14 @@ impl Archive {
     /// Writes the entry of the log.
     async fn enter(&mut self, commit: &Commit, adds: &[Add]) -> Result<u64, ArchiveError> {
         for _ in 0..TRIES {
-            let after = self.standing.after(&commit.ranges, &commit.gaps)?;
+            let after = self.after(commit)?;
             let error = match Box::pin(self.try_enter(&after, commit, adds)).await {
                 Ok(()) => return Ok(self.version()),
                 Err(error) => error,
             };
             let before = self.version();
             self.refresh().await?;
-            if self.standing.holds(&commit.ranges) {
+            if self.standing.holds(&commit.ranges, &commit.truncated) {
                 return Ok(self.version());
             }
             if self.version() == before {
@@ -149,6 +178,7 @@ impl Archive {
         let properties = CommitProperties::default()
             .with_max_retries(0)
             .with_application_transactions(transactions.collect())
+            .with_metadata(self.told(commit))
             // To look for old entries is to list all there are, so only where a checkpoint makes some superfluous.
             .with_cleanup_expired_logs(Some((next + 1).is_multiple_of(CHECKPOINT_EVERY)));
         let operation = DeltaOperation::Write {
@@ -165,6 +195,37 @@ impl Archive {
         self.state = entered.snapshot;
         self.standing = after.clone();
         Ok(())
+    }
+
+    /// What the entry says beside its actions.
+    fn told(&self, commit: &Commit) -> Option<(String, serde_json::Value)> {
+        let told = (!commit.accounts.is_empty()).then_some(&commit.accounts)?;
+        Some((accounts::KEY.to_owned(), told.to_json(&self.rules.to_string())))
+    }
+
+    /// What entries of the log up to `version` say became of the records of each partition, from these offsets on; less
+    /// where older entries are gone or don't tell.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Log`] where an entry can't be read.
+    pub async fn accounts(&self, version: u64, from: &BTreeMap<Partition, Offset>) -> Result<Accounts, ArchiveError> {
+        let read = |version| self.log.read_commit_entry(version);
+        let mut entries = futures::stream::iter((0..=version).rev().map(read)).buffered(ENTRIES_AT_ONCE);
+        let mut found = Accounts::default();
+        let is_lacking = |found: &Accounts| {
+            let told =
+                |(partition, from): (&Partition, &Offset)| found.first(*partition).is_some_and(|first| first <= *from);
+            !from.iter().all(told)
+        };
+        while is_lacking(&found)
+            && let Some(entry) = entries.next().await
+        {
+            let Some(entry) = entry.map_err(failed(&self.place, "read"))? else {
+                break;
+            };
+            found.prepend(Accounts::of_entry(&entry));
+        }
+        Ok(found)
     }
 
     /// The table's metadata, where a partition, a gap or a field is new.

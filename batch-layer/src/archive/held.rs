@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use arrow::array::RecordBatch;
 use shared_connections::log::{Outcome, Slice};
 use shared_schemas::decode::Reason;
-use shared_schemas::handoff::{Offset, OffsetRange, Partition, TopicId};
+use shared_schemas::handoff::{ChunkSize, Offset, OffsetRange, Partition, TopicId};
 
 use super::commit::Commit;
 use super::dead_letters::Letter;
@@ -44,12 +44,17 @@ impl Held {
     }
 
     /// Records that came.
-    pub(super) fn add(&mut self, topic: TopicId, slice: Slice) -> Result<(), Broken> {
+    pub(super) fn add(&mut self, topic: TopicId, chunk: ChunkSize, slice: Slice) -> Result<(), Broken> {
         let partition = Partition {
             topic,
             number: slice.partition,
         };
         self.extend(partition, slice.from, slice.next)?;
+        let range = OffsetRange {
+            from: slice.from,
+            to: slice.next,
+        };
+        self.commit.accounts.add(partition, chunk, range, &slice.records);
         for record in &slice.records {
             match record.outcome {
                 Outcome::Accepted => self.events += 1,
@@ -73,17 +78,29 @@ impl Held {
     }
 
     /// Offsets that Kafka no longer has.
-    pub(super) fn add_gap(&mut self, partition: Partition, gap: OffsetRange) -> Result<(), Broken> {
+    pub(super) fn add_gap(&mut self, partition: Partition, chunk: ChunkSize, gap: OffsetRange) -> Result<(), Broken> {
         self.extend(partition, gap.from, gap.to)?;
+        self.commit.accounts.add_gap(partition, chunk, gap);
         self.commit.gaps.entry(partition).or_default().insert(gap);
         Ok(())
     }
 
+    /// The log ends at `end`, below `next`, up to where it was read.
+    pub(super) fn cut_off(&mut self, partition: Partition, end: Offset, next: Offset) -> Result<(), Broken> {
+        self.extend(partition, next, next)?;
+        self.commit
+            .truncated
+            .insert(partition, OffsetRange { from: end, to: next });
+        Ok(())
+    }
+
     /// What came after it.
-    pub(super) fn append(&mut self, later: Self) -> Result<(), Broken> {
+    pub(super) fn append(&mut self, chunk: ChunkSize, later: Self) -> Result<(), Broken> {
         for (partition, range) in later.commit.ranges {
             self.extend(partition, range.from, range.to)?;
         }
+        self.commit.accounts.append(chunk, later.commit.accounts);
+        self.commit.truncated.extend(later.commit.truncated);
         self.commit.batches.extend(later.commit.batches);
         for (partition, gaps) in later.commit.gaps {
             self.commit.gaps.entry(partition).or_default().extend(&gaps);
@@ -152,6 +169,10 @@ mod tests {
         }
     }
 
+    fn chunk() -> ChunkSize {
+        ChunkSize::new(8).unwrap()
+    }
+
     fn partition(number: u32) -> Partition {
         Partition { topic: TOPIC, number }
     }
@@ -166,12 +187,12 @@ mod tests {
     #[test]
     fn what_is_held_follows_on_itself() {
         let mut held = Held::default();
-        held.add(TOPIC, slice(0, 5, 9, &[6])).unwrap();
-        held.add(TOPIC, slice(1, 0, 1, &[0])).unwrap();
-        held.add_gap(partition(0), range(9, 12)).unwrap();
+        held.add(TOPIC, chunk(), slice(0, 5, 9, &[6])).unwrap();
+        held.add(TOPIC, chunk(), slice(1, 0, 1, &[0])).unwrap();
+        held.add_gap(partition(0), chunk(), range(9, 12)).unwrap();
         let mut later = Held::default();
-        later.add(TOPIC, slice(0, 12, 14, &[])).unwrap();
-        held.append(later).unwrap();
+        later.add(TOPIC, chunk(), slice(0, 12, 14, &[])).unwrap();
+        held.append(chunk(), later).unwrap();
         assert_eq!(
             held.commit.ranges,
             [(partition(0), range(5, 14)), (partition(1), range(0, 1))].into()
@@ -182,8 +203,13 @@ mod tests {
         );
         assert_eq!((held.events, held.letters.len(), held.bytes), (5, 2, 20));
         assert_eq!(held.refused, [(Reason::Empty, 2)].into());
+        let told = |from, to| {
+            let account = held.commit.accounts.of(partition(0), range(from, to)).unwrap();
+            (account.read, account.refused(), account.gap)
+        };
+        assert_eq!((told(5, 8), told(8, 14)), ((3, 1, 0), (3, 0, 3)));
 
-        let broken = held.add(TOPIC, slice(0, 15, 16, &[])).unwrap_err();
+        let broken = held.add(TOPIC, chunk(), slice(0, 15, 16, &[])).unwrap_err();
         assert_eq!(
             broken,
             Broken {
@@ -192,6 +218,6 @@ mod tests {
                 next: Offset(14)
             }
         );
-        assert!(held.add_gap(partition(1), range(3, 4)).is_err());
+        assert!(held.add_gap(partition(1), chunk(), range(3, 4)).is_err());
     }
 }

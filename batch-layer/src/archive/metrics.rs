@@ -10,6 +10,7 @@ const REFUSED: &str = "highwater_archive_refused_total";
 const LAG: &str = "highwater_archive_lag_events";
 const COMMITS: &str = "highwater_archive_commits_total";
 const COMMIT_SECONDS: &str = "highwater_archive_commit_seconds";
+const STUCK: &str = "highwater_archive_stuck";
 const STALLED: &str = "highwater_archive_stalled";
 
 /// Tells the recorder what they mean.
@@ -25,6 +26,10 @@ pub(super) fn describe() {
         COMMIT_SECONDS,
         metrics::Unit::Seconds,
         "How long a commit took, files included"
+    );
+    describe_gauge!(
+        STUCK,
+        "1 for a partition that is archived no further, as its log ended below what was archived; else 0"
     );
     describe_gauge!(STALLED, "1 while the archiver can't commit, else 0");
 }
@@ -54,6 +59,11 @@ impl Metrics {
 
     pub(super) fn refused(&self, reason: Reason, count: u64) {
         counter!(REFUSED, "dataset" => self.dataset.clone(), "reason" => reason.name()).increment(count);
+    }
+
+    pub(super) fn stuck(&self, partition: u32, is_stuck: bool) {
+        let labels = [("dataset", self.dataset.clone()), ("partition", partition.to_string())];
+        gauge!(STUCK, &labels).set(f64::from(u8::from(is_stuck)));
     }
 
     pub(super) fn lag(&self, partition: u32, offsets: u64) {

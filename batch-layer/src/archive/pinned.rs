@@ -29,6 +29,8 @@ pub struct Pinned {
     pub ends: BTreeMap<Partition, Offset>,
     /// What is lacking below the ends, because Kafka no longer had it; no entry where nothing is.
     pub gaps: BTreeMap<Partition, OffsetSet>,
+    /// Logs that ended below what was archived: from their end then, up to there. Such a partition is archived no further.
+    pub truncated: BTreeMap<Partition, OffsetRange>,
     pub(super) files: Arc<[File]>,
     /// What readers get.
     pub(super) schema: SchemaRef,
@@ -107,6 +109,33 @@ impl Pinned {
             }
         }
         Ok(times)
+    }
+
+    /// How many events are archived at these offsets. Files that lie within them as a whole are not opened.
+    ///
+    /// # Errors
+    /// [`ArchiveError::File`] for a file that can't be read.
+    pub async fn events_within(&self, partition: Partition, range: OffsetRange) -> Result<u64, ArchiveError> {
+        let touches = |of: &ArchivedRange| of.partition == partition && of.first < range.to && of.last >= range.from;
+        let mut events = 0;
+        for file in self.files.iter().filter(|file| touches(&file.range)) {
+            if file.range.first >= range.from && file.range.last < range.to {
+                events += file.rows;
+                continue;
+            }
+            let (_, mut batches) = open(&self.store, &self.place, file, &[OFFSET_COLUMN], BATCH_ROWS).await?;
+            while let Some(batch) = batches.try_next().await? {
+                let offsets = batch.column_by_name(OFFSET_COLUMN);
+                let Some(offsets) = offsets.and_then(|column| column.as_primitive_opt::<Int64Type>()) else {
+                    return Err(damaged(&self.place, &file.path, "it lacks a column of Highwater's"));
+                };
+                let within = offsets.values().iter().filter(|offset| {
+                    u64::try_from(**offset).is_ok_and(|offset| offset >= range.from.0 && offset < range.to.0)
+                });
+                events += within.count() as u64;
+            }
+        }
+        Ok(events)
     }
 
     /// The Kafka times of a file that begins below `from`.

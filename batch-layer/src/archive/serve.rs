@@ -5,6 +5,7 @@ use shared_schemas::config::Config;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::decode::{DecodeSetupError, Decoder, EnvironmentKeys, Options};
 use shared_schemas::definitions::Definitions;
+use shared_schemas::handoff::{BadChunk, ChunkSize};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +33,14 @@ pub enum ServeError {
         dataset: String,
         /// Why.
         source: ArchiveError,
+    },
+    /// The dataset's chunk is not a power of two; definitions are checked for it.
+    #[error("dataset {dataset} can't be archived")]
+    Chunk {
+        /// The dataset.
+        dataset: String,
+        /// Why.
+        source: BadChunk,
     },
     /// Dead letters can't be sent.
     #[error("dataset {dataset} can't be archived")]
@@ -105,7 +114,11 @@ async fn start(
         dataset: name(),
         source,
     })?;
-    let archiver = Archiver::new(config, dataset, kafka, archive, cancel.clone());
+    let chunk = ChunkSize::new(dataset.chunk).map_err(|source| ServeError::Chunk {
+        dataset: name(),
+        source,
+    })?;
+    let archiver = Archiver::new(config, dataset, chunk, kafka, archive, cancel.clone());
     archiver.map_err(|source| ServeError::Letters {
         dataset: name(),
         source,

@@ -23,6 +23,9 @@ pub(super) struct Standing {
     pub(super) ends: BTreeMap<Partition, Offset>,
     /// What is lacking below the ends; no entry where nothing is.
     pub(super) gaps: BTreeMap<Partition, OffsetSet>,
+    /// Where a log ended below what was archived: from its end then, up to what was archived. Those records are archived,
+    /// and not in the log any more; the partition is archived no further, for good.
+    pub(super) truncated: BTreeMap<Partition, OffsetRange>,
 }
 
 impl Standing {
@@ -71,9 +74,27 @@ impl Standing {
         Ok(after)
     }
 
-    /// Whether these ranges are in it already: of a commit that arrived although its writer was told otherwise.
-    pub(super) fn holds(&self, ranges: &BTreeMap<Partition, OffsetRange>) -> bool {
+    /// Where it stands once it is also known that these logs were cut off.
+    pub(super) fn cut_off(mut self, truncated: &BTreeMap<Partition, OffsetRange>) -> Self {
+        for (partition, range) in truncated {
+            let held = self.truncated.entry(*partition).or_insert(*range);
+            *held = OffsetRange {
+                from: held.from.min(range.from),
+                to: held.to.max(range.to),
+            };
+        }
+        self
+    }
+
+    /// Whether these ranges are in it already, and what is known of logs that were cut off: of a commit that arrived
+    /// although its writer was told otherwise.
+    pub(super) fn holds(
+        &self,
+        ranges: &BTreeMap<Partition, OffsetRange>,
+        truncated: &BTreeMap<Partition, OffsetRange>,
+    ) -> bool {
         ranges.iter().all(|(partition, range)| self.end(*partition) == range.to)
+            && self.clone().cut_off(truncated).truncated == self.truncated
     }
 
     /// The property's text.
@@ -82,6 +103,7 @@ impl Standing {
             topic: topic_text(partition.topic),
             partition: partition.number,
             gaps: self.gaps.get(partition).map(pairs).unwrap_or_default(),
+            truncated: self.truncated.get(partition).map(|range| (range.from.0, range.to.0)),
         });
         let listing = Listing {
             form: FORM,
@@ -118,6 +140,10 @@ impl Standing {
             if !gaps.is_empty() {
                 standing.gaps.insert(partition, gaps);
             }
+            if let Some((from, to)) = listed.truncated {
+                let (from, to) = (Offset(from), Offset(to));
+                standing.truncated.insert(partition, OffsetRange { from, to });
+            }
         }
         Ok(standing)
     }
@@ -136,6 +162,8 @@ struct Listed {
     topic: String,
     partition: u32,
     gaps: Vec<(u64, u64)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    truncated: Option<(u64, u64)>,
 }
 
 fn pairs(gaps: &OffsetSet) -> Vec<(u64, u64)> {
@@ -216,11 +244,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_of_a_log_that_was_cut_off_is_part_of_a_commit() {
+        let ranges: BTreeMap<_, _> = [(partition(0), range(9, 9))].into();
+        let standing = Standing {
+            ends: [(partition(0), Offset(9))].into(),
+            ..Standing::default()
+        };
+        let cut_off: BTreeMap<_, _> = [(partition(0), range(5, 9))].into();
+        assert!(standing.holds(&ranges, &BTreeMap::new()));
+        assert!(!standing.holds(&ranges, &cut_off));
+        assert!(standing.cut_off(&cut_off).holds(&ranges, &cut_off));
+    }
+
+    #[test]
     fn the_property_is_read_as_written() {
         let gaps: OffsetSet = [range(0, 3), range(7, 9)].into_iter().collect();
         let standing = Standing {
             ends: [(partition(0), Offset(0)), (partition(2), Offset(0))].into(),
             gaps: [(partition(2), gaps)].into(),
+            truncated: BTreeMap::new(),
         };
         let text = standing.text();
         assert_eq!(
@@ -228,6 +270,9 @@ mod tests {
             r#"{"form":1,"partitions":[{"gaps":[],"partition":0,"topic":"000000000000000000000000000000ab"},{"gaps":[[0,3],[7,9]],"partition":2,"topic":"000000000000000000000000000000ab"}]}"#
         );
         assert_eq!(Standing::parse(&text).unwrap(), standing);
+        let cut_off = standing.cut_off(&[(partition(0), range(5, 9))].into());
+        assert!(cut_off.text().contains(r#""truncated":[5,9]"#));
+        assert_eq!(Standing::parse(&cut_off.text()).unwrap(), cut_off);
         assert!(
             Standing::parse(r#"{"form":2,"partitions":[]}"#)
                 .unwrap_err()

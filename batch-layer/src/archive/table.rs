@@ -13,7 +13,7 @@ use deltalake::table::state::DeltaTableState;
 use shared_schemas::config::{ArchiveConfig, ArchiveUrl};
 use shared_schemas::dataset::Dataset;
 use shared_schemas::fingerprint::Fingerprint;
-use shared_schemas::handoff::{Offset, OffsetSet, Partition};
+use shared_schemas::handoff::{Offset, OffsetRange, OffsetSet, Partition};
 use url::Url;
 
 use super::columns;
@@ -110,6 +110,7 @@ impl Archive {
             version: state.version(),
             ends: standing.ends,
             gaps: standing.gaps,
+            truncated: standing.truncated,
             files: files_of(&state, &self.place)?.into(),
             schema: columns::read_schema(&self.dataset),
             store: self.log.object_store(None),
@@ -126,6 +127,11 @@ impl Archive {
     /// What the archive lacks below its ends, at the same version.
     pub fn gaps(&self) -> &BTreeMap<Partition, OffsetSet> {
         &self.standing.gaps
+    }
+
+    /// Logs that ended below what was archived, at the same version: from their end, up to what was archived.
+    pub fn truncated(&self) -> &BTreeMap<Partition, OffsetRange> {
+        &self.standing.truncated
     }
 
     /// The version that this handle knows.

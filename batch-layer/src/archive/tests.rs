@@ -3,7 +3,7 @@
 mod commits;
 mod reading;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -137,7 +137,7 @@ pub(super) fn commit(dataset: &Dataset, partition: Partition, offsets: OffsetRan
     Commit {
         ranges: [(partition, offsets)].into(),
         batches: decoded(dataset, partition, offsets, flight),
-        gaps: BTreeMap::new(),
+        ..Commit::default()
     }
 }
 
@@ -145,8 +145,8 @@ pub(super) fn commit(dataset: &Dataset, partition: Partition, offsets: OffsetRan
 pub(super) fn gap(partition: Partition, offsets: OffsetRange) -> Commit {
     Commit {
         ranges: [(partition, offsets)].into(),
-        batches: Vec::new(),
         gaps: [(partition, [offsets].into_iter().collect::<OffsetSet>())].into(),
+        ..Commit::default()
     }
 }
 

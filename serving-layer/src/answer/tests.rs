@@ -3,6 +3,7 @@
 use super::*;
 use crate::fixture::{facts, fresh, view};
 use crate::request::Fields;
+use shared_connections::store::PartitionState::Live;
 use shared_schemas::handoff::ChunkSize;
 use shared_schemas::store::Layers;
 
@@ -15,7 +16,7 @@ fn query(address: &str) -> Query {
 
 fn answer(address: &str, has_event_id: bool, body: &str) -> Result<Value, Unreadable> {
     let facts = facts(&[(0, 8)], &[0], &[(0, 8, 12)]);
-    let freshness = [fresh(0, 12, 12, "live", Some(600_000_000))];
+    let freshness = [fresh(0, 12, 12, Live, Some(600_000_000))];
     let chunk = ChunkSize::new(8).unwrap();
     let coverage = Coverage::of(&facts, &facts.progress, &freshness, chunk, Layers::Merged, NOW);
     let query = query(address);

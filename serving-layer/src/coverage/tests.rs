@@ -3,6 +3,8 @@
 use shared_connections::store::Published;
 use shared_schemas::handoff::{Mark, OffsetRange, Publication, RunId, Start, TopicId};
 
+use shared_connections::store::PartitionState::{Behind, Idle, Live, Stuck};
+
 use super::*;
 use crate::fixture::{facts, fresh, partition};
 
@@ -37,30 +39,27 @@ fn range(from: i64, to: i64) -> Range {
 #[test]
 fn a_partition_that_is_behind_holds_the_watermark() {
     let facts = facts(&[], &[], &[(0, 0, 4), (1, 0, 6)]);
-    let rows = [
-        fresh(0, 4, 4, "live", Some(500)),
-        fresh(1, 6, 9, "catching_up", Some(300)),
-    ];
+    let rows = [fresh(0, 4, 4, Live, Some(500)), fresh(1, 6, 9, Behind, Some(300))];
     assert_eq!(watermark(&facts, &rows), Some(300));
 }
 
 #[test]
 fn an_idle_partition_holds_nobody_back_once_it_is_read() {
     let facts = facts(&[], &[], &[(0, 0, 4), (1, 0, 6)]);
-    let live = fresh(0, 4, 4, "live", Some(500));
+    let live = fresh(0, 4, 4, Live, Some(500));
     assert_eq!(
-        watermark(&facts, &[live.clone(), fresh(1, 6, 6, "idle", Some(300))]),
+        watermark(&facts, &[live.clone(), fresh(1, 6, 6, Idle, Some(300))]),
         Some(500)
     );
     assert_eq!(
-        watermark(&facts, &[live.clone(), fresh(1, 6, 7, "idle", Some(300))]),
+        watermark(&facts, &[live.clone(), fresh(1, 6, 7, Idle, Some(300))]),
         Some(300)
     );
     // All are idle: nothing is known to be on its way.
-    let all = [fresh(0, 4, 4, "idle", Some(500)), fresh(1, 6, 6, "idle", Some(300))];
+    let all = [fresh(0, 4, 4, Idle, Some(500)), fresh(1, 6, 6, Idle, Some(300))];
     assert_eq!(watermark(&facts, &all), Some(500));
     // A worker that came anew, with nothing to read, has seen no event time yet.
-    assert_eq!(watermark(&facts, &[live, fresh(1, 6, 6, "live", None)]), Some(500));
+    assert_eq!(watermark(&facts, &[live, fresh(1, 6, 6, Live, None)]), Some(500));
 }
 
 #[test]
@@ -68,18 +67,15 @@ fn a_silent_worker_is_not_idle() {
     let facts = facts(&[], &[], &[(0, 0, 4), (1, 0, 6)]);
     let silent = FreshnessOfPartition {
         seen: NOW - 10_001,
-        ..fresh(1, 6, 6, "idle", Some(300))
+        ..fresh(1, 6, 6, Idle, Some(300))
     };
-    assert_eq!(
-        watermark(&facts, &[fresh(0, 4, 4, "live", Some(500)), silent]),
-        Some(300)
-    );
+    assert_eq!(watermark(&facts, &[fresh(0, 4, 4, Live, Some(500)), silent]), Some(300));
 }
 
 #[test]
 fn a_partition_that_nobody_spoke_of_leaves_nothing_known() {
     let facts = facts(&[], &[], &[(0, 0, 4), (1, 0, 6)]);
-    assert_eq!(watermark(&facts, &[fresh(0, 4, 4, "live", Some(500))]), None);
+    assert_eq!(watermark(&facts, &[fresh(0, 4, 4, Live, Some(500))]), None);
 }
 
 #[test]
@@ -90,7 +86,7 @@ fn batch_alone_knows_the_last_day_it_computed() {
     // A worker that died long before tells less than the run that passed it.
     let dead = FreshnessOfPartition {
         seen: 0,
-        ..fresh(0, 4, 4, "live", Some(500))
+        ..fresh(0, 4, 4, Live, Some(500))
     };
     assert_eq!(watermark(&facts, &[dead]), Some(i64::from(day) * MICROS_PER_DAY));
 }
@@ -101,19 +97,19 @@ fn a_partition_that_nobody_has_counted_keeps_every_bucket_open() {
     let facts = facts(&[(0, 8), (1, 0)], &[day], &[]);
     assert_eq!(watermark(&facts, &[]), None, "nothing of partition 1 is in any answer");
     // The worker has read it, but not to where its own batch rows end.
-    let behind = fresh(1, 0, 9, "live", Some(500));
-    let ahead = fresh(0, 9, 9, "live", Some(700));
+    let behind = fresh(1, 0, 9, Live, Some(500));
+    let ahead = fresh(0, 9, 9, Live, Some(700));
     assert_eq!(watermark(&facts, &[behind, ahead]), Some(500));
 }
 
 #[test]
 fn rows_of_an_earlier_topic_say_nothing() {
     let facts = facts(&[], &[], &[(0, 0, 4)]);
-    let mut earlier = fresh(0, 2, 9, "live", Some(1));
+    let mut earlier = fresh(0, 2, 9, Live, Some(1));
     earlier.partition.topic = TopicId(6);
     earlier.seen = 5;
     assert_eq!(
-        watermark(&facts, &[fresh(0, 4, 4, "live", Some(500)), earlier]),
+        watermark(&facts, &[fresh(0, 4, 4, Live, Some(500)), earlier]),
         Some(500)
     );
 }
@@ -155,9 +151,9 @@ fn rows_that_have_come_less_far_than_others_are_behind() {
     assert!(!of(&facts(&[], &[], &[(0, 0, 8), (0, 8, 12)]), &[]).behind);
     // A worker that knows of more than it has counted.
     let one = facts(&[], &[], &[(0, 0, 4)]);
-    assert!(of(&one, &[fresh(0, 4, 9, "catching_up", Some(1))]).behind);
+    assert!(of(&one, &[fresh(0, 4, 9, Behind, Some(1))]).behind);
     assert!(
-        !of(&one, &[fresh(0, 4, 9, "live", Some(1))]).behind,
+        !of(&one, &[fresh(0, 4, 9, Live, Some(1))]).behind,
         "what streams in is on its way"
     );
     // Batch has passed the worker.
@@ -194,21 +190,19 @@ fn what_a_publication_counted_before_a_rollback_is_known_to_be_there() {
 #[test]
 fn a_worker_without_kafka_is_not_idle() {
     let facts = facts(&[], &[], &[(0, 0, 4), (1, 0, 6)]);
-    let live = fresh(0, 4, 4, "live", Some(500));
-    for state in ["kafka_away", "stopped"] {
-        assert_eq!(
-            watermark(&facts, &[live.clone(), fresh(1, 6, 6, state, Some(300))]),
-            Some(300)
-        );
-        assert_eq!(watermark(&facts, &[live.clone(), fresh(1, 6, 6, state, None)]), None);
-    }
+    let live = fresh(0, 4, 4, Live, Some(500));
+    assert_eq!(
+        watermark(&facts, &[live.clone(), fresh(1, 6, 6, Stuck, Some(300))]),
+        Some(300)
+    );
+    assert_eq!(watermark(&facts, &[live, fresh(1, 6, 6, Stuck, None)]), None);
 }
 
 #[test]
 fn a_bucket_has_the_first_reason_that_holds() {
     let facts = facts(&[], &[], &[(0, 0, 4)]);
     let second = 900 * MICROS;
-    let coverage = of(&facts, &[fresh(0, 4, 4, "live", Some(second))]);
+    let coverage = of(&facts, &[fresh(0, 4, 4, Live, Some(second))]);
     let bucket = |from, to, start, end| coverage.bucket(&range(from, to), start, end);
     assert_eq!(bucket(0, 2_000, 840, 900), (Extent::Complete, None));
     assert_eq!(bucket(0, 2_000, 860, 920), (Extent::Partial, Some(Reason::Open)));

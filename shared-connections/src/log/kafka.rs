@@ -63,6 +63,11 @@ const PRODUCER_DEFAULTS: [(&str, &str); 3] = [
     ("partitioner", "murmur2_random"),
 ];
 
+/// So often must a log be found to end where it did not before,
+const SURE: usize = 3;
+/// so long after each other, until it is believed.
+const SURE_AFTER: Duration = Duration::from_millis(500);
+
 /// How to reach Kafka. Clones share one client.
 #[derive(Clone)]
 pub struct Kafka {
@@ -177,6 +182,22 @@ impl Kafka {
     pub async fn bounds(&self, topic: &str, partition: u32) -> Result<OffsetRange, LogError> {
         let topic = topic.to_owned();
         self.ask(move |kafka| kafka.bounds_now(&topic, partition)).await
+    }
+
+    /// Whether the partition's log ends below that offset, also when asked again: one that has just got another leader may
+    /// not know its end at once.
+    ///
+    /// # Errors
+    /// As [`Kafka::bounds`].
+    pub async fn still_ends_below(&self, topic: &str, partition: u32, offset: Offset) -> Result<bool, LogError> {
+        for _ in 0..SURE {
+            if self.bounds(topic, partition).await?.to >= offset {
+                return Ok(false);
+            }
+            // sleeps: what is asked for changes in Kafka, and nothing tells of it
+            tokio::time::sleep(SURE_AFTER).await;
+        }
+        Ok(true)
     }
 
     /// The first offset whose record has that Kafka timestamp, in milliseconds since 1970, or a later one; the log's end

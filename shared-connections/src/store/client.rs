@@ -75,7 +75,8 @@ impl Store {
         self.within(PROBE, doing, asked).await.map(|_| ())
     }
 
-    /// Makes the database, the control tables and those of the views, where they are not there yet.
+    /// Makes the database, the control tables and those of the views, where they are not there yet. Control tables of an
+    /// earlier build get the columns that they lack.
     ///
     /// # Errors
     /// ClickHouse's.
@@ -87,7 +88,7 @@ impl Store {
             let doing = format!("create table {}", table.name);
             self.execute(&doing, &table.create(&self.database)).await?;
         }
-        Ok(())
+        self.upgrade(&control_tables()).await
     }
 
     /// Runs SQL that gives no rows.

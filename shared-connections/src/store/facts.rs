@@ -13,12 +13,14 @@ use shared_schemas::handoff::{
     SpeedProgress, Start, TopicId, newest, wanted_cuts,
 };
 use shared_schemas::store::quote;
-use shared_schemas::store::tables::{CUTS, FLOORS, FRESHNESS, GAPS, PROGRESS, PUBLICATIONS, RUNS};
+use shared_schemas::store::tables::{CUTS, FLOORS, GAPS, PROGRESS, PUBLICATIONS, RUNS};
 use shared_schemas::view::View;
 
 use super::client::Store;
 use super::error::StoreError;
-use super::record::{Ledger, Origin};
+use super::ledger::Ledger;
+use super::record::Origin;
+use super::truncation::Truncation;
 
 /// More publications than can share the highest few numbers; older ones are read only when none of these answers.
 const RECENT: usize = 8;
@@ -58,25 +60,6 @@ pub struct Run {
     pub begun: i64,
 }
 
-/// How fresh the speed layer is on a partition, as its worker said last.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FreshnessOfPartition {
-    /// The partition.
-    pub partition: Partition,
-    /// Up to where its worker has counted.
-    pub next: Offset,
-    /// Where the log ended then.
-    pub log_end: Offset,
-    /// The highest event time counted, in microseconds since 1970.
-    pub watermark: Option<i64>,
-    /// The last counted record's Kafka timestamp, in milliseconds since 1970.
-    pub kafka_time: Option<i64>,
-    /// What the worker does there: `live`, `catching_up` or `idle`.
-    pub state: String,
-    /// When the worker said so, in milliseconds since 1970.
-    pub seen: i64,
-}
-
 /// The facts about one view.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
@@ -88,6 +71,8 @@ pub struct Facts {
     pub progress: BTreeMap<Partition, SpeedProgress>,
     /// The cuts asked for, those withdrawn among them.
     pub cuts: Vec<Cut>,
+    /// Logs that ended below what was read from them, of whatever topic.
+    pub truncations: BTreeMap<Partition, Truncation>,
 }
 
 impl Facts {
@@ -228,19 +213,13 @@ struct LedgerRow {
     rules: String,
     read: u64,
     holes: u64,
-    ledger: Vec<(String, u64)>,
-}
-
-#[derive(Debug, Row, Deserialize)]
-struct FreshnessRow {
-    topic: u128,
-    partition: u32,
-    next: u64,
-    log_end: u64,
-    watermark: Option<i64>,
-    kafka_time: Option<i64>,
-    state: String,
-    at: i64,
+    gap: u64,
+    aggregated: u64,
+    filtered: u64,
+    repeated: u64,
+    reasons: Vec<(String, u64)>,
+    unsure: u64,
+    failed_filters: u64,
 }
 
 fn partition(topic: u128, number: u32) -> Partition {
@@ -257,7 +236,7 @@ fn marks(rows: Vec<(u128, u32, u64)>) -> BTreeMap<Partition, Mark> {
 }
 
 /// What ends each statement about one view.
-fn of(view: &View) -> [(&'static str, String); 1] {
+pub(super) fn of(view: &View) -> [(&'static str, String); 1] {
     [("view", view.fingerprint.to_string())]
 }
 
@@ -267,7 +246,8 @@ impl Store {
     /// # Errors
     /// ClickHouse's.
     pub async fn facts(&self, view: &View) -> Result<Facts, StoreError> {
-        let floor = self.floor(view).await?;
+        // Nothing is decided by the order in which these two are read.
+        let (floor, truncations) = tokio::try_join!(self.floor(view), self.truncations())?;
         let mut publications = self.recent_publications(view).await?;
         let admitted = |all: &[Published]| all.iter().any(|published| floor.admits(&published.publication));
         if publications.len() == RECENT && !admitted(&publications) {
@@ -280,6 +260,7 @@ impl Store {
             floor,
             progress,
             cuts,
+            truncations,
         })
     }
 
@@ -370,7 +351,7 @@ impl Store {
     pub async fn ledgers(&self, view: &View) -> Result<Vec<(Partition, Start, Ledger)>, StoreError> {
         let sql = format!(
             "SELECT _topic AS topic, _partition AS partition, _start AS start, _next AS next, rules, read, holes, \
-             ledger FROM {} FINAL WHERE fingerprint = {{view:String}} ORDER BY topic, partition, start",
+             gap, aggregated, filtered, repeated, reasons, unsure, failed_filters FROM {} FINAL WHERE fingerprint = {{view:String}} ORDER BY topic, partition, start",
             self.table(PROGRESS)
         );
         let rows = self.rows::<LedgerRow>("read ledgers", &sql, &of(view)).await?;
@@ -380,7 +361,13 @@ impl Store {
                 rules: row.rules,
                 read: row.read,
                 holes: row.holes,
-                counts: row.ledger.into_iter().collect(),
+                gap: row.gap,
+                aggregated: row.aggregated,
+                filtered: row.filtered,
+                repeated: row.repeated,
+                invalid: row.reasons.into_iter().collect(),
+                unsure: row.unsure,
+                failed_filters: row.failed_filters,
             };
             (partition(row.topic, row.partition), Start(Offset(row.start)), ledger)
         };
@@ -421,31 +408,6 @@ impl Store {
             begun: row.at,
         };
         Ok(rows.into_iter().map(run).collect())
-    }
-
-    /// How fresh the speed layer is, for each partition that a worker spoke of.
-    ///
-    /// # Errors
-    /// ClickHouse's.
-    pub async fn freshness(&self, view: &View) -> Result<Vec<FreshnessOfPartition>, StoreError> {
-        let sql = format!(
-            "SELECT _topic AS topic, _partition AS partition, next, log_end, \
-             toUnixTimestamp64Micro(watermark) AS watermark, toUnixTimestamp64Milli(kafka_time) AS kafka_time, state, \
-             toUnixTimestamp64Milli(seen) AS at FROM {} FINAL WHERE fingerprint = {{view:String}} \
-             ORDER BY topic, partition",
-            self.table(FRESHNESS)
-        );
-        let rows = self.rows::<FreshnessRow>("read freshness", &sql, &of(view)).await?;
-        let freshness = |row: FreshnessRow| FreshnessOfPartition {
-            partition: partition(row.topic, row.partition),
-            next: Offset(row.next),
-            log_end: Offset(row.log_end),
-            watermark: row.watermark,
-            kafka_time: row.kafka_time,
-            state: row.state,
-            seen: row.at,
-        };
-        Ok(rows.into_iter().map(freshness).collect())
     }
 
     /// The highest version of any speed row of a view and partition, from a start on; `None` where there is none.

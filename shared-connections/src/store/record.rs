@@ -1,4 +1,4 @@
-//! What layers write about themselves: progress, gaps, cuts, runs, publications, floors, freshness.
+//! What layers write about themselves: progress, gaps, cuts, runs, publications, floors.
 //!
 //! Every row may be sent again: it replaces itself, or gives way to a higher version. A method returns when the rows
 //! are durable (`fsync_after_insert`), so whoever must write in an order awaits one before it begins the next.
@@ -9,29 +9,15 @@ use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{
-    EventDay, Floor, Mark, Offset, OffsetRange, Partition, Publication, PublicationNumber, RunId, Start,
+    EventDay, Floor, Mark, OffsetRange, Partition, Publication, PublicationNumber, RunId, Start,
 };
-use shared_schemas::store::tables::{CUTS, FLOORS, FRESHNESS, GAPS, PROGRESS, PUBLICATIONS, RUNS};
+use shared_schemas::store::tables::{CUTS, FLOORS, GAPS, PROGRESS, PUBLICATIONS, RUNS};
 use shared_schemas::view::View;
 
 use super::client::Store;
 use super::error::StoreError;
-use super::facts::{Cut, FreshnessOfPartition};
-
-/// What became of the records of a start.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Ledger {
-    /// Up to where the start has come.
-    pub next: Offset,
-    /// The hash of the dataset's rules that the records were read by.
-    pub rules: String,
-    /// How many records were delivered.
-    pub read: u64,
-    /// How many offsets held no record that is ever delivered. `read + holes = next - start`, gaps counted as holes.
-    pub holes: u64,
-    /// `accepted`, `repeats`, each reason of refusal, `gap`, and what else the layer counts.
-    pub counts: BTreeMap<String, u64>,
-}
+use super::facts::Cut;
+use super::ledger::Ledger;
 
 /// What a publication's content was computed from, for those who read it. No decision of the hand-off rests on it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -67,7 +53,14 @@ struct Progress {
     rules: String,
     read: u64,
     holes: u64,
-    ledger: Vec<(String, u64)>,
+    gap: u64,
+    aggregated: u64,
+    filtered: u64,
+    repeated: u64,
+    invalid: u64,
+    reasons: Vec<(String, u64)>,
+    unsure: u64,
+    failed_filters: u64,
 }
 
 #[derive(Debug, Row, Serialize, Deserialize)]
@@ -119,19 +112,6 @@ struct FloorRow {
     marks: Vec<(u128, u32, u64)>,
 }
 
-#[derive(Debug, Row, Serialize, Deserialize)]
-struct FreshnessRow {
-    fingerprint: String,
-    _topic: u128,
-    _partition: u32,
-    next: u64,
-    log_end: u64,
-    watermark: Option<i64>,
-    kafka_time: Option<i64>,
-    state: String,
-    seen: i64,
-}
-
 fn marks(marks: &BTreeMap<Partition, Mark>) -> Vec<(u128, u32, u64)> {
     marks
         .iter()
@@ -156,12 +136,14 @@ impl Store {
                 rules: row.ledger.rules.clone(),
                 read: row.ledger.read,
                 holes: row.ledger.holes,
-                ledger: row
-                    .ledger
-                    .counts
-                    .iter()
-                    .map(|(name, count)| (name.clone(), *count))
-                    .collect(),
+                gap: row.ledger.gap,
+                aggregated: row.ledger.aggregated,
+                filtered: row.ledger.filtered,
+                repeated: row.ledger.repeated,
+                invalid: row.ledger.refused(),
+                reasons: row.ledger.invalid.clone().into_iter().collect(),
+                unsure: row.ledger.unsure,
+                failed_filters: row.ledger.failed_filters,
             })
             .collect();
         self.record(PROGRESS, &rows).await
@@ -264,27 +246,5 @@ impl Store {
             marks: marks(&floor.marks),
         };
         self.record(FLOORS, &[row]).await
-    }
-
-    /// Says how fresh a view's rows are, for people.
-    ///
-    /// # Errors
-    /// ClickHouse's; sending again is safe.
-    pub async fn record_freshness(&self, rows: &[(Fingerprint, FreshnessOfPartition)]) -> Result<(), StoreError> {
-        let rows: Vec<_> = rows
-            .iter()
-            .map(|(fingerprint, row)| FreshnessRow {
-                fingerprint: fingerprint.to_string(),
-                _topic: row.partition.topic.0,
-                _partition: row.partition.number,
-                next: row.next.0,
-                log_end: row.log_end.0,
-                watermark: row.watermark,
-                kafka_time: row.kafka_time,
-                state: row.state.clone(),
-                seen: row.seen,
-            })
-            .collect();
-        self.record(FRESHNESS, &rows).await
     }
 }

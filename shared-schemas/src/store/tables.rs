@@ -36,6 +36,8 @@ pub const RUNS: &str = "runs";
 pub const PUBLICATIONS: &str = "publications";
 /// Floors.
 pub const FLOORS: &str = "floors";
+/// Logs that ended below what was read from them.
+pub const TRUNCATIONS: &str = "truncations";
 /// How fresh the speed layer is: for people and for waiting, never for deciding what counts.
 pub const FRESHNESS: &str = "freshness";
 
@@ -79,6 +81,17 @@ impl Table {
             self.engine,
             order.join(", "),
         )
+    }
+
+    /// The statement that adds these of its columns; the others are there.
+    pub fn add_columns(&self, database: &str, lacking: &[&str]) -> String {
+        let columns: Vec<_> = self
+            .columns
+            .iter()
+            .filter(|(name, _)| lacking.contains(&name.as_str()))
+            .map(|(name, column_type)| format!("ADD COLUMN IF NOT EXISTS {} {column_type}", identifier(name)))
+            .collect();
+        format!("ALTER TABLE {} {}", qualified(database, &self.name), columns.join(", "))
     }
 }
 
@@ -141,16 +154,18 @@ pub fn batch_table(view: &View) -> Table {
     }
 }
 
-/// The tables that all views share, told apart by a column `fingerprint`.
+/// The tables that all views share; what is a view's is told apart by a column `fingerprint`.
 pub fn control_tables() -> Vec<Table> {
     let place = "fingerprint String, _topic UInt128, _partition UInt32, _start UInt64";
     vec![
-        // The ledger says what became of the records: accepted, repeats, each reason of refusal, filters cut short.
+        // The ledger: `read = aggregated + filtered + repeated + invalid`, `read + holes = _next - _start`. The reasons are
+        // those of the invalid, a gap is among the holes; the last two are counted beside.
         control(
             PROGRESS,
             &format!(
-                "{place}, _next UInt64, rules String, read UInt64, holes UInt64, ledger Map(String, UInt64), \
-                 written DateTime64(3, 'UTC') DEFAULT now64(3)"
+                "{place}, _next UInt64, rules String, read UInt64, holes UInt64, gap UInt64, aggregated UInt64, \
+                 filtered UInt64, repeated UInt64, invalid UInt64, reasons Map(String, UInt64), unsure UInt64, \
+                 failed_filters UInt64, written DateTime64(3, 'UTC') DEFAULT now64(3)"
             ),
             "_next",
             &["fingerprint", "_topic", "_partition", "_start"],
@@ -192,11 +207,20 @@ pub fn control_tables() -> Vec<Table> {
             "",
             &["fingerprint", "number", "marks"],
         ),
-        // `watermark` is the highest event time counted, `kafka_time` the last counted record's Kafka timestamp.
+        // Of a topic's partition, whatever views there are. The key is the whole fact: it is never taken back.
+        control(
+            TRUNCATIONS,
+            "_topic UInt128, _partition UInt32, end UInt64, next UInt64, found DateTime64(3, 'UTC') DEFAULT now64(3)",
+            "",
+            &["_topic", "_partition", "end", "next"],
+        ),
+        // `watermark` is the highest event time seen less the lateness, `kafka_time` the last counted record's Kafka
+        // timestamp; `reason` says why a partition is stuck.
         control(
             FRESHNESS,
             "fingerprint String, _topic UInt128, _partition UInt32, next UInt64, log_end UInt64, \
              watermark Nullable(DateTime64(6, 'UTC')), kafka_time Nullable(DateTime64(3, 'UTC')), state String, \
+             reason String, \
              seen DateTime64(3, 'UTC')",
             "seen",
             &["fingerprint", "_topic", "_partition"],

@@ -119,7 +119,7 @@ impl Worker {
         let mut from: BTreeMap<u32, Offset> = BTreeMap::new();
         for view in &self.views {
             for (number, of) in &view.partitions {
-                if self.stopped.contains(number) {
+                if self.truncated.contains_key(number) {
                     continue;
                 }
                 let Some(head) = self.front.cursor(*number) else {
@@ -219,7 +219,7 @@ impl Worker {
             return false;
         };
         from.iter().all(|(number, began)| {
-            if self.stopped.contains(number) {
+            if self.truncated.contains_key(number) {
                 return true;
             }
             let (Some(cursor), Some(head)) = (lanes.cursor(*number), self.front.cursor(*number)) else {

@@ -4,9 +4,12 @@
 //! stops nothing until `speed.memory` is used up; then nothing is read until a flush is through: the readers' bounded
 //! channels fill, and their consumers fetch no more.
 
+use std::time::Duration;
+
 use shared_connections::log::Membership;
 use shared_schemas::fingerprint::Fingerprint;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::{Ended, OfPartition, Worker, dropped};
 use crate::error::SpeedError;
@@ -17,6 +20,7 @@ use crate::flush::{Flush, Flushed};
 pub(super) struct Flushing {
     /// One at most. Given up where the worker is.
     under_way: JoinSet<Result<Flushed, SpeedError>>,
+    began: Option<Instant>,
     due: bool,
     /// Whether the next one also says how fresh all is.
     tells: bool,
@@ -25,6 +29,12 @@ pub(super) struct Flushing {
 }
 
 impl Flushing {
+    /// How long the one that is under way takes.
+    pub(super) fn takes(&self) -> Duration {
+        let began = self.began.filter(|_| !self.under_way.is_empty());
+        began.map_or(Duration::ZERO, |began| began.elapsed())
+    }
+
     /// It is time for one.
     pub(super) fn is_due(&mut self) {
         self.due = true;
@@ -74,8 +84,7 @@ impl Worker {
             })?;
             for counted in counted {
                 if let Some(of_partition) = view.partitions.get_mut(&counted.partition) {
-                    let starts = &mut of_partition.starts;
-                    starts.count(counted.start, "failed_filters", counted.filtered.failed);
+                    of_partition.starts.folded(&counted);
                 }
             }
         }
@@ -97,6 +106,7 @@ impl Worker {
             let (kafka, store) = (self.setup.kafka.clone(), self.setup.store.clone());
             let write = flush.write(kafka, store, self.setup.dataset.topic.clone(), self.topic);
             self.flushing.under_way.spawn(write);
+            self.flushing.began = Some(Instant::now());
         }
         Ok(())
     }

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use shared_connections::log::group::Assigned;
+use shared_connections::store::Truncation;
 use shared_schemas::handoff::Offset;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::Worker;
+use super::{Worker, truncated};
 use crate::error::SpeedError;
 use crate::lanes::Prepared;
 
@@ -23,7 +24,11 @@ pub(super) struct Share {
 pub(super) type Warming = JoinSet<Result<Warmed, SpeedError>>;
 
 /// Lanes that are ready to be read.
-pub(super) struct Warmed(Prepared);
+pub(super) struct Warmed {
+    prepared: Prepared,
+    /// Partitions that are not to be read.
+    truncated: BTreeMap<u32, Truncation>,
+}
 
 impl Share {
     pub(super) fn new(assigned: watch::Receiver<Assigned>) -> Self {
@@ -32,6 +37,11 @@ impl Share {
             looked: false,
             held: BTreeSet::new(),
         }
+    }
+
+    /// Whether the partition is this worker's.
+    pub(super) fn holds(&self, partition: u32) -> bool {
+        self.held.contains(&partition)
     }
 }
 
@@ -71,7 +81,6 @@ impl Worker {
         self.share.held = assigned;
         if !gone.is_empty() {
             self.front.remove(&gone);
-            self.stopped.retain(|number| !gone.contains(number));
             for view in &mut self.views {
                 let of_gone = view.partitions.iter_mut().filter(|(number, _)| gone.contains(number));
                 let starts =
@@ -85,8 +94,18 @@ impl Worker {
     }
 
     /// Reads what was prepared, where it is still this worker's.
-    pub(super) fn take_warmed(&mut self, Warmed(mut prepared): Warmed) -> Result<(), SpeedError> {
-        prepared.retain(&self.share.held);
+    pub(super) async fn take_warmed(&mut self, warmed: Warmed) -> Result<(), SpeedError> {
+        let Warmed {
+            mut prepared,
+            truncated,
+        } = warmed;
+        self.cut_off(truncated).await?;
+        let readable = self
+            .share
+            .held
+            .iter()
+            .filter(|number| !self.truncated.contains_key(number));
+        prepared.retain(&readable.copied().collect());
         self.front.add(prepared)?;
         self.warm_up();
         Ok(())
@@ -107,16 +126,19 @@ impl Worker {
             .share
             .held
             .iter()
-            .filter(|number| self.front.cursor(**number).is_none());
-        let from: BTreeMap<u32, Offset> = unread.map(|number| (*number, open(*number))).collect();
+            .filter(|number| self.front.cursor(**number).is_none() && !self.truncated.contains_key(number));
+        let mut from: BTreeMap<u32, Offset> = unread.map(|number| (*number, open(*number))).collect();
         if from.is_empty() {
             return;
         }
         tracing::info!(dataset = self.setup.dataset.name, ?from, "reading");
-        let setup = self.setup.clone();
+        let (setup, topic) = (self.setup.clone(), self.topic);
+        let counted: BTreeMap<u32, Offset> = from.keys().map(|number| (*number, self.counted(*number))).collect();
         let warm = async move {
+            let truncated = truncated::find(&setup.kafka, &setup.dataset.topic, topic, &counted).await?;
+            from.retain(|number, _| !truncated.contains_key(number));
             let prepared = Prepared::find(&setup.kafka, &setup.dataset, &setup.dedupe, &from).await?;
-            Ok(Warmed(prepared))
+            Ok(Warmed { prepared, truncated })
         };
         self.warming.spawn(warm);
     }

@@ -77,6 +77,8 @@ pub(super) struct ArchiveSight {
     pub(super) version: u64,
     pub(super) ends: BTreeMap<Partition, Offset>,
     pub(super) gaps: BTreeMap<Partition, OffsetSet>,
+    /// Logs that ended below what was archived: from their end, up to there.
+    pub(super) truncated: BTreeMap<Partition, OffsetRange>,
     /// The highest Kafka time archived, in milliseconds since 1970.
     pub(super) latest: BTreeMap<Partition, i64>,
     /// By which rules, and within which offsets.
@@ -220,6 +222,7 @@ async fn archive_sight(config: &ArchiveConfig, dataset: &Dataset) -> Result<Opti
             .collect(),
         ends: pinned.ends,
         gaps: pinned.gaps,
+        truncated: pinned.truncated,
     }))
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use shared_schemas::config::Config;
 use shared_schemas::definitions::Definitions;
 
-pub(super) use datasets::{DatasetReport, PartitionReport, State, topic_in_use};
+pub(super) use datasets::{DatasetReport, PartitionReport, State, standing, topic_in_use};
 pub(super) use views::{LastRun, RunResult, ViewReport};
 
 use super::look::Sight;

@@ -78,7 +78,7 @@ fn of_dataset(dataset: &DatasetReport, report: &Report) -> String {
             "speed",
             "lag",
             "fresh",
-            "event time",
+            "watermark",
             "archive",
             "lag",
             "fresh",

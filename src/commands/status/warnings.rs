@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 
 use shared_schemas::config::Config;
 use shared_schemas::dataset::Dataset;
-use shared_schemas::decode::Reason;
 use shared_schemas::definitions::Definitions;
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{ChunkSize, OffsetRange, OffsetSet, Partition, TopicId};
 use shared_schemas::view::View;
 
 use super::look::{ArchiveSight, Sight, ViewSight};
-use super::report::{State, topic_in_use};
+use super::report::{State, standing, topic_in_use};
 use super::told::{ago, count, offsets, seconds_since};
 
 /// Of so many characters is a fingerprint known to people.
@@ -96,8 +95,7 @@ impl About<'_> {
                 .iter()
                 .filter(|(partition, ..)| is_in_use(*partition, self.topic));
             let (read, refused) = ledgers.fold((0, 0), |(read, refused), (_, _, ledger)| {
-                let of_ledger = Reason::ALL.iter().filter_map(|reason| ledger.counts.get(reason.name()));
-                (read + ledger.read, refused + of_ledger.sum::<u64>())
+                (read + ledger.read, refused + ledger.refused())
             });
             #[expect(clippy::cast_precision_loss, reason = "a share for people")]
             let share = (read >= ENOUGH).then(|| refused as f64 / read as f64)?;
@@ -120,14 +118,11 @@ impl About<'_> {
         let topic = self.topic;
         let rows = seen.freshness.iter().filter(|row| is_in_use(row.partition, topic));
         for row in rows {
-            let what = match State::of_row(row, sight.at) {
-                State::Stopped => "has stopped: the log ended below what it had read, or the topic was made again",
-                State::Silent => "is silent: does `highwater speed` run?",
-                State::KafkaAway => "finds no Kafka",
-                _ => continue,
+            let (State::Stuck, Some(reason)) = standing(seen, row, sight.at) else {
+                continue;
             };
             self.warnings.push(format!(
-                "view {}: the speed layer of partition {} {what} (it spoke last {})",
+                "view {}: the speed layer is stuck on partition {} (a worker spoke of it {}): {reason}",
                 view.name,
                 row.partition.number,
                 ago(seconds_since(row.seen, sight.at)),
@@ -179,6 +174,17 @@ impl About<'_> {
         {
             let who = format!("dataset {}: the archive", self.dataset.name);
             self.lacks(&who, *partition, gaps);
+        }
+        for (partition, range) in archive
+            .truncated
+            .iter()
+            .filter(|(partition, _)| is_in_use(**partition, topic))
+        {
+            self.warnings.push(format!(
+                "dataset {}: the archive goes no further on partition {}: its log ended at offset {} after it was archived up \
+                 to {}; make the topic again to go on",
+                self.dataset.name, partition.number, range.from, range.to,
+            ));
         }
         let earlier = archive.ends.keys().filter(|partition| !is_in_use(**partition, topic));
         let earlier = u64::try_from(earlier.count()).unwrap_or(u64::MAX);

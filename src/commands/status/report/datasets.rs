@@ -4,16 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use shared_connections::store::FreshnessOfPartition;
+use shared_connections::store::{FreshnessOfPartition, PartitionState};
 use shared_schemas::dataset::Dataset;
 use shared_schemas::definitions::Definitions;
-use shared_schemas::handoff::{Offset, OffsetRange, Partition, TopicId};
+use shared_schemas::handoff::{ChunkSize, Offset, OffsetRange, Partition, TopicId};
 
 use super::super::look::{ArchiveSight, Sight, TopicSight, ViewSight};
 use super::super::told::{moment, moment_of_micros, seconds_since, topic_id};
-
-/// A worker that has said nothing for so long, in seconds, may be gone. It speaks each second.
-const SILENT: f64 = 10.0;
 
 /// A dataset.
 #[derive(Debug, Serialize)]
@@ -47,8 +44,12 @@ pub(in super::super) struct PartitionReport {
 pub(in super::super) struct SpeedReport {
     #[serde(flatten)]
     pub(in super::super) layer: LayerReport,
-    /// The highest event time counted.
+    /// Why it is stuck; null where it is not.
+    pub(in super::super) reason: Option<String>,
+    /// The highest event time seen less the dataset's lateness.
     pub(in super::super) watermark: Option<String>,
+    /// How many offsets from the mark on it lacks, because Kafka no longer had them; of the view that lacks most.
+    pub(in super::super) gap_offsets: u64,
     /// When the speed layer spoke last.
     pub(in super::super) told_at: Option<String>,
 }
@@ -77,16 +78,10 @@ pub(in super::super) enum State {
     Complete,
     /// Lacks some of what the log has.
     Behind,
-    /// Counts what came earlier.
-    CatchingUp,
-    /// The worker finds no Kafka.
-    KafkaAway,
     /// Nothing was read yet.
     NothingYet,
-    /// The worker speaks of it no more.
-    Silent,
-    /// The worker does not go on by itself.
-    Stopped,
+    /// Nothing is counted, or archived, until something else changes.
+    Stuck,
     /// No view counts it.
     NoView,
     /// It could not be seen.
@@ -101,29 +96,34 @@ impl State {
             Self::Live => "live",
             Self::Complete => "complete",
             Self::Behind => "behind",
-            Self::CatchingUp => "catching up",
-            Self::KafkaAway => "kafka away",
             Self::NothingYet => "nothing read yet",
-            Self::Silent => "silent",
-            Self::Stopped => "stopped",
+            Self::Stuck => "stuck",
             Self::NoView => "no view",
             Self::Unknown => "unknown",
         }
     }
+}
 
-    /// What a worker does, as its row says.
-    pub(in super::super) fn of_row(row: &FreshnessOfPartition, now: DateTime<Utc>) -> Self {
-        match row.state.as_str() {
-            // It does not go on by itself, whether it still speaks or not.
-            "stopped" => Self::Stopped,
-            _ if seconds_since(row.seen, now) > SILENT => Self::Silent,
-            "live" => Self::Live,
-            "idle" => Self::Idle,
-            "catching_up" => Self::CatchingUp,
-            "kafka_away" => Self::KafkaAway,
-            _ => Self::Unknown,
+impl From<PartitionState> for State {
+    fn from(state: PartitionState) -> Self {
+        match state {
+            PartitionState::Idle => Self::Idle,
+            PartitionState::Live => Self::Live,
+            PartitionState::Behind => Self::Behind,
+            PartitionState::Stuck => Self::Stuck,
         }
     }
+}
+
+/// What becomes of a partition's records, for a view, and why where it is stuck.
+pub(in super::super) fn standing(
+    view: &ViewSight,
+    row: &FreshnessOfPartition,
+    now: DateTime<Utc>,
+) -> (State, Option<String>) {
+    let truncation = view.facts.truncations.get(&row.partition);
+    let (state, reason) = row.standing(truncation, now.timestamp_millis());
+    (state.into(), reason)
 }
 
 /// Dead letters.
@@ -178,6 +178,7 @@ struct OfDataset<'a> {
     now: DateTime<Utc>,
     id: Option<TopicId>,
     topic: Option<&'a TopicSight>,
+    chunk: Option<ChunkSize>,
     /// `None` where one could not be seen.
     views: Vec<Option<&'a ViewSight>>,
     /// `None` where it could not be seen; inside, where nothing is archived.
@@ -210,6 +211,8 @@ impl<'a> OfDataset<'a> {
             now: sight.at,
             id: topic.map(|topic| topic.id).or_else(told).or_else(archived),
             topic,
+            // A checked dataset's chunk is a power of two.
+            chunk: ChunkSize::new(dataset.chunk).ok(),
             views,
             archive,
         }
@@ -240,33 +243,60 @@ impl<'a> OfDataset<'a> {
     fn partition(&self, partition: Partition) -> PartitionReport {
         let log = self.topic.and_then(|topic| topic.logs.get(&partition.number)).copied();
         let rows = self.rows(partition);
-        let told = rows.iter().map(|row| row.log_end).max();
+        let told = rows.iter().map(|(_, row)| row.log_end).max();
         let end = log.map(|log| log.to).or(told);
         PartitionReport {
             partition: partition.number,
             log_begin: log.map(|log| log.from.0),
             log_end: end.map(|end| end.0),
-            speed: self.speed(&rows, log),
+            speed: self.speed(partition, &rows, log),
             archive: self.archived(partition, log, end),
         }
     }
 
-    fn rows(&self, partition: Partition) -> Vec<&'a FreshnessOfPartition> {
-        let rows = self.views.iter().flatten().flat_map(|view| &view.freshness);
-        rows.filter(|row| row.partition == partition).collect()
+    fn rows(&self, partition: Partition) -> Vec<(&'a ViewSight, &'a FreshnessOfPartition)> {
+        let views = self.views.iter().flatten();
+        let rows = views.flat_map(|view| view.freshness.iter().map(move |row| (*view, row)));
+        rows.filter(|(_, row)| row.partition == partition).collect()
     }
 
-    fn speed(&self, rows: &[&FreshnessOfPartition], log: Option<OffsetRange>) -> SpeedReport {
-        let states = rows.iter().map(|row| State::of_row(row, self.now));
-        let state = if self.views.is_empty() {
-            State::NoView
-        } else if self.views.iter().any(Option::is_none) {
-            State::Unknown
-        } else if rows.len() < self.views.len() {
-            State::NothingYet
-        } else {
-            states.max().unwrap_or(State::Unknown)
+    /// How many offsets of a partition a view lacks from its mark on.
+    fn gap_offsets(&self, view: &ViewSight, partition: Partition) -> u64 {
+        let Some(chunk) = self.chunk else {
+            return 0;
         };
+        let gaps = view
+            .facts
+            .progress(partition)
+            .gaps_from(view.facts.mark(partition), chunk);
+        gaps.ranges().iter().map(|gap| gap.to.0 - gap.from.0).sum()
+    }
+
+    fn speed(
+        &self,
+        partition: Partition,
+        told: &[(&ViewSight, &FreshnessOfPartition)],
+        log: Option<OffsetRange>,
+    ) -> SpeedReport {
+        let furthest = told
+            .iter()
+            .map(|(view, row)| standing(view, row, self.now))
+            .max_by_key(|(state, _)| *state);
+        let rows: Vec<_> = told.iter().map(|(_, row)| *row).collect();
+        let (state, reason) = if self.views.is_empty() {
+            (State::NoView, None)
+        } else if self.views.iter().any(Option::is_none) {
+            (State::Unknown, None)
+        } else if rows.len() < self.views.len() {
+            (State::NothingYet, None)
+        } else {
+            furthest.unwrap_or((State::Unknown, None))
+        };
+        let gaps = self
+            .views
+            .iter()
+            .flatten()
+            .map(|view| self.gap_offsets(view, partition));
         let end = |row: &FreshnessOfPartition| log.map_or(row.log_end, |log| log.to);
         let lag = |row: &FreshnessOfPartition| end(row).0.saturating_sub(row.next.0);
         let seconds = |row: &FreshnessOfPartition| {
@@ -294,11 +324,13 @@ impl<'a> OfDataset<'a> {
                 lag_events: rows.iter().map(|row| lag(row)).max().or(unread),
                 lag_seconds,
             },
+            reason,
             watermark: rows
                 .iter()
                 .filter_map(|row| row.watermark)
                 .max()
                 .and_then(moment_of_micros),
+            gap_offsets: gaps.max().unwrap_or_default(),
             told_at: rows.iter().map(|row| row.seen).max().and_then(moment),
         }
     }
@@ -325,6 +357,7 @@ impl<'a> OfDataset<'a> {
         let is_complete = log_end.map(|log_end| end >= log_end);
         LayerReport {
             state: match is_complete {
+                _ if archive.truncated.contains_key(&partition) => State::Stuck,
                 Some(true) => State::Complete,
                 Some(false) => State::Behind,
                 None => State::Unknown,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use chrono::DateTime;
 use shared_connections::log::DeadLetters;
-use shared_connections::store::{Facts, FreshnessOfPartition, Ledger, Origin, Published, Run};
+use shared_connections::store::{Facts, FreshnessOfPartition, Ledger, Origin, PartitionState, Published, Run};
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{
     EventDay, Mark, Offset, OffsetRange, OffsetSet, Partition, Publication, RunId, SpeedProgress, Start, TopicId,
@@ -62,14 +62,15 @@ fn range(from: u64, to: u64) -> OffsetRange {
     }
 }
 
-fn row(number: u32, next: u64, state: &str) -> FreshnessOfPartition {
+fn row(number: u32, next: u64, state: PartitionState) -> FreshnessOfPartition {
     FreshnessOfPartition {
         partition: partition(number),
         next: Offset(next),
         log_end: Offset(100),
         watermark: Some(1_383_300_000_000_000),
         kafka_time: Some(NOW - 90_000),
-        state: state.to_owned(),
+        state,
+        reason: String::new(),
         seen: NOW - 500,
     }
 }
@@ -79,8 +80,8 @@ fn ledger(number: u32, start: u64, next: u64, rules: &str) -> (Partition, Start,
         next: Offset(next),
         rules: rules.to_owned(),
         read: next - start,
-        holes: 0,
-        counts: BTreeMap::from([("accepted".to_owned(), next - start), ("repeats".to_owned(), 0)]),
+        aggregated: next - start,
+        ..Ledger::default()
     };
     (partition(number), Start(Offset(start)), ledger)
 }
@@ -115,7 +116,7 @@ fn whole() -> Sight {
     }
     let view = ViewSight {
         facts,
-        freshness: vec![row(0, 100, "live"), row(1, 40, "idle")],
+        freshness: vec![row(0, 100, PartitionState::Live), row(1, 40, PartitionState::Idle)],
         ledgers: vec![
             ledger(0, 0, 64, &rules()),
             ledger(0, 64, 100, &rules()),
@@ -128,7 +129,7 @@ fn whole() -> Sight {
         }],
     };
     let building = ViewSight {
-        freshness: vec![row(0, 90, "catching_up"), row(1, 40, "idle")],
+        freshness: vec![row(0, 90, PartitionState::Behind), row(1, 40, PartitionState::Idle)],
         ..ViewSight::default()
     };
     let reasons = BTreeMap::from([("not_json".to_owned(), 3), ("empty".to_owned(), 1)]);
@@ -177,17 +178,17 @@ archive     file:/data/archive
 batch       next run 2027-01-16T02:00:00Z, in 18 h 0 min (0 2 * * *, UTC)
 
 dataset flights (topic landings)
-  partition  log end  speed        lag  fresh  event time            archive   lag  fresh
-  0          100      catching up  10   1 min  2013-11-01T10:00:00Z  behind    20   12 s
-  1          40       idle         0    now    2013-11-01T10:00:00Z  complete  0    now
+  partition  log end  speed   lag  fresh  watermark             archive   lag  fresh
+  0          100      behind  10   1 min  2013-11-01T10:00:00Z  behind    20   12 s
+  1          40       idle    0    now    2013-11-01T10:00:00Z  complete  0    now
   dead letters  4: empty 1, not_json 3; 2 of them sent again
 
 view hourly (dataset flights)
   publication  1, 2 h 5 min ago, 1 event day, archive version 17
   last run     begun 2 h 6 min ago, published 1
   partition  mark  speed up to  read above the mark
-  0          64    100          accepted 36
-  1          0     40           accepted 40
+  0          64    100          aggregated 36, read 36
+  1          0     40           aggregated 40, read 40
 
 view daily (dataset flights)
   publication  none yet: the speed layer answers alone
@@ -204,10 +205,10 @@ fn the_view_that_is_furthest_behind_counts() {
         let speed = &report.datasets[0].partitions[0].speed.layer;
         (speed.state, speed.next, speed.lag_events, speed.lag_seconds)
     };
-    assert_eq!(speed(&sight), (State::CatchingUp, Some(90), Some(10), Some(90.0)));
+    assert_eq!(speed(&sight), (State::Behind, Some(90), Some(10), Some(90.0)));
     // Nobody reads for the second view any more, then nobody ever did.
     view(&mut sight, "daily").freshness[0].seen = NOW - 11_000;
-    assert_eq!(speed(&sight).0, State::Silent);
+    assert_eq!(speed(&sight).0, State::Stuck);
     view(&mut sight, "daily").freshness.clear();
     assert_eq!(
         speed(&sight),
@@ -300,9 +301,10 @@ fn what_needs_attention_is_said() {
     let mut sight = whole();
     let hourly = view(&mut sight, "hourly");
     hourly.ledgers[0].2.rules = "0123456789abcdef".to_owned();
-    hourly.ledgers[1].2.counts.insert("not_json".to_owned(), 2);
+    hourly.ledgers[1].2.invalid.insert("not_json".to_owned(), 2);
     hourly.facts.publications[0].origin.rules = Fingerprint(0x0123_4567_89ab_cdef << 64);
-    hourly.freshness[1].state = "stopped".to_owned();
+    hourly.freshness[1].state = PartitionState::Stuck;
+    hourly.freshness[1].reason = "Kafka is away".to_owned();
     let lost = hourly.facts.progress.get_mut(&partition(1)).unwrap();
     lost.record_gap(Start(Offset(0)), range(0, 3));
     let archive = sight
@@ -314,6 +316,7 @@ fn what_needs_attention_is_said() {
         .as_mut()
         .unwrap();
     archive.gaps = BTreeMap::from([(partition(1), OffsetSet::from_iter([range(0, 3), range(7, 8)]))]);
+    archive.truncated = BTreeMap::from([(partition(0), range(70, 80))]);
     let old = (partition(0), "fedcba9876543210".to_owned());
     archive.rules.insert(old, range(3, 10));
     if let Some(Ok(letters)) = sight.kafka.letters.get_mut("landings") {
@@ -324,8 +327,9 @@ fn what_needs_attention_is_said() {
     let expected = "\
 dataset flights: the archive holds partition 0, offsets 3 to 9, under rules fedcba98, and the definitions have NOW
 dataset flights: the archive lacks offsets 0 to 2 and 1 range more of partition 1: Kafka no longer had them
-view hourly: the speed layer of partition 1 has stopped: the log ended below what it had read, or the topic was made \
-                    again (it spoke last just now)
+dataset flights: the archive goes no further on partition 0: its log ended at offset 70 after it was archived up to 80; \
+                    make the topic again to go on
+view hourly: the speed layer is stuck on partition 1 (a worker spoke of it just now): Kafka is away
 view hourly: the speed layer read partition 0, offsets 0 to 63, under rules 01234567, and the definitions have NOW
 view hourly: publication 1 was computed under rules 01234567, and the definitions have NOW
 view hourly: the speed layer lacks offsets 0 to 2 of partition 1: Kafka no longer had them

@@ -53,8 +53,9 @@ pub(in super::super) struct MarkReport {
     pub(in super::super) mark: u64,
     /// From the mark up to here the speed layer answers, without a hole.
     pub(in super::super) covered: u64,
-    /// What became of the records that the speed layer read from the mark on: `accepted`, `repeats`, each reason of
-    /// refusal, `unsure` (counted, but the filter for repeats was too short to be sure), `gap`.
+    /// What became of the records that the speed layer read from the mark on: `read` are `aggregated`, `filtered`,
+    /// `repeated` and invalid, each reason by its name. Beside them `unsure` (counted, but the filter for repeats was too
+    /// short to be sure), `failed_filters`, and the offsets of a `gap`.
     pub(in super::super) counts: BTreeMap<String, u64>,
 }
 
@@ -154,8 +155,20 @@ fn sum(
 ) -> BTreeMap<String, u64> {
     let mut sums = BTreeMap::new();
     let wanted = ledgers.iter().filter(|(one, start, _)| *one == partition && of(*start));
-    for (name, number) in wanted.flat_map(|(_, _, ledger)| &ledger.counts) {
-        *sums.entry(name.clone()).or_default() += number;
+    for (_, _, ledger) in wanted {
+        let counts = [
+            ("read", ledger.read),
+            ("aggregated", ledger.aggregated),
+            ("filtered", ledger.filtered),
+            ("repeated", ledger.repeated),
+            ("unsure", ledger.unsure),
+            ("failed_filters", ledger.failed_filters),
+            ("gap", ledger.gap),
+        ];
+        let reasons = ledger.invalid.iter().map(|(reason, number)| (reason.as_str(), *number));
+        for (name, number) in counts.into_iter().chain(reasons) {
+            *sums.entry(name.to_owned()).or_default() += number;
+        }
     }
     sums
 }
