@@ -19,6 +19,8 @@ mod engine_handoff;
 #[cfg(test)]
 mod engine_states;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod kafka_log;
 #[cfg(test)]
 mod law;
