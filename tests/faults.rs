@@ -8,6 +8,7 @@ mod brokers;
 mod clock;
 mod ground;
 mod killed;
+mod mock;
 mod network;
 mod rivals;
 mod store;

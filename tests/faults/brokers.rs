@@ -4,14 +4,12 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use highwater_tests::platform::{Platform, cells};
-use highwater_tests::stack::{PATIENCE, folder_of_run, unique};
+use highwater_tests::stack::{PATIENCE, folder_of_run};
 use highwater_tests::workers::Worker;
 use local_stack::topics::{self, Partitions, Topic};
 use local_stack::{Stack, StackOptions};
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::mocking::MockCluster;
-use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use rdkafka::{ClientConfig, TopicPartitionList};
 use shared_connections::log::Kafka;
 
@@ -110,60 +108,6 @@ async fn degraded(platform: &Platform) -> anyhow::Result<()> {
         }
     };
     tokio::time::timeout(PATIENCE, told).await?
-}
-
-/// Errors of three brokers, leaders that move and brokers that go: librdkafka's own cluster of mocks plays them.
-#[test]
-fn errors_of_brokers_cost_no_event() -> anyhow::Result<()> {
-    use RDKafkaRespErr::{
-        RD_KAFKA_RESP_ERR_BROKER_NOT_AVAILABLE as AWAY, RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR as STORAGE,
-        RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE as NO_LEADER, RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION as NOT_LEADER,
-        RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE as OUT_OF_RANGE, RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT as TIMED_OUT,
-        RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART as NO_TOPIC,
-    };
-    trials("5, 6", "error codes and moving leaders (mock)", 5, async |trial| {
-        let mock = MockCluster::new(3)?;
-        let topic = unique("events");
-        mock.create_topic(&topic, 2, 3)?;
-        let brokers = mock.bootstrap_servers();
-        let clickhouse = Ground::shared().await?.clickhouse();
-        let mut platform = Platform::of_topic(topic.clone(), &brokers, clickhouse).await?;
-        platform.start_serving().await?;
-        let worker = Worker::speed_at(&platform, &place(&platform))?;
-        platform.send_next(100).await?;
-        trial.whole(&platform).await?;
-        let errors = [AWAY, STORAGE, NO_LEADER, NOT_LEADER, OUT_OF_RANGE, TIMED_OUT, NO_TOPIC];
-        let rounds = trial.times(6, 40);
-        platform
-            .watched(async {
-                for _ in 0..rounds {
-                    let random = &mut trial.random;
-                    match random.u8(0..4) {
-                        0 => mock.partition_leader(&topic, random.i32(0..2), Some(random.i32(1..4)))?,
-                        1 => {
-                            let broker = random.i32(1..4);
-                            mock.broker_down(broker)?;
-                            platform.send_next(20).await.map(drop)?;
-                            mock.broker_up(broker)?;
-                        }
-                        what => {
-                            let some: Vec<_> = (0..random.usize(1..5)).filter_map(|_| random.choice(errors)).collect();
-                            let asked = if what == 2 {
-                                RDKafkaApiKey::Fetch
-                            } else {
-                                RDKafkaApiKey::ListOffsets
-                            };
-                            mock.request_errors(asked, &some);
-                        }
-                    }
-                    platform.send_next(50).await?;
-                    trial.whole(&platform).await?;
-                }
-                Ok(())
-            })
-            .await?;
-        worker.end_well().await
-    })
 }
 
 /// What retention took from a worker that was killed, or stopped for so long, is a gap that answers tell of, no silent jump.

@@ -80,6 +80,12 @@ impl Trial {
         Duration::from_millis(self.random.u64(0..milliseconds))
     }
 
+    /// What an oracle of another kind found: of so many events these were lost and doubled.
+    pub(crate) fn told(&mut self, events: u64, difference: Difference) {
+        self.events = events;
+        self.difference = Some(difference);
+    }
+
     /// Waits until the answer is all that was sent.
     pub(crate) async fn whole(&mut self, platform: &Platform) -> anyhow::Result<()> {
         let result = platform.until_whole().await;

@@ -4,7 +4,6 @@
 mod oracle;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,8 +13,8 @@ use anyhow::{Context, ensure};
 use highwater_batch::{Batch, Logs, Outcome, Selection, ViewReport};
 use local_stack::topics::{self, Topic};
 use metrics_exporter_prometheus::PrometheusBuilder;
-use rdkafka::ClientConfig;
-use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _};
+use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
+use rdkafka::{ClientConfig, Message as _};
 use serde_json::Value;
 use shared_connections::log::Kafka;
 use shared_connections::store::Store;
@@ -216,6 +215,7 @@ impl Platform {
             .set("enable.idempotence", "true")
             .set("linger.ms", "2")
             .set("reconnect.backoff.max.ms", "500")
+            .set("message.timeout.ms", "20000")
             .create()?;
         Ok(Self {
             config,
@@ -253,6 +253,17 @@ impl Platform {
         let views = VIEWS.replace("TOPIC", &self.topic);
         std::fs::write(folder.join("definitions/views.toml"), views)?;
         Ok(folder)
+    }
+
+    /// The last lines that each of its processes said.
+    pub fn said(&self) -> String {
+        let folders = std::fs::read_dir(self.folder()).into_iter().flatten().flatten();
+        let logs = folders.map(|folder| folder.path().join("log"));
+        let said = logs.filter(|log| log.is_file()).map(|log| {
+            let last = local_stack::process::tail(&log);
+            format!("\n--- {}\n{last}", log.display())
+        });
+        said.collect()
     }
 
     /// What belongs to the platform.
@@ -331,8 +342,19 @@ impl Platform {
             lock(&self.sent).insert(event);
             waiting.push((event, self.deliver(event.0, event.json().as_bytes(), time)?));
         }
-        for (event, delivery) in waiting {
-            let delivered = delivery.await?.map_err(|(error, _)| error)?;
+        let began = Instant::now();
+        for (event, mut delivery) in waiting {
+            let delivered = loop {
+                match delivery.await? {
+                    Ok(delivered) => break delivered,
+                    // It may be there all the same; sent again it is a repeat.
+                    Err((error, message)) => {
+                        ensure!(began.elapsed() < PATIENCE, "Kafka does not take events: {error}");
+                        let time = message.timestamp().to_millis();
+                        delivery = self.deliver(event.0, event.json().as_bytes(), time)?;
+                    }
+                }
+            };
             let position = (u32::try_from(delivered.partition)?, u64::try_from(delivered.offset)?);
             lock(&self.positions).entry(event).or_insert(position);
         }
@@ -348,21 +370,22 @@ impl Platform {
 
     /// Streams events, some hundreds a second, for as long as that goes on.
     pub async fn while_streaming<T>(&self, doing: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-        tokio::select! {
-            done = doing => {
-                // What is under way must arrive, or the oracle would not know of it.
-                self.producer.flush(PATIENCE)?;
-                done
+        let stop = CancellationToken::new();
+        let doing = async {
+            let done = doing.await;
+            stop.cancel();
+            done
+        };
+        let stream = async {
+            while !stop.is_cancelled() {
+                self.send_next(SENT_AT_ONCE).await?;
+                tokio::time::sleep(PACE).await;
             }
-            failed = self.stream() => match failed? {},
-        }
-    }
-
-    async fn stream(&self) -> anyhow::Result<Infallible> {
-        loop {
-            self.send_next(SENT_AT_ONCE).await?;
-            tokio::time::sleep(PACE).await;
-        }
+            Ok(())
+        };
+        // What is under way arrives first, or the oracle would not know of it.
+        let (done, ()) = tokio::try_join!(doing, stream)?;
+        Ok(done)
     }
 
     /// All that was sent and may be counted.
@@ -437,7 +460,11 @@ impl Platform {
             if whole {
                 return Ok(());
             }
-            ensure!(began.elapsed() < PATIENCE, "the archive never has all records");
+            ensure!(
+                began.elapsed() < PATIENCE,
+                "the archive never has all records{}",
+                self.said()
+            );
             tokio::time::sleep(POLL).await;
         }
     }

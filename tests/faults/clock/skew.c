@@ -1,7 +1,10 @@
 /* A wall clock that is wrong, for tests: loaded with LD_PRELOAD, it adds the seconds in the file $SKEW_SECONDS (eight bytes,
- * as the machine writes them) to CLOCK_REALTIME. Monotonic clocks are left alone, as a jump of the wall clock leaves them. */
+ * as the machine writes them) to CLOCK_REALTIME. Monotonic clocks are left alone, as a jump of the wall clock leaves them. A wait until a moment of the wall
+ * clock ends when that clock says so, as in the kernel: a jump ahead ends it, a jump back prolongs it. */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -45,4 +48,28 @@ time_t time(time_t *now) {
     if (now)
         *now = precise.tv_sec;
     return precise.tv_sec;
+}
+
+static const long slice = 20 * 1000 * 1000;
+static const long second = 1000 * 1000 * 1000;
+
+/* In slices, so that a jump is seen. */
+int pthread_cond_timedwait(pthread_cond_t *restrict condition, pthread_mutex_t *restrict mutex,
+                           const struct timespec *restrict until) {
+    for (;;) {
+        struct timespec now, step;
+        clock_gettime(CLOCK_REALTIME, &now);
+        clock_gettime(CLOCK_MONOTONIC, &step);
+        int64_t left = (until->tv_sec - now.tv_sec > 1) ? slice
+                       : (int64_t)(until->tv_sec - now.tv_sec) * second + (until->tv_nsec - now.tv_nsec);
+        int is_last = left <= slice;
+        step.tv_nsec += left < 0 ? 0 : left > slice ? slice : left;
+        if (step.tv_nsec >= second) {
+            step.tv_sec++;
+            step.tv_nsec -= second;
+        }
+        int result = pthread_cond_clockwait(condition, mutex, CLOCK_MONOTONIC, &step);
+        if (result != ETIMEDOUT || (is_last && left <= 0))
+            return result;
+    }
 }

@@ -62,10 +62,11 @@ impl Platform {
             never_more(&expected, &now)?;
             if began.elapsed() > PATIENCE {
                 bail!(
-                    "{:?} of {:?}, {difference:?}, as {}",
+                    "{:?} of {:?}, {difference:?}, as {}{}",
                     total(&now),
                     total(&expected),
-                    most_wrong(&expected, &now)
+                    most_wrong(&expected, &now),
+                    self.said()
                 );
             }
             tokio::time::sleep(POLL).await;
@@ -96,7 +97,13 @@ impl Platform {
     }
 
     async fn watch(&self) -> anyhow::Result<Infallible> {
-        let topic = Kafka::new(&self.config.kafka)?.topic(&self.topic).await?.id;
+        let kafka = Kafka::new(&self.config.kafka)?;
+        // Kafka may be what is away.
+        let topic = loop {
+            if let Ok(topic) = kafka.topic(&self.topic).await {
+                break topic.id;
+            }
+        };
         let mut before: Option<Promise> = None;
         loop {
             tokio::time::sleep(LOOK_AGAIN).await;
