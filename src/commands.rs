@@ -3,6 +3,7 @@
 mod archive;
 mod batch;
 mod check;
+mod dead_letters;
 mod output;
 mod produce;
 mod reconcile;
@@ -12,6 +13,7 @@ mod status;
 mod topics;
 mod up;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -19,10 +21,12 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use local_stack::Addresses;
 use shared_schemas::config::{Config, Reading};
+use shared_schemas::dataset::Dataset;
 use shared_schemas::decode::{Decoder, EnvironmentKeys, Options};
 use shared_schemas::definitions::Definitions;
 use shared_schemas::mistake::{Mistake, Mistakes};
 
+use crate::USED_WRONGLY;
 use crate::logging::LogFormat;
 
 /// Lambda-architecture analytics: exact below the mark, live above it
@@ -61,6 +65,7 @@ enum Command {
     Archive(archive::Archive),
     Batch(batch::Batch),
     Check(check::Check),
+    DeadLetters(dead_letters::DeadLetters),
     Produce(produce::Produce),
     Reconcile(reconcile::Reconcile),
     Serve(serve::Serve),
@@ -77,6 +82,7 @@ impl Arguments {
             Command::Archive(archive) => archive.run(&self.place),
             Command::Batch(batch) => batch.run(&self.place),
             Command::Check(check) => check.run(&self.place),
+            Command::DeadLetters(letters) => letters.run(&self.place),
             Command::Produce(produce) => produce.run(&self.place),
             Command::Reconcile(reconcile) => reconcile.run(&self.place),
             Command::Serve(serve) => serve.run(&self.place),
@@ -163,6 +169,28 @@ impl Place {
             .with_context(|| format!("the addresses in {} can't be used", data.display()))?;
         Ok((config, definitions))
     }
+}
+
+/// The dataset of that name; where there is none, that is said, and the command was used wrongly.
+fn dataset<'a>(definitions: &'a Definitions, name: &str) -> Result<&'a Dataset, ExitCode> {
+    let known = definitions.datasets.iter();
+    if let Some(dataset) = known.clone().find(|dataset| dataset.name == name) {
+        return Ok(dataset);
+    }
+    let known: Vec<_> = known.map(|dataset| dataset.name.as_str()).collect();
+    let known = if known.is_empty() {
+        "the definitions have none".to_owned()
+    } else {
+        format!("there are: {}", known.join(", "))
+    };
+    Err(used_wrongly(&format!("there is no dataset `{name}`; {known}")))
+}
+
+/// Says what is wrong with the arguments.
+fn used_wrongly(what: &str) -> ExitCode {
+    // Nothing is left to do where even this can't be written.
+    let _ = writeln!(std::io::stderr().lock(), "highwater: {what}");
+    ExitCode::from(USED_WRONGLY)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The archiver against a real broker: every accepted event once, and a letter for each other record, whatever happens.
 
 mod letters;
+mod replay;
 mod world;
 
 use std::collections::BTreeSet;

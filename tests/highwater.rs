@@ -17,6 +17,8 @@ mod end_to_end;
 #[cfg(test)]
 mod engine_handoff;
 #[cfg(test)]
+mod engine_refusals;
+#[cfg(test)]
 mod engine_states;
 #[cfg(test)]
 mod faults;
@@ -27,9 +29,15 @@ mod law;
 #[cfg(test)]
 mod local_stack;
 #[cfg(test)]
+mod poison;
+#[cfg(test)]
 mod produce;
 #[cfg(test)]
+mod schema_change;
+#[cfg(test)]
 mod serving;
+#[cfg(test)]
+mod several_workers;
 #[cfg(test)]
 mod status;
 #[cfg(test)]

@@ -13,7 +13,7 @@
 //! - [`reader`]: a reader, as its layer sees it
 //! - [`kafka`]: how to reach Kafka, and what can be asked of it
 //! - [`group`]: which partitions a process is to read
-//! - [`letters`]: dead letters, counted
+//! - [`letters`]: dead letters: counted, found, sent again
 //! - [`error`]: what can go wrong
 //! - `worker`, `open`: the thread that reads, and the slices it fills
 //! - `watch`: the thread that asks where the logs end

@@ -5,14 +5,17 @@
 //!
 //! - [`client`]: statements and inserts, with timeouts and errors that say whether to try again
 //! - [`facts`]: what a reader, a worker or a run reads before it decides
+//! - `isolate`: the rows of an insert that the server refuses, found by halving
 //! - [`record`]: what they write: progress, gaps, cuts, runs, publications, floors, freshness
 
 pub mod client;
 mod error;
 pub mod facts;
+mod isolate;
 pub mod record;
 
 pub use client::{Answer, Store};
-pub use error::StoreError;
+pub use error::{ErrorKind, Fault, StoreError};
 pub use facts::{Cut, Facts, FreshnessOfPartition, Published, Run};
+pub use isolate::RefusedRow;
 pub use record::{Ledger, Origin, ProgressRow};

@@ -92,8 +92,12 @@ pub struct SpeedConfig {
     pub flush: Duration,
     /// A partition without records for so long counts as idle.
     pub idle_after: Duration,
-    /// Bytes for open cells and batches.
+    /// Bytes for open cells and batches, over all datasets of a process.
     pub memory: u64,
+    /// What this worker is called in the consumer group, where it keeps its partitions over a restart.
+    pub instance: Option<String>,
+    /// A larger share of refused records than this raises an alarm; above 0, at most 1.
+    pub invalid_alarm: f64,
 }
 
 /// The archive.
@@ -240,6 +244,8 @@ impl Config {
                 flush: Duration::ZERO,
                 idle_after: Duration::ZERO,
                 memory: 0,
+                instance: None,
+                invalid_alarm: 1.0,
             },
             archive: ArchiveConfig {
                 url: ArchiveUrl::Folder(PathBuf::new()),

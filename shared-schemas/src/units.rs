@@ -1,4 +1,4 @@
-//! Lengths of time and sizes as people write them: a number with its unit.
+//! Lengths of time, sizes and shares as people write them: a number with its unit.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -51,6 +51,25 @@ pub fn size(text: &str) -> Result<u64, String> {
     match number_and_unit(text, &SIZES, "`B`, `KiB`, `MiB`, `GiB` or `TiB`")? {
         (bytes, "") => Ok(bytes),
         (_, after) => Err(format!("`{after}` stands behind the unit")),
+    }
+}
+
+/// Reads a share: `1%`, `0.25%`, above 0 % and up to 100 %; as a fraction of 1.
+///
+/// # Errors
+/// What is wrong with the text, as the end of a sentence.
+pub fn share(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').ok_or("it has no `%` at its end")?;
+    let is_decimal = number.starts_with(|first: char| first.is_ascii_digit())
+        && number.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let percent: f64 = Some(number)
+        .filter(|_| is_decimal)
+        .and_then(|number| number.parse().ok())
+        .ok_or_else(|| format!("`{number}` is no decimal number"))?;
+    if percent > 0.0 && percent <= 100.0 {
+        Ok(percent / 100.0)
+    } else {
+        Err("it is not above 0% and up to 100%".to_owned())
     }
 }
 
@@ -138,6 +157,23 @@ mod tests {
         assert_eq!(size("99999999TiB"), Err("it is too large".to_owned()));
     }
 
+    #[test]
+    fn shares_are_read_in_percent() {
+        assert_eq!(share("1%"), Ok(0.01));
+        assert_eq!(share("100%"), Ok(1.0));
+        assert_eq!(share("0.5%"), Ok(0.005));
+        assert_eq!(share("1"), Err("it has no `%` at its end".to_owned()));
+        for out in ["0%", "0.0%", "100.1%"] {
+            assert_eq!(share(out), Err("it is not above 0% and up to 100%".to_owned()), "{out}");
+        }
+        for none in ["%", "-1%", "1e1%", "nan%", "1 %", ".5%", "1.2.3%"] {
+            assert!(
+                share(none).is_err_and(|why| why.ends_with("is no decimal number")),
+                "{none}"
+            );
+        }
+    }
+
     proptest! {
         #[test]
         fn what_is_shown_is_read_back(micros in 0..u64::MAX / 2, bytes in 0..u64::MAX / 2) {
@@ -150,6 +186,7 @@ mod tests {
         fn arbitrary_text_never_panics(text in "\\PC{0,12}") {
             let _ = duration(&text);
             let _ = size(&text);
+            let _ = share(&text);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What ends a worker, or makes it wait.
 
 use shared_connections::log::LogError;
-use shared_connections::store::StoreError;
+use shared_connections::store::{ErrorKind, StoreError};
 
 /// Why the speed layer could not do something.
 #[derive(Debug, thiserror::Error)]
@@ -9,9 +9,13 @@ pub enum SpeedError {
     /// Kafka's.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// ClickHouse's.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+    /// ClickHouse's, where a human must act.
+    #[error("rows can't be written: {}", source.remedy().unwrap_or("ClickHouse says why"))]
+    Store {
+        /// What it says.
+        #[from]
+        source: StoreError,
+    },
     /// The plan of a view could not be made or run: memory, or a mistake of ours. Never an event's values.
     #[error("view {view} can't be computed")]
     Plan {
@@ -39,10 +43,20 @@ pub enum SpeedError {
     /// The dataset's chunk is not a power of two; definitions are checked for it.
     #[error(transparent)]
     Chunk(#[from] shared_schemas::handoff::BadChunk),
+    /// A task of the worker ended by a panic.
+    #[error("a task of the speed layer broke down: a mistake of ours, please report it")]
+    Task,
     /// The worker's thread ended by a panic.
     #[error("the worker of dataset {dataset} broke down: a mistake of ours, please report it")]
     Broken {
         /// The dataset.
         dataset: String,
     },
+}
+
+impl SpeedError {
+    /// Whether nothing helps before a human has changed something.
+    pub(crate) fn is_fatal(&self) -> bool {
+        matches!(self, Self::Store { source } if matches!(source.kind(), ErrorKind::Fatal(_)))
+    }
 }

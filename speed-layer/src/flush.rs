@@ -1,17 +1,24 @@
 //! Rows, then progress: in that order, each tried until it is durable.
 //!
-//! Every row is a function of the log, so a try whose reply was lost is sent again as it is. While the store is away
-//! nothing is read: the reader's bounded channel fills, and the consumer stops fetching.
+//! Every row is a function of the log, so a try whose reply was lost is sent again as it is. A flush runs beside the
+//! worker, on what there was when it began, one at a time; the worker reads on meanwhile, within `speed.memory`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{Int32Type, UInt64Type};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use shared_connections::log::{Kafka, LogError, Topic};
 use shared_connections::sentence;
-use shared_connections::store::{ProgressRow, Store};
+use shared_connections::store::{ErrorKind, FreshnessOfPartition, ProgressRow, Store, StoreError};
+use shared_schemas::dataset::PARTITION_COLUMN;
+use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{Offset, Partition, Start};
+use shared_schemas::plan::START_COLUMN;
 use shared_schemas::store::speed_rows;
 use shared_schemas::store::tables::speed_table_name;
+use tokio::time::Instant;
 
 use crate::error::SpeedError;
 use crate::worker::ViewState;
@@ -31,7 +38,14 @@ pub(crate) fn delays() -> impl Iterator<Item = Duration> {
 }
 
 /// Does it until it succeeds. Says once that it does not, and once that it does again.
-pub(crate) async fn persist<T, E: std::error::Error>(what: &str, mut act: impl AsyncFnMut() -> Result<T, E>) -> T {
+///
+/// # Errors
+/// Where trying again can't help before a human has changed something.
+pub(crate) async fn persist<T, E, F>(what: &str, mut act: impl FnMut() -> F) -> Result<T, E>
+where
+    E: Failure,
+    F: Future<Output = Result<T, E>>,
+{
     let mut delays = delays();
     let mut failed = false;
     loop {
@@ -41,13 +55,18 @@ pub(crate) async fn persist<T, E: std::error::Error>(what: &str, mut act: impl A
                     metrics::gauge!("highwater_speed_stalled").set(0.0);
                     tracing::info!("can {what} again");
                 }
-                return done;
+                return Ok(done);
             }
+            Err(error) if error.hope() == Hope::None => return Err(error),
             Err(error) => {
                 if !failed {
                     failed = true;
                     metrics::gauge!("highwater_speed_stalled").set(1.0);
-                    tracing::warn!(error = %sentence(&error), "cannot {what}, reading waits until it can");
+                    let (error, hope) = (sentence(&error), error.hope());
+                    match hope {
+                        Hope::Passing => tracing::warn!(error, "cannot {what}, trying until it can"),
+                        _ => tracing::error!(error, "cannot {what}, trying on, though it may never pass"),
+                    }
                 }
                 tokio::time::sleep(delays.next().unwrap_or(LONGEST)).await;
             }
@@ -55,9 +74,43 @@ pub(crate) async fn persist<T, E: std::error::Error>(what: &str, mut act: impl A
     }
 }
 
+/// What can be hoped for after an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hope {
+    /// That it passes by itself.
+    Passing,
+    /// Nobody knows.
+    Unknown,
+    /// Nothing, before a human has changed something.
+    None,
+}
+
+/// An error that says what can be hoped for.
+pub(crate) trait Failure: std::error::Error {
+    /// What that is.
+    fn hope(&self) -> Hope;
+}
+
+impl Failure for LogError {
+    fn hope(&self) -> Hope {
+        // A topic may be made, a right given.
+        Hope::Passing
+    }
+}
+
+impl Failure for StoreError {
+    fn hope(&self) -> Hope {
+        match self.kind() {
+            ErrorKind::Passing => Hope::Passing,
+            ErrorKind::Unknown | ErrorKind::OfInsert => Hope::Unknown,
+            ErrorKind::Fatal(_) => Hope::None,
+        }
+    }
+}
+
 /// Whether the topic is still the one that the records came from. Waits while Kafka is away.
-pub(crate) async fn is_same_topic(kafka: &Kafka, name: &str, topic: &Topic) -> bool {
-    persist(&format!("ask for the id of topic {name}"), async || {
+pub(crate) async fn is_same_topic(kafka: &Kafka, name: &str, topic: &Topic) -> Result<bool, LogError> {
+    persist(&format!("ask for the id of topic {name}"), || async {
         match kafka.topic(name).await {
             Ok(found) => Ok(found.id == topic.id),
             Err(LogError::NoTopic { .. }) => Ok(false),
@@ -67,72 +120,196 @@ pub(crate) async fn is_same_topic(kafka: &Kafka, name: &str, topic: &Topic) -> b
     .await
 }
 
-/// Aggregates what came and writes the touched cells, whole. Returns how many rows.
-pub(crate) async fn rows(state: &mut ViewState, topic: &Topic, store: &Store) -> Result<usize, SpeedError> {
-    let counted = state.aggregate.fold().await.map_err(|source| SpeedError::Plan {
-        view: state.view.name.clone(),
-        source,
-    })?;
-    for counted in counted {
-        if let Some(of_partition) = state.partitions.get_mut(&counted.partition) {
-            let starts = &mut of_partition.starts;
-            starts.count(counted.start, "failed_filters", counted.filtered.failed);
+/// What a flush writes, as of the moment it began.
+#[derive(Debug, Default)]
+pub(crate) struct Flush {
+    /// For each view with touched cells.
+    rows: Vec<ViewRows>,
+    /// How far the starts have come whose rows are above or durable already: cuts, then the chunks' own.
+    progress: [Vec<ProgressRow>; 2],
+    /// How fresh all is then.
+    freshness: Vec<(Fingerprint, FreshnessOfPartition)>,
+    /// From where each partition is read on.
+    cursors: BTreeMap<u32, Offset>,
+}
+
+/// The touched cells of a view.
+#[derive(Debug)]
+struct ViewRows {
+    view: String,
+    fingerprint: Fingerprint,
+    table: String,
+    cells: RecordBatch,
+}
+
+/// A row that the server refuses.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) partition: u32,
+    pub(crate) start: Start,
+    /// Of which view.
+    pub(crate) view: String,
+    /// Which cell.
+    pub(crate) key: String,
+    /// What the server says.
+    pub(crate) why: String,
+}
+
+/// What a flush came to.
+#[derive(Debug)]
+pub(crate) enum Flushed {
+    /// All of it is durable, but what the server refuses.
+    Written {
+        /// The rows that the server refuses.
+        refused: Vec<Refused>,
+        /// The progress that was recorded.
+        progress: Vec<ProgressRow>,
+        /// From where each partition was read on when it began.
+        cursors: BTreeMap<u32, Offset>,
+        /// How many rows of cells were written.
+        rows: usize,
+        /// How long it took.
+        took: Duration,
+    },
+    /// Nothing was written: the topic is another one now.
+    TopicChanged,
+}
+
+impl Flush {
+    /// What is to be written now: the touched cells and the progress that they bear out. What waits was folded in.
+    pub(crate) fn of(views: &mut [ViewState], topic: &Topic) -> Result<Self, SpeedError> {
+        let mut flush = Self::default();
+        for view in views {
+            if let Some(rows) = rows(view, topic)? {
+                flush.rows.push(ViewRows {
+                    view: view.view.name.clone(),
+                    fingerprint: view.view.fingerprint,
+                    table: speed_table_name(&view.view),
+                    cells: rows,
+                });
+            }
+            for (number, of_partition) in &view.partitions {
+                let shown = of_partition.starts.to_show(&of_partition.wanted);
+                for (group, shown) in flush.progress.iter_mut().zip(shown) {
+                    group.extend(shown.into_iter().map(|(start, ledger)| ProgressRow {
+                        fingerprint: view.view.fingerprint,
+                        partition: Partition {
+                            topic: topic.id,
+                            number: *number,
+                        },
+                        start,
+                        ledger: ledger.clone(),
+                    }));
+                }
+            }
         }
+        Ok(flush)
     }
-    let touched = state.aggregate.touched().map_err(|source| SpeedError::Batch {
+
+    /// Says how fresh all is, too, and from where it is read on.
+    pub(crate) fn tell(&mut self, freshness: Vec<(Fingerprint, FreshnessOfPartition)>, cursors: BTreeMap<u32, Offset>) {
+        self.freshness = freshness;
+        self.cursors = cursors;
+    }
+
+    /// Whether there is nothing to write.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.progress.iter().all(Vec::is_empty) && self.freshness.is_empty()
+    }
+
+    /// Writes it, each part until it is durable. May be given up at any moment: what is missing then is read again.
+    ///
+    /// # Errors
+    /// Where a human must act before anything can be written.
+    pub(crate) async fn write(
+        mut self,
+        kafka: Kafka,
+        store: Store,
+        name: String,
+        topic: Topic,
+    ) -> Result<Flushed, SpeedError> {
+        let began = Instant::now();
+        let counts = !self.rows.is_empty() || self.progress.iter().any(|group| !group.is_empty());
+        // After the records were read and before anything is written: records of a topic made again count for no other.
+        if counts && !is_same_topic(&kafka, &name, &topic).await? {
+            return Ok(Flushed::TopicChanged);
+        }
+        let writes = self.rows.iter().map(|rows| rows.write(&store));
+        let refused = futures::future::try_join_all(writes).await?;
+        let refused: Vec<Refused> = refused.into_iter().flatten().collect();
+        for group in &mut self.progress {
+            // Nothing is claimed of a start whose rows are not all there.
+            group.retain(|row| refused.iter().all(|refused| !refused.is_of(row)));
+            if !group.is_empty() {
+                let rows = &*group;
+                persist("record progress", || store.record_progress(rows)).await?;
+            }
+        }
+        // Only for people: whoever waits for it sees the next one.
+        if let Err(error) = store.record_freshness(&self.freshness).await {
+            tracing::debug!(error = %sentence(&error), "cannot say how fresh the rows are");
+        }
+        Ok(Flushed::Written {
+            refused,
+            progress: self.progress.into_iter().flatten().collect(),
+            cursors: self.cursors,
+            rows: self.rows.iter().map(|rows| rows.cells.num_rows()).sum(),
+            took: began.elapsed(),
+        })
+    }
+}
+
+impl ViewRows {
+    /// Writes them until they are durable, without those that the server refuses.
+    async fn write(&self, store: &Store) -> Result<Vec<Refused>, SpeedError> {
+        let what = format!("write rows of view {}", self.view);
+        let refused = persist(&what, || store.insert_isolating(&self.table, &self.cells)).await?;
+        let refused = refused.into_iter().filter_map(|row| {
+            let (partition, start) = place_of(&self.cells, row.row)?;
+            Some(Refused {
+                fingerprint: self.fingerprint,
+                partition,
+                start,
+                view: self.view.clone(),
+                key: row.key,
+                why: sentence(&row.why),
+            })
+        });
+        Ok(refused.collect())
+    }
+}
+
+impl Refused {
+    fn is_of(&self, row: &ProgressRow) -> bool {
+        (self.fingerprint, self.partition, self.start) == (row.fingerprint, row.partition.number, row.start)
+    }
+}
+
+/// The partition and start of a row of a speed table.
+fn place_of(rows: &RecordBatch, row: usize) -> Option<(u32, Start)> {
+    let partition = rows.column_by_name(PARTITION_COLUMN)?.as_primitive_opt::<Int32Type>()?;
+    let start = rows.column_by_name(START_COLUMN)?.as_primitive_opt::<UInt64Type>()?;
+    Some((
+        u32::try_from(partition.value(row)).ok()?,
+        Start(Offset(start.value(row))),
+    ))
+}
+
+/// The touched cells of a view, whole, as rows of its table.
+fn rows(state: &mut ViewState, topic: &Topic) -> Result<Option<RecordBatch>, SpeedError> {
+    let batch_error = |source| SpeedError::Batch {
         dataset: state.view.dataset.clone(),
         source,
-    })?;
-    let Some(cells) = touched else {
-        return Ok(0);
+    };
+    let Some(cells) = state.aggregate.touched().map_err(batch_error)? else {
+        return Ok(None);
     };
     let partitions = &state.partitions;
     let version = |partition: Partition, start: Start| -> Option<Offset> {
         let kept = partitions.get(&partition.number)?.starts.kept().get(&start)?;
         Some(kept.ledger.next)
     };
-    let rows = speed_rows(&cells, topic.id, &version).map_err(|source| SpeedError::Batch {
-        dataset: state.view.dataset.clone(),
-        source,
-    })?;
-    let table = speed_table_name(&state.view);
-    let rows = [rows];
-    persist(&format!("write rows of view {}", state.view.name), async || {
-        store.insert(&table, &rows).await
-    })
-    .await;
-    Ok(rows[0].num_rows())
-}
-
-/// Records how far the starts have come whose rows are durable: cuts first, then the chunks' own.
-pub(crate) async fn progress(views: &mut [ViewState], topic: &Topic, store: &Store) {
-    for group in 0..2 {
-        let mut rows = Vec::new();
-        for view in views.iter() {
-            for (number, of_partition) in &view.partitions {
-                let [cuts, own] = of_partition.starts.to_show(&of_partition.wanted);
-                let shown = if group == 0 { cuts } else { own };
-                rows.extend(shown.into_iter().map(|(start, ledger)| ProgressRow {
-                    fingerprint: view.view.fingerprint,
-                    partition: Partition {
-                        topic: topic.id,
-                        number: *number,
-                    },
-                    start,
-                    ledger: ledger.clone(),
-                }));
-            }
-        }
-        if rows.is_empty() {
-            continue;
-        }
-        persist("record progress", async || store.record_progress(&rows).await).await;
-        for row in rows {
-            let view = views.iter_mut().find(|view| view.view.fingerprint == row.fingerprint);
-            if let Some(of_partition) = view.and_then(|view| view.partitions.get_mut(&row.partition.number)) {
-                of_partition.starts.mark_shown(row.start, row.ledger.next);
-                of_partition.wanted.progress.record(row.start, row.ledger.next);
-            }
-        }
-    }
+    let rows = speed_rows(&cells, topic.id, &version).map_err(batch_error)?;
+    Ok(Some(rows).filter(|rows| rows.num_rows() > 0))
 }

@@ -4,7 +4,7 @@
 //! from where they are to count. The worker has one set of lanes at the log's head, and at times one that catches up on
 //! what was left behind; both judge repeats alike, since a filter is a function of the log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ pub(crate) enum Step {
         /// Where it ends.
         end: Offset,
     },
-    /// Nothing to count: a lane is warming.
+    /// Nothing to count: a lane is warming, or has been given up.
     Warming,
 }
 
@@ -78,22 +78,25 @@ struct Lane {
 /// A reader and its lanes.
 pub(crate) struct Lanes {
     dataset: Arc<Dataset>,
+    kafka: Kafka,
     reader: Reader,
     lanes: BTreeMap<u32, Lane>,
     identities: Option<Identities>,
 }
 
-impl Lanes {
-    /// Begins to read so that records count from these offsets on.
-    pub(crate) async fn start(
+/// Lanes that know where to begin, not read yet.
+#[derive(Debug)]
+pub(crate) struct Prepared(BTreeMap<u32, Lane>);
+
+impl Prepared {
+    /// Finds where to begin so that records count from these offsets on. Asks Kafka.
+    pub(crate) async fn find(
         kafka: &Kafka,
         dataset: &Arc<Dataset>,
         from: &BTreeMap<u32, Offset>,
     ) -> Result<Self, SpeedError> {
-        let schema = event_schema(dataset);
-        let identities = Identities::new(dataset, &schema).map_err(|source| batch_error(dataset, source))?;
+        let identities = identities(dataset)?;
         let mut lanes = BTreeMap::new();
-        let mut cursors = BTreeMap::new();
         let memory = dataset.dedupe_memory / u64::from(dataset.partitions.max(1));
         let times = match &identities {
             Some(_) => first_times(kafka, dataset, from).await?,
@@ -120,16 +123,54 @@ impl Lanes {
                 let complete_from = if whole_log { i64::MIN } else { target };
                 lane.filter = Some(Filter::new(dataset, memory, complete_from));
             }
-            cursors.insert(partition, lane.cursor);
             lanes.insert(partition, lane);
         }
-        let reader = Reader::start(kafka, options(kafka, dataset), &cursors)?;
+        Ok(Self(lanes))
+    }
+
+    /// Without the lanes of partitions that are not among these.
+    pub(crate) fn retain(&mut self, partitions: &BTreeSet<u32>) {
+        self.0.retain(|number, _| partitions.contains(number));
+    }
+}
+
+impl Lanes {
+    /// None yet.
+    pub(crate) fn none(kafka: &Kafka, dataset: &Arc<Dataset>) -> Result<Self, SpeedError> {
         Ok(Self {
             dataset: Arc::clone(dataset),
-            reader,
-            lanes,
-            identities,
+            kafka: kafka.clone(),
+            reader: Reader::start(kafka, options(kafka, dataset), &BTreeMap::new())?,
+            lanes: BTreeMap::new(),
+            identities: identities(dataset)?,
         })
+    }
+
+    /// Begins to read so that records count from these offsets on.
+    pub(crate) async fn start(
+        kafka: &Kafka,
+        dataset: &Arc<Dataset>,
+        from: &BTreeMap<u32, Offset>,
+    ) -> Result<Self, SpeedError> {
+        let prepared = Prepared::find(kafka, dataset, from).await?;
+        let mut lanes = Self::none(kafka, dataset)?;
+        lanes.add(prepared)?;
+        Ok(lanes)
+    }
+
+    /// Begins to read further lanes.
+    pub(crate) fn add(&mut self, prepared: Prepared) -> Result<(), SpeedError> {
+        let cursors = prepared.0.iter().map(|(number, lane)| (*number, lane.cursor));
+        self.reader
+            .add(&options(&self.kafka, &self.dataset), &cursors.collect())?;
+        self.lanes.extend(prepared.0);
+        Ok(())
+    }
+
+    /// Reads these partitions no longer.
+    pub(crate) fn remove(&mut self, partitions: &BTreeSet<u32>) {
+        self.reader.remove(partitions);
+        self.lanes.retain(|number, _| !partitions.contains(number));
     }
 
     /// The next thing read. `None`: the reader has ended, [`Lanes::failure`] says why. Safe to cancel.
@@ -138,6 +179,7 @@ impl Lanes {
         Some(match event {
             Event::Slice(slice) => self.judge(slice).map_err(|source| batch_error(&self.dataset, source)),
             Event::Gap { partition, range } => Ok(self.lose(partition, range)),
+            Event::Short { partition, .. } if !self.lanes.contains_key(&partition) => Ok(Step::Warming),
             Event::Short { partition, cursor, end } => Ok(Step::Short { partition, cursor, end }),
         })
     }
@@ -163,7 +205,8 @@ impl Lanes {
     }
 
     fn lose(&mut self, partition: u32, range: OffsetRange) -> Step {
-        let Some(lane) = self.lanes.get_mut(&partition) else {
+        // What does not follow on was on its way while the partition was given up and taken again.
+        let Some(lane) = self.lanes.get_mut(&partition).filter(|lane| lane.cursor == range.from) else {
             return Step::Warming;
         };
         lane.cursor = range.to;
@@ -184,7 +227,8 @@ impl Lanes {
 
     /// Judges each record, and drops repeats and what only warms the filter.
     fn judge(&mut self, slice: Slice) -> Result<Step, ArrowError> {
-        let Some(lane) = self.lanes.get_mut(&slice.partition) else {
+        let lane = self.lanes.get_mut(&slice.partition);
+        let Some(lane) = lane.filter(|lane| lane.cursor == slice.from) else {
             return Ok(Step::Warming);
         };
         if lane.cut_short
@@ -242,6 +286,10 @@ impl Lanes {
             batches,
         }))
     }
+}
+
+fn identities(dataset: &Dataset) -> Result<Option<Identities>, SpeedError> {
+    Identities::new(dataset, &event_schema(dataset)).map_err(|source| batch_error(dataset, source))
 }
 
 fn options<'a>(kafka: &Kafka, dataset: &'a Dataset) -> ReaderOptions<'a> {

@@ -58,6 +58,10 @@ pub async fn run(
             });
         }
     }
+    let datasets_read = u64::try_from(setups.len()).unwrap_or(1).max(1);
+    for setup in &mut setups {
+        setup.speed.memory /= datasets_read;
+    }
     let handle = tokio::runtime::Handle::current();
     for setup in setups {
         let handle = handle.clone();
@@ -68,12 +72,15 @@ pub async fn run(
     }
     let mut result = Ok(());
     while let Some(ended) = workers.join_next().await {
-        if let Err(broken) = ended {
-            cancel.cancel();
-            result = Err(SpeedError::Broken {
+        let error = match ended {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => error,
+            Err(broken) => SpeedError::Broken {
                 dataset: datasets.remove(&broken.id()).unwrap_or_default(),
-            });
-        }
+            },
+        };
+        cancel.cancel();
+        result = result.and(Err(error));
     }
     result
 }

@@ -19,10 +19,12 @@
 //! - [`lanes`]: readers, each warmed before it counts
 //! - [`look`]: what others have written, once a second
 //! - [`flush`]: rows, then progress
+//! - [`alarm`]: whether too many records are refused
 //! - [`worker`]: the loop of one dataset
 //! - [`layer`]: all datasets
 
 pub mod aggregate;
+mod alarm;
 pub mod cells;
 pub mod dedupe;
 mod error;

@@ -89,12 +89,19 @@ pub struct Kept {
     pub ledger: Ledger,
     /// Up to where progress was recorded.
     shown: Option<Offset>,
+    /// A row of its cells is refused by the store: nothing is claimed of it.
+    is_withheld: bool,
 }
 
 impl Kept {
     /// Up to where it has read.
     pub fn read_to(&self) -> Offset {
         self.read_to
+    }
+
+    /// Whether the store refuses a row of its cells.
+    pub fn is_withheld(&self) -> bool {
+        self.is_withheld
     }
 
     /// Whether nothing more will come.
@@ -188,6 +195,7 @@ impl Starts {
                     ..Ledger::default()
                 },
                 shown: None,
+                is_withheld: false,
             });
         }
     }
@@ -206,6 +214,11 @@ impl Starts {
     /// Lets go of the complete starts whose progress is recorded.
     pub fn drop_shown(&mut self) -> Vec<Start> {
         self.drop_where(|_, kept| kept.complete && kept.shown == Some(kept.ledger.next))
+    }
+
+    /// Lets go of all: they are another's.
+    pub fn drop_all(&mut self) -> Vec<Start> {
+        self.drop_where(|_, _| true)
     }
 
     fn drop_where(&mut self, gone: impl Fn(Start, &Kept) -> bool) -> Vec<Start> {
@@ -231,7 +244,7 @@ impl Starts {
             .collect();
         let news = |start: &Start, shown: &BTreeMap<Start, Option<Offset>>| {
             let kept = self.kept.get(start)?;
-            let is_news = kept.ledger.next > start.0 && kept.shown < Some(kept.ledger.next);
+            let is_news = kept.ledger.next > start.0 && kept.shown < Some(kept.ledger.next) && !kept.is_withheld;
             (is_news && may_show(*start, kept.ledger.next, shown, self.chunk)).then_some((*start, &kept.ledger))
         };
         let (mut cuts, mut own) = (Vec::new(), Vec::new());
@@ -245,6 +258,12 @@ impl Starts {
             }
         }
         [cuts, own]
+    }
+
+    /// The store refuses a row of this start's cells: no progress of it is shown any more. Whether that is news.
+    pub fn withhold(&mut self, start: Start) -> bool {
+        let kept = self.kept.get_mut(&start);
+        kept.is_some_and(|kept| !std::mem::replace(&mut kept.is_withheld, true))
     }
 
     /// Progress was recorded up to there.

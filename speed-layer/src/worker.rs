@@ -1,33 +1,43 @@
 //! The loop of one dataset: read, aggregate, flush; look once a second; catch up where something was left behind.
+//!
+//! It reads the partitions that the consumer group gives it. Nothing in it waits for the store or for Kafka, but where
+//! the hand-off wants something to be durable first: a flush runs beside it.
 
 mod catch_up;
+mod flushing;
 mod fresh;
+mod share;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use shared_connections::log::group::{Assigned, Membership};
 use shared_connections::log::{Kafka, Topic};
 use shared_connections::store::Store;
 use shared_schemas::config::SpeedConfig;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::fingerprint::Fingerprint;
-use shared_schemas::handoff::{ChunkSize, Offset, OffsetRange, Partition, Start};
+use shared_schemas::handoff::{ChunkSize, OffsetRange, Partition, Start};
 use shared_schemas::view::View;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::aggregate::Aggregate;
+use crate::alarm::Alarm;
 use crate::error::SpeedError;
 use crate::flush::{self, persist};
 use crate::lanes::{Lanes, Read, Step};
 use crate::look::{self, Looked};
 use crate::starts::{Starts, Wanted};
-use catch_up::{Behind, CatchUp};
+use catch_up::{Came, CatchUp};
+use flushing::Flushing;
 use fresh::Seen;
+use share::{Share, Warming};
 
-/// A flush comes early when so many events wait: memory for them is bounded, and no flush takes long.
+/// So many events are aggregated at once. With fewer, the cost of a plan's run shows; with more, those that wait take
+/// memory and gain nothing.
 const MOST_WAITING: usize = 65_536;
 /// The part of `speed.memory` that waiting events may take; the rest is for open cells and what a flush makes of them.
 const WAITING_PART: u64 = 4;
@@ -75,29 +85,53 @@ struct Worker {
     rules: String,
     chunk: ChunkSize,
     views: Vec<ViewState>,
+    share: Share,
+    warming: Warming,
     front: Lanes,
-    catch_up: CatchUp,
+    catch_ups: Vec<CatchUp>,
+    flushing: Flushing,
     looked: watch::Receiver<Looked>,
     seen: BTreeMap<u32, Seen>,
+    alarm: Alarm,
     /// Partitions whose log ends below what was read: they wait for a person.
     stopped: BTreeSet<u32>,
 }
 
 /// Works until cancelled; begins again after an error, or when the topic has changed.
-pub(crate) async fn keep(setup: Setup) {
+///
+/// # Errors
+/// Where nothing helps but a human: Kafka properties that don't go together, tables that are not as they should be.
+pub(crate) async fn keep(setup: Setup) -> Result<(), SpeedError> {
+    let group = setup.kafka.group("speed");
+    let instance = setup.speed.instance.as_ref();
+    // Each dataset has a member of its own, and members must not share a name.
+    let instance = instance.map(|instance| format!("{instance}-{}", setup.dataset.name));
+    let membership = Membership::join(&setup.kafka, group, &setup.dataset.topic, instance.as_deref())?;
+    let ended = work(&setup, &membership).await;
+    membership.leave().await;
+    ended
+}
+
+async fn work(setup: &Setup, membership: &Membership) -> Result<(), SpeedError> {
     let mut delays = flush::delays();
     while !setup.cancel.is_cancelled() {
         let began = Instant::now();
-        let work = async { Worker::start(setup.clone()).await?.run().await };
+        let work = async {
+            Worker::start(setup.clone(), membership.assigned())
+                .await?
+                .run(membership)
+                .await
+        };
         let ended = tokio::select! {
             ended = work => ended,
             () = drained(&setup.cancel) => Ok(Ended::Cancelled),
         };
         match ended {
-            Ok(Ended::Cancelled) => return,
+            Ok(Ended::Cancelled) => return Ok(()),
             Ok(Ended::TopicChanged) => {
                 tracing::warn!(topic = setup.dataset.topic, "the topic has changed, beginning anew");
             }
+            Err(error) if error.is_fatal() => return Err(error),
             Err(error) => {
                 let error = shared_connections::sentence(&error);
                 tracing::error!(
@@ -112,26 +146,11 @@ pub(crate) async fn keep(setup: Setup) {
         }
         let delay = delays.next().unwrap_or(DRAIN);
         tokio::select! {
-            () = setup.cancel.cancelled() => return,
+            () = setup.cancel.cancelled() => return Ok(()),
             () = tokio::time::sleep(delay) => {}
         }
     }
-}
-
-/// What was read, and by whom.
-enum Came {
-    /// Behind the log's head.
-    Behind(Behind),
-    /// At the log's head; `None` where its reader has ended.
-    Ahead(Option<Result<Step, SpeedError>>),
-}
-
-/// What comes first. In no fixed order: one that always has something must not keep the other waiting.
-async fn next_of(catch_up: &mut CatchUp, front: &mut Lanes) -> Came {
-    tokio::select! {
-        step = catch_up.next() => Came::Behind(step),
-        step = front.next() => Came::Ahead(step),
-    }
+    Ok(())
 }
 
 /// Comes when everything was told to end, and has had its time for a last flush.
@@ -141,13 +160,10 @@ async fn drained(cancel: &CancellationToken) {
 }
 
 impl Worker {
-    async fn start(setup: Setup) -> Result<Self, SpeedError> {
+    async fn start(setup: Setup, assigned: watch::Receiver<Assigned>) -> Result<Self, SpeedError> {
         let name = &setup.dataset.topic;
-        let topic = persist(&format!("find topic {name}"), async || setup.kafka.topic(name).await).await;
-        let looked = persist("read marks and progress", async || {
-            look::look(&setup.store, &setup.views).await
-        })
-        .await;
+        let topic = persist(&format!("find topic {name}"), || setup.kafka.topic(name)).await?;
+        let looked = persist("read marks and progress", || look::look(&setup.store, &setup.views)).await?;
         let chunk = ChunkSize::new(setup.dataset.chunk)?;
         let mut views = Vec::with_capacity(setup.views.len());
         for view in &setup.views {
@@ -169,25 +185,13 @@ impl Worker {
         take_in(&mut views, &looked, &topic);
         for view in &mut views {
             // What an earlier worker counted is still counted: without this a quiet topic would look new.
-            let told = persist("read how fresh the rows are", async || {
-                setup.store.freshness(&view.view).await
-            })
-            .await;
+            let told = persist("read how fresh the rows are", || setup.store.freshness(&view.view)).await?;
             for row in told.into_iter().filter(|row| row.partition.topic == topic.id) {
                 if let Some(of_partition) = view.partitions.get_mut(&row.partition.number) {
                     of_partition.watermark = row.watermark;
                 }
             }
         }
-        // The views that are furthest decide where the log's head is; others catch up with a reader of their own.
-        let open = |number: &u32| {
-            let of_views = views.iter().filter_map(|view| view.partitions.get(number));
-            let opens = of_views.map(|of| of.wanted.progress.coverage(of.wanted.mark, chunk).open.0);
-            opens.max().unwrap_or_default()
-        };
-        let from: BTreeMap<u32, Offset> = (0..topic.partitions).map(|number| (number, open(&number))).collect();
-        let front = Lanes::start(&setup.kafka, &setup.dataset, &from).await?;
-        tracing::info!(dataset = setup.dataset.name, from = ?from.values().map(|at| at.0).collect::<Vec<_>>(), "reading");
         let looked = look::watch(
             setup.store.clone(),
             setup.views.clone(),
@@ -197,26 +201,39 @@ impl Worker {
         Ok(Self {
             rules: Fingerprint::of_rules(&setup.dataset).to_string(),
             seen: (0..topic.partitions).map(|number| (number, Seen::default())).collect(),
+            front: Lanes::none(&setup.kafka, &setup.dataset)?,
+            share: Share::new(assigned),
+            warming: Warming::new(),
+            alarm: Alarm::new(&setup.dataset.name, setup.speed.invalid_alarm),
             setup,
             topic,
             chunk,
             views,
-            front,
-            catch_up: CatchUp::Idle,
+            catch_ups: Vec::new(),
+            flushing: Flushing::default(),
             looked,
             stopped: BTreeSet::new(),
         })
     }
 
-    async fn run(mut self) -> Result<Ended, SpeedError> {
+    async fn run(mut self, membership: &Membership) -> Result<Ended, SpeedError> {
         let cancel = self.setup.cancel.clone();
         let mut ticks = tokio::time::interval(self.setup.speed.flush.max(Duration::from_millis(1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ended = loop {
-            let flush = tokio::select! {
+            let is_paused = self.is_paused();
+            tokio::select! {
                 biased;
                 () = cancel.cancelled() => break Ended::Cancelled,
-                _ = ticks.tick() => true,
+                _ = ticks.tick() => {
+                    membership.is_alive();
+                    self.flushing.is_due();
+                }
+                flushed = self.flushing.done() => {
+                    if let Some(ended) = self.flushed(flushed?, membership)? {
+                        break ended;
+                    }
+                }
                 changed = self.looked.changed() => {
                     if changed.is_err() {
                         // Whoever looks ends with the worker, or broke down.
@@ -228,39 +245,37 @@ impl Worker {
                     if let Some(ended) = self.take_look().await? {
                         break ended;
                     }
-                    false
                 }
-                came = next_of(&mut self.catch_up, &mut self.front) => {
-                    match came {
-                        Came::Behind(step) => self.behind(step).await?,
-                        Came::Ahead(None) => {
-                            return Err(self.front.failure().map_or_else(|| self.broken(), SpeedError::Log));
-                        }
-                        Came::Ahead(Some(step)) => {
-                            if let Some(ended) = self.apply(step?, true).await? {
-                                break ended;
-                            }
+                () = share::changed(&mut self.share) => self.take_share()?,
+                warmed = share::warmed(&mut self.warming) => self.take_warmed(warmed?)?,
+                step = catch_up::next_of(&mut self.catch_ups, &mut self.front), if !is_paused => match step {
+                    Came::Behind(which, step) => self.behind(which, step).await?,
+                    Came::Ahead(None) => {
+                        return Err(self.front.failure().map_or_else(|| self.broken(), SpeedError::Log));
+                    }
+                    Came::Ahead(Some(step)) => {
+                        if let Some(ended) = self.apply(step?, true).await? {
+                            break ended;
                         }
                     }
-                    false
-                }
-            };
-            if (flush || self.is_full())
-                && let Some(ended) = self.flush().await?
-            {
-                break ended;
+                },
             }
+            if self.is_full() {
+                self.fold().await?;
+            }
+            self.flush_if_due().await?;
         };
         if ended == Ended::Cancelled {
-            self.flush().await?;
-            self.commit();
+            self.flush_all(membership).await?;
         }
-        self.catch_up.stop().await;
+        for catch_up in self.catch_ups {
+            catch_up.stop().await;
+        }
         self.front.stop().await;
         Ok(ended)
     }
 
-    /// Whether as much waits for a flush as may.
+    /// Whether as much waits to be aggregated as may.
     fn is_full(&self) -> bool {
         let waiting = self.views.iter().map(|view| &view.aggregate);
         let (rows, bytes) = waiting.fold((0, 0), |(rows, bytes), view| (rows + view.rows(), bytes + view.bytes()));
@@ -279,14 +294,19 @@ impl Worker {
             Step::Warming => {}
             Step::Read(read) => {
                 if is_front && let Some(seen) = self.seen.get_mut(&read.partition) {
+                    self.alarm.take(&read);
                     seen.take(&read, &self.setup.dataset.name);
                 }
                 self.take(&read)?;
             }
-            Step::Lost { partition, range } => self.lose(partition, range).await,
+            Step::Lost { partition, range } => {
+                // What was read before must not be written under a version that includes these offsets.
+                self.fold().await?;
+                self.lose(partition, range).await?;
+            }
             Step::Short { partition, cursor, end } => {
                 let name = &self.setup.dataset.topic;
-                if !flush::is_same_topic(&self.setup.kafka, name, &self.topic).await {
+                if !flush::is_same_topic(&self.setup.kafka, name, &self.topic).await? {
                     return Ok(Some(Ended::TopicChanged));
                 }
                 tracing::error!(
@@ -300,6 +320,10 @@ impl Worker {
     }
 
     fn take(&mut self, read: &Read) -> Result<(), SpeedError> {
+        if self.front.cursor(read.partition).is_none() {
+            // Somebody else's by now.
+            return Ok(());
+        }
         for view in &mut self.views {
             let Some(of_partition) = view.partitions.get_mut(&read.partition) else {
                 continue;
@@ -324,7 +348,7 @@ impl Worker {
     }
 
     /// Records the gap before anything that lacks it is written.
-    async fn lose(&mut self, number: u32, range: OffsetRange) {
+    async fn lose(&mut self, number: u32, range: OffsetRange) -> Result<(), SpeedError> {
         let partition = Partition {
             topic: self.topic.id,
             number,
@@ -341,7 +365,7 @@ impl Worker {
             }
         }
         if gaps.is_empty() {
-            return;
+            return Ok(());
         }
         tracing::warn!(
             topic = self.setup.dataset.topic,
@@ -351,33 +375,7 @@ impl Worker {
             range.from
         );
         let store = &self.setup.store;
-        persist("record a gap", async || store.record_gaps(&gaps).await).await;
-    }
-
-    /// Writes what came: rows, then progress.
-    async fn flush(&mut self) -> Result<Option<Ended>, SpeedError> {
-        let waiting: usize = self.views.iter().map(|view| view.aggregate.rows()).sum();
-        let shows = |of: &OfPartition| of.starts.to_show(&of.wanted).iter().any(|group| !group.is_empty());
-        if waiting == 0 && !self.views.iter().any(|view| view.partitions.values().any(shows)) {
-            return Ok(None);
-        }
-        let began = Instant::now();
-        // After the records were read and before anything is written: records of a topic made again count for no other.
-        if !flush::is_same_topic(&self.setup.kafka, &self.setup.dataset.topic, &self.topic).await {
-            return Ok(Some(Ended::TopicChanged));
-        }
-        let (topic, store) = (&self.topic, &self.setup.store);
-        let writes = self.views.iter_mut().map(|view| flush::rows(view, topic, store));
-        let rows: usize = futures::future::try_join_all(writes).await?.into_iter().sum();
-        flush::progress(&mut self.views, topic, store).await;
-        for view in &mut self.views {
-            let gone = dropped(view, |of| of.starts.drop_shown());
-            self.setup.drop_cells(view, &gone)?;
-        }
-        let dataset = self.setup.dataset.name.clone();
-        metrics::histogram!("highwater_speed_flush_seconds", "dataset" => dataset.clone()).record(began.elapsed());
-        metrics::counter!("highwater_speed_rows_total", "dataset" => dataset).increment(rows as u64);
-        Ok(None)
+        Ok(persist("record a gap", || store.record_gaps(&gaps)).await?)
     }
 
     /// Takes in what others have written, lets go of what nobody needs, and goes where something is lacking.
@@ -388,29 +386,13 @@ impl Worker {
             let gone = dropped(view, |of| of.starts.retain_wanted(&of.wanted));
             self.setup.drop_cells(view, &gone)?;
         }
-        self.end_catching_up_if_done().await;
+        self.end_catching_up_where_done().await;
         self.seek_what_is_lacking();
-        // What is told to be counted is in the store by then.
-        if let Some(ended) = self.flush().await? {
-            return Ok(Some(ended));
-        }
-        self.tell().await;
-        self.commit();
-        // New partitions of the topic need readers too.
-        match self.setup.kafka.topic(&self.setup.dataset.topic).await {
-            Ok(found) if found != self.topic => Ok(Some(Ended::TopicChanged)),
-            _ => Ok(None),
-        }
-    }
-
-    /// For lag monitoring only.
-    fn commit(&self) {
-        if self.front.reader().trouble().is_some() {
-            // A commit that waits for Kafka would keep the reader from ending.
-            return;
-        }
-        let cursors = (0..self.topic.partitions).filter_map(|number| Some((number, self.front.cursor(number)?)));
-        self.front.reader().commit(&cursors.collect());
+        self.alarm.tell();
+        self.flushing.tell();
+        // New partitions of the topic need room too.
+        let topic = self.front.reader().topic();
+        Ok(topic.filter(|topic| *topic != self.topic).map(|_| Ended::TopicChanged))
     }
 }
 

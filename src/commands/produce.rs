@@ -3,7 +3,7 @@
 //! Nothing is checked: what is no event becomes a dead letter, and sending one on purpose must be possible. The producer
 //! is idempotent, so that a line is in the log once however often librdkafka had to send it.
 
-mod key;
+pub(super) mod key;
 mod lines;
 
 use std::num::NonZeroU32;
@@ -24,11 +24,9 @@ use rdkafka::types::RDKafkaErrorCode;
 use serde::Serialize;
 use shared_connections::log::Kafka;
 use shared_schemas::dataset::Dataset;
-use shared_schemas::definitions::Definitions;
 
-use super::Place;
 use super::output::Output;
-use crate::USED_WRONGLY;
+use super::{Place, dataset};
 use key::Key;
 use lines::{LARGEST_LINE, Lines};
 
@@ -75,11 +73,9 @@ struct Report {
 impl Produce {
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
         let (config, definitions) = place.join()?;
-        let Some(dataset) = definitions.datasets.iter().find(|dataset| dataset.name == self.dataset) else {
-            let mut stderr = std::io::stderr().lock();
-            // Nothing is left to do where even this can't be written.
-            let _ = std::io::Write::write_all(&mut stderr, self.unknown(&definitions).as_bytes());
-            return Ok(ExitCode::from(USED_WRONGLY));
+        let dataset = match dataset(&definitions, &self.dataset) {
+            Ok(dataset) => dataset,
+            Err(wrong) => return Ok(wrong),
         };
         let progress = lines::progress(&self.file);
         let lines = Lines::open(&self.file, &progress)?;
@@ -99,16 +95,6 @@ impl Produce {
         })?;
         sent.and(acknowledged)?;
         Ok(ExitCode::SUCCESS)
-    }
-
-    fn unknown(&self, definitions: &Definitions) -> String {
-        let known: Vec<_> = definitions.datasets.iter().map(|one| one.name.as_str()).collect();
-        let known = if known.is_empty() {
-            "the definitions have none".to_owned()
-        } else {
-            format!("there are: {}", known.join(", "))
-        };
-        format!("highwater: there is no dataset `{}`; {known}\n", self.dataset)
     }
 }
 

@@ -3,7 +3,7 @@
 mod look;
 mod report;
 mod screen;
-mod told;
+pub(super) mod told;
 mod warnings;
 
 use std::process::ExitCode;

@@ -99,9 +99,14 @@ impl Up {
         tracing::info!("starting in {}", data.display());
         let stack = Stack::start(&options).await?;
         let servers = stack.addresses();
-        let config = config
+        let mut config = config
             .at(&servers.kafka, &servers.clickhouse, stack.folder())
             .map_err(anyhow::Error::msg)?;
+        // One that was killed takes its partitions up again at once, not when Kafka takes it for dead.
+        config
+            .speed
+            .instance
+            .get_or_insert_with(|| instance(&host(), stack.folder()));
         topics::ensure(&servers.kafka, &config, definitions).await?;
         let layers = Layers::start(&config, definitions).await?;
         let addresses = Addresses {
@@ -124,4 +129,17 @@ impl Up {
             servers.into_iter().chain(api).chain(metrics).collect()
         })
     }
+}
+
+fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default()
+}
+
+/// A name that an `up` on this folder has and no other.
+fn instance(host: &str, folder: &Path) -> String {
+    let name = format!("up.{}{}", host.trim(), folder.display());
+    let legal = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '.' });
+    let legal: String = legal.collect();
+    // Kafka's names are bounded, and the ends of paths differ.
+    legal[legal.len().saturating_sub(100)..].to_owned()
 }

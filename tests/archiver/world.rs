@@ -9,7 +9,7 @@ use arrow::array::AsArray;
 use arrow::datatypes::{Int32Type, Int64Type};
 use datafusion::prelude::SessionContext;
 use highwater_batch::archive::{Archive, Pinned, ServeError, serve};
-use highwater_tests::stack::{PATIENCE, shared, unique};
+use highwater_tests::stack::{PATIENCE, Site, shared, unique};
 use local_stack::topics::{self, Partitions, Topic};
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
@@ -42,6 +42,7 @@ pub(super) struct World {
     folder: TempDir,
     brokers: String,
     topic: String,
+    fields: String,
     config: Config,
     definitions: Definitions,
     kafka: Kafka,
@@ -117,6 +118,7 @@ impl World {
         ensure!(reading.mistakes.is_empty(), "{}", reading.mistakes);
         Ok(Self {
             definitions: definitions(&topic, FIELDS)?,
+            fields: FIELDS.to_owned(),
             kafka: Kafka::new(&reading.config.kafka)?,
             config: reading.config,
             folder,
@@ -128,7 +130,21 @@ impl World {
     /// The same with other fields in the dataset.
     pub(super) fn with_fields(mut self, fields: &str) -> anyhow::Result<Self> {
         self.definitions = definitions(&self.topic, fields)?;
+        self.fields = fields.to_owned();
         Ok(self)
+    }
+
+    /// A folder in which `highwater` finds this world.
+    pub(super) fn site(&self) -> anyhow::Result<Site> {
+        let site = Site::with_addresses(&self.brokers, "http://127.0.0.1:1")?;
+        let group = &self.config.kafka.group;
+        let config = format!("[kafka]\nbrokers = \"{}\"\ngroup = \"{group}\"\n", self.brokers);
+        std::fs::write(site.path().join("highwater.toml"), config)?;
+        std::fs::write(
+            site.path().join("definitions/flights.toml"),
+            text(&self.topic, &self.fields),
+        )?;
+        Ok(site)
     }
 
     pub(super) fn topic(&self) -> &str {
@@ -231,15 +247,20 @@ impl World {
 
     /// Lets the dead-letter topic take no larger batches.
     pub(super) async fn limit_letters(&self, bytes: usize) -> anyhow::Result<()> {
+        self.limit(&self.letters_topic(), bytes).await
+    }
+
+    /// Lets a topic take no larger batches.
+    pub(super) async fn limit(&self, topic: &str, bytes: usize) -> anyhow::Result<()> {
         let (admin, options) = self.admin()?;
-        let (topic, bytes) = (self.letters_topic(), bytes.to_string());
-        let limit = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("max.message.bytes", &bytes);
+        let bytes = bytes.to_string();
+        let limit = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", &bytes);
         for altered in admin.alter_configs([&limit], &options).await? {
             altered.map_err(|(_, code)| anyhow::anyhow!("{code}"))?;
         }
         let limited = || async {
             let described = admin
-                .describe_configs([&ResourceSpecifier::Topic(&topic)], &options)
+                .describe_configs([&ResourceSpecifier::Topic(topic)], &options)
                 .await
                 .ok()?;
             let resource = described.into_iter().next()?.ok()?;
@@ -317,9 +338,13 @@ impl World {
         Ok(found)
     }
 
-    /// All dead letters that there are.
+    /// All dead letters that there are, and markers of those that were sent again.
     pub(super) async fn letters(&self) -> anyhow::Result<Vec<Letter>> {
-        let topic = self.letters_topic();
+        self.records(self.letters_topic()).await
+    }
+
+    /// All records in a topic's first partition.
+    pub(super) async fn records(&self, topic: String) -> anyhow::Result<Vec<Letter>> {
         let end = self.kafka.bounds(&topic, 0).await?.to;
         let client = self.client(&[("group.id", "letters"), ("enable.partition.eof", "true")]);
         tokio::task::spawn_blocking(move || {
@@ -383,9 +408,11 @@ impl World {
 }
 
 fn definitions(topic: &str, fields: &str) -> anyhow::Result<Definitions> {
-    let text =
-        format!("[dataset.flights]\ntopic = \"{topic}\"\nevent_time = \"at\"\n[dataset.flights.fields]\n{fields}\n");
-    Definitions::parse([("flights.toml", text)]).map_err(|mistakes| anyhow::anyhow!("{mistakes}"))
+    Definitions::parse([("flights.toml", text(topic, fields))]).map_err(|mistakes| anyhow::anyhow!("{mistakes}"))
+}
+
+fn text(topic: &str, fields: &str) -> String {
+    format!("[dataset.flights]\ntopic = \"{topic}\"\nevent_time = \"at\"\n[dataset.flights.fields]\n{fields}\n")
 }
 
 /// Asks until there is an answer.

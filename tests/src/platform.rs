@@ -271,6 +271,25 @@ impl Platform {
         self.folder.path()
     }
 
+    /// Another one on the same servers, topic, database and archive, with these definitions, made where they need tables.
+    /// Nothing of it runs yet, and it knows of what was sent until now.
+    pub async fn beside(&self, definitions: Definitions) -> anyhow::Result<Self> {
+        self.store().create_tables(&definitions).await?;
+        Ok(Self {
+            config: self.config.clone(),
+            definitions,
+            sent: Mutex::new(self.sent()),
+            positions: Mutex::new(lock(&self.positions).clone()),
+            next: AtomicU64::new(self.next.load(Ordering::Relaxed)),
+            topic: self.topic.clone(),
+            layers: BTreeMap::new(),
+            api: None,
+            http: self.http.clone(),
+            producer: self.producer.clone(),
+            folder: TempDir::with_prefix("highwater-test-")?,
+        })
+    }
+
     /// The store.
     pub fn store(&self) -> Store {
         Store::new(&self.config.clickhouse)
@@ -278,10 +297,15 @@ impl Platform {
 
     /// Starts the speed layer.
     pub fn start_speed(&mut self) -> anyhow::Result<()> {
+        self.start_speed_as("speed")
+    }
+
+    /// Starts a speed layer under that name, beside those that run.
+    pub fn start_speed_as(&mut self, name: &'static str) -> anyhow::Result<()> {
         let (kafka, store, cancel) = (Kafka::new(&self.config.kafka)?, self.store(), CancellationToken::new());
         let (config, definitions, ends) = (self.config.clone(), self.definitions.clone(), cancel.clone());
         let run = async move { Ok(highwater_speed::run(&config.speed, &definitions, &kafka, &store, ends).await?) };
-        self.layers.insert("speed", (cancel, tokio::spawn(run)));
+        self.layers.insert(name, (cancel, tokio::spawn(run)));
         Ok(())
     }
 

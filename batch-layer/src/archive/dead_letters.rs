@@ -18,20 +18,15 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::types::RDKafkaErrorCode;
 use shared_connections::log::Refused;
+use shared_connections::log::letters::{OWN, letters_topic};
 use shared_schemas::config::KafkaConfig;
 use shared_schemas::dataset::Dataset;
-
-/// What comes behind the name of the dataset's topic.
-const SUFFIX: &str = ".dead-letters";
 
 /// Letters that are under way at the same time. Their bytes are held by the archiver anyway, so this bounds copies.
 const IN_FLIGHT: usize = 64;
 
 /// How long a letter may take before it counts as not delivered, and is sent again later.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// What begins the names of Highwater's headers.
-const OWN: &str = "highwater-";
 
 /// What is decided here, whatever the user's properties say.
 const PROPERTIES: [(&str, &str); 9] = [
@@ -131,7 +126,7 @@ impl DeadLetters {
             producer: client.create_with_context(Quiet).map_err(LetterError::Client)?,
             dataset: dataset.name.clone(),
             source: dataset.topic.clone(),
-            topic: format!("{}{SUFFIX}", dataset.topic),
+            topic: letters_topic(&dataset.topic),
             masked: dataset.fields.iter().any(|field| field.mask.is_some()),
         })
     }

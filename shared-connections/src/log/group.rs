@@ -40,6 +40,9 @@ const STANDSTILL: Duration = Duration::from_secs(60);
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
 
+/// Where a topic gets further partitions, a group's leader finds out after so long.
+const NEWS: (&str, &str) = ("topic.metadata.refresh.interval.ms", "5000");
+
 /// What a member of the classic protocol is unless the user's properties say otherwise. A killed worker's partitions go
 /// to others after the session's length.
 const CLASSIC: [(&str, &str); 2] = [
@@ -142,18 +145,17 @@ impl Membership {
 
 /// A member's properties.
 fn config(mut config: ClientConfig, instance: Option<&str>) -> ClientConfig {
-    if config
-        .get("group.protocol")
-        .is_none_or(|protocol| protocol == "classic")
-    {
-        for (name, value) in CLASSIC {
-            if config.get(name).is_none() {
-                config.set(name, value);
-            }
+    let protocol = config.get("group.protocol");
+    let of_protocol = if protocol.is_none_or(|protocol| protocol == "classic") {
+        &CLASSIC[..]
+    } else {
+        &[]
+    };
+    for (name, value) in of_protocol.iter().copied().chain([NEWS]) {
+        if config.get(name).is_none() {
+            config.set(name, value);
         }
     }
-    // Several members of one process must not share a name: the layer gives each its own.
-    config.remove("group.instance.id");
     if let Some(instance) = instance {
         config.set("group.instance.id", instance);
     }
@@ -370,12 +372,8 @@ mod tests {
         assert_eq!(classic.get("partition.assignment.strategy"), Some("cooperative-sticky"));
         assert_eq!(classic.get("group.instance.id"), Some("a-flights"));
         // librdkafka refuses these two with the newer protocol.
-        let newer = config(
-            with(&[("group.protocol", "consumer"), ("group.instance.id", "a")]),
-            None,
-        );
+        let newer = config(with(&[("group.protocol", "consumer")]), None);
         assert_eq!(newer.get("session.timeout.ms"), None);
         assert_eq!(newer.get("partition.assignment.strategy"), None);
-        assert_eq!(newer.get("group.instance.id"), None);
     }
 }

@@ -290,8 +290,6 @@ impl Kafka {
     fn reader_config(&self, group: String) -> ClientConfig {
         let mut config = self.member_config(group);
         set_all(&mut config, &READER);
-        // It joins no group: its partitions are given to it.
-        config.remove("group.instance.id");
         config
     }
 

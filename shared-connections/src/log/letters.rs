@@ -1,230 +1,261 @@
-//! Dead letters, counted by dataset and reason: for people, as `status` shows them.
+//! Topics of dead letters: what lies in them, and how a refused record is sent again.
 //!
-//! The newest are read, up to a bound in number and in time, so that a topic with millions of letters costs no more than
-//! one with many. Letters of the same record are one: after a crash the archiver sends some again.
+//! The archiver writes a *letter* for each refused record; `highwater dead-letters replay` writes the record to its topic
+//! again together with a *marker* in the topic of letters, in one transaction. A marker has no value and no reason. It names
+//! the same source as the letter, so a record that was sent again is known to have been, whichever of its letters is looked at.
+//!
+//! | header | letter | marker | record sent again |
+//! |---|---|---|---|
+//! | `highwater-reason`, `-detail`, `-source` | yes | | |
+//! | `highwater-dataset`, `-source-time` | yes | yes | |
+//! | `highwater-replayed`: the source | where it had been sent again before | yes | yes |
+//!
+//! - `count`: how many letters there are, for `status`
+//! - [`find`]: the letters that somebody looks for, and which of them were sent again
+//! - [`records`]: single records, by their offsets
+//! - [`replay`]: records and their markers, in transactions
 
-use std::collections::{BTreeMap, HashSet};
-use std::time::{Duration, Instant};
+mod count;
+pub mod find;
+mod ranges;
+pub mod records;
+pub mod replay;
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use std::fmt;
+
+use rdkafka::Message;
 use rdkafka::message::BorrowedMessage;
-use rdkafka::{Message, Offset as KafkaOffset, TopicPartitionList};
 use shared_schemas::decode::Headers;
-use shared_schemas::handoff::{Offset, OffsetRange};
+use shared_schemas::handoff::Offset;
 
-use super::error::LogError;
 use super::headers::MessageHeaders;
-use super::kafka::{Kafka, Listener, kafka_partition, offset};
+use super::kafka::offset;
 
-/// How many of a topic's letters are read, at most.
-const LETTERS: u64 = 100_000;
-/// How long that may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long one poll waits.
-const POLL: Duration = Duration::from_millis(100);
+pub use count::DeadLetters;
+
+/// What comes behind the name of the dataset's topic.
+const SUFFIX: &str = ".dead-letters";
+/// What the names of Highwater's own headers begin with.
+pub const OWN: &str = "highwater-";
+/// Why the record was refused.
+const REASON: &str = "highwater-reason";
+/// The sentence that goes with the reason.
+const DETAIL: &str = "highwater-detail";
+/// Who refused it.
+const DATASET: &str = "highwater-dataset";
+/// Where the record lies: `topic/partition/offset`.
+const SOURCE: &str = "highwater-source";
+/// The record's Kafka timestamp, RFC 3339 in milliseconds.
+const SOURCE_TIME: &str = "highwater-source-time";
+/// The source of a record that was sent again.
+pub const REPLAYED: &str = "highwater-replayed";
 /// Anybody may write to the topic: more of a header's bytes than this are not kept.
 const HEADER: usize = 256;
+/// The same for a source: a topic's name has up to 249 bytes.
+const PLACE: usize = 320;
+/// The same for a sentence.
+const SENTENCE: usize = 1_024;
 
-/// What a topic of dead letters holds.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct DeadLetters {
-    /// How many records were refused, by dataset and reason. Letters without one of these headers are not Highwater's,
-    /// and are not counted.
-    pub counts: BTreeMap<String, BTreeMap<String, u64>>,
-    /// How many of the topic's offsets were not looked at, since there are too many or time was up; all older ones but
-    /// where time was up.
-    pub unread: u64,
+/// The topic of a topic's dead letters.
+pub fn letters_topic(topic: &str) -> String {
+    format!("{topic}{SUFFIX}")
 }
 
-impl Kafka {
-    /// Counts the dead letters in a topic: the newest 100,000, within 10 s.
-    ///
-    /// # Errors
-    /// [`LogError::NoTopic`] if there is no such topic; [`LogError::Away`] if nothing answers within seconds.
-    pub async fn dead_letters(&self, topic: &str) -> Result<DeadLetters, LogError> {
-        let topic = topic.to_owned();
-        self.ask(move |kafka| kafka.dead_letters_now(&topic)).await
-    }
+/// Where a record lies.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Source {
+    /// The topic.
+    pub topic: String,
+    /// Kafka's partition number.
+    pub partition: u32,
+    /// The record's offset.
+    pub offset: Offset,
+}
 
-    fn dead_letters_now(&self, topic: &str) -> Result<DeadLetters, LogError> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut logs = BTreeMap::new();
-        for partition in 0..self.topic_now(topic)?.partitions {
-            logs.insert(partition, self.bounds_now(topic, partition)?);
-        }
-        let ranges = newest(&logs, LETTERS);
-        let skipped = |log: &OffsetRange| log.to.0.saturating_sub(log.from.0);
-        let all: u64 = logs.values().map(skipped).sum();
-        let wanted: u64 = ranges.values().map(skipped).sum();
-        let mut reading = Reading {
-            left: ranges,
-            ..Reading::default()
-        };
-        if !reading.left.is_empty() {
-            let failed = |source| LogError::of_question(self.brokers(), topic, None, "read topic", source);
-            let consumer = self.letters_consumer()?;
-            consumer
-                .assign(&positions(topic, &reading.left).map_err(failed)?)
-                .map_err(failed)?;
-            reading.read(&consumer, deadline);
-        }
-        let unread: u64 = reading.left.values().map(skipped).sum();
-        Ok(DeadLetters {
-            counts: reading.counts,
-            unread: all - wanted + unread,
-        })
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)
     }
 }
 
-/// What was read so far, and what is left.
-#[derive(Default)]
-struct Reading {
-    left: BTreeMap<u32, OffsetRange>,
-    /// The sources of the letters counted.
-    known: HashSet<Vec<u8>>,
-    counts: BTreeMap<String, BTreeMap<String, u64>>,
+impl Source {
+    /// Reads `topic/partition/offset`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(3, '/');
+        let source = Self {
+            topic: parts.next().filter(|topic| !topic.is_empty())?.to_owned(),
+            partition: parts.next()?.parse().ok()?,
+            offset: Offset(parts.next()?.parse().ok()?),
+        };
+        // Kafka's numbers are signed; and only one way of writing each is that of a letter.
+        (i32::try_from(source.partition).is_ok() && i64::try_from(source.offset.0).is_ok()).then_some(source)
+    }
 }
 
-impl Reading {
-    /// Reads until nothing is left or time is up.
-    fn read(&mut self, consumer: &BaseConsumer<Listener>, deadline: Instant) {
-        while !self.left.is_empty() && Instant::now() < deadline {
-            match consumer.poll(POLL) {
-                None => {}
-                Some(Ok(letter)) => self.take(&letter),
-                // All that is left of it are holes.
-                Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    self.left.retain(|number, _| kafka_partition(*number) != partition);
-                }
-                // librdkafka goes on by itself; if it can't, time is up some day.
-                Some(Err(error)) => tracing::debug!(%error, "a poll failed"),
-            }
+/// A Kafka record as it lies in its topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its Kafka timestamp in milliseconds since 1970, `None` where it has none.
+    pub kafka_time: Option<i64>,
+    /// Its key.
+    pub key: Option<Vec<u8>>,
+    /// Its value; `None` is a tombstone.
+    pub value: Option<Vec<u8>>,
+    /// Its headers, in their order.
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl Record {
+    fn of(message: &BorrowedMessage<'_>) -> Self {
+        Self {
+            kafka_time: message.timestamp().to_millis(),
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().map(<[u8]>::to_vec),
+            headers: MessageHeaders(message).all(),
         }
     }
+}
 
-    fn take(&mut self, letter: &BorrowedMessage<'_>) {
-        let at = offset(letter.offset());
-        let Ok(partition) = u32::try_from(letter.partition()) else {
-            return;
-        };
-        let Some(range) = self.left.get_mut(&partition) else {
-            return;
-        };
-        if at < range.to {
-            let headers = MessageHeaders(letter);
-            self.count(&headers);
-            if let Some(range) = self.left.get_mut(&partition) {
-                range.from = at.next();
-            }
+/// Which record a letter or a marker is about. The time too: in a topic that was made again, offsets begin anew.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct About {
+    partition: u32,
+    offset: Offset,
+    time: Option<Box<str>>,
+}
+
+/// A dead letter, without the record's own bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Letter {
+    /// Its place in the topic of letters.
+    pub partition: u32,
+    /// Its place in the topic of letters.
+    pub offset: Offset,
+    /// Who refused the record.
+    pub dataset: String,
+    /// Where the record lies, or lay.
+    pub source: Source,
+    /// The record's Kafka timestamp as the archiver wrote it, RFC 3339; `None` where it has none.
+    pub source_time: Option<String>,
+    /// Why it was refused.
+    pub reason: String,
+    /// The sentence that goes with the reason.
+    pub detail: String,
+    /// Bytes of its value; `None` where it has no value: a tombstone, a masked dataset, a value that did not fit.
+    pub value_bytes: Option<usize>,
+    /// The source of the record that this one was, when it was sent again before.
+    pub replay_of: Option<String>,
+    /// How often the record was sent again since, and when last, in milliseconds since 1970.
+    pub replayed: Option<Replays>,
+}
+
+/// How often a record was sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replays {
+    /// How often.
+    pub times: u64,
+    /// When last, in milliseconds since 1970.
+    pub last: Option<i64>,
+}
+
+/// What a record in a topic of letters is.
+enum Found {
+    Letter(Letter),
+    Marker(About),
+}
+
+impl Letter {
+    fn about(&self) -> About {
+        About {
+            partition: self.source.partition,
+            offset: self.source.offset,
+            time: self.source_time.as_deref().map(Into::into),
         }
-        self.left.retain(|_, range| !range.is_empty());
+    }
+}
+
+impl Found {
+    /// `None` for what Highwater did not write.
+    fn of(message: &BorrowedMessage<'_>) -> Option<Self> {
+        let partition = u32::try_from(message.partition()).ok()?;
+        let size = message.payload().map(<[u8]>::len);
+        Self::read(&MessageHeaders(message), partition, offset(message.offset()), size)
     }
 
-    fn count(&mut self, headers: &impl Headers) {
-        let header = |name| {
+    fn read(headers: &impl Headers, partition: u32, offset: Offset, value_bytes: Option<usize>) -> Option<Self> {
+        let header = |name, most: usize| {
             let value = headers.last(name).flatten()?;
-            Some(&value[..value.len().min(HEADER)])
+            Some(String::from_utf8_lossy(&value[..value.len().min(most)]).into_owned())
         };
-        let (Some(dataset), Some(reason)) = (header("highwater-dataset"), header("highwater-reason")) else {
-            return;
+        let source_time = header(SOURCE_TIME, HEADER);
+        let replayed = header(REPLAYED, PLACE);
+        let source = |text: String| Source::parse(&text);
+        let Some(reason) = header(REASON, HEADER) else {
+            let source = source(replayed?).filter(|_| value_bytes.is_none())?;
+            return Some(Self::Marker(About {
+                partition: source.partition,
+                offset: source.offset,
+                time: source_time.map(Into::into),
+            }));
         };
-        // The time too: in a topic that was made again, offsets begin anew.
-        let source = ["highwater-source", "highwater-source-time"].map(|name| header(name).unwrap_or_default());
-        let is_new = source[0].is_empty() || self.known.insert([dataset, source[0], source[1]].join(&0));
-        if is_new {
-            let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-            let of_dataset = self.counts.entry(text(dataset)).or_default();
-            *of_dataset.entry(text(reason)).or_default() += 1;
-        }
+        Some(Self::Letter(Letter {
+            partition,
+            offset,
+            dataset: header(DATASET, HEADER)?,
+            source: source(header(SOURCE, PLACE)?)?,
+            source_time,
+            reason,
+            detail: header(DETAIL, SENTENCE).unwrap_or_default(),
+            value_bytes,
+            replay_of: replayed,
+            replayed: None,
+        }))
     }
-}
-
-/// The newest `limit` offsets of the logs: what a short log leaves of its share goes to the longer ones.
-fn newest(logs: &BTreeMap<u32, OffsetRange>, limit: u64) -> BTreeMap<u32, OffsetRange> {
-    let mut by_length: Vec<_> = logs.iter().filter(|(_, log)| !log.is_empty()).collect();
-    by_length.sort_by_key(|(_, log)| log.to.0 - log.from.0);
-    let mut left = limit;
-    let mut chosen = BTreeMap::new();
-    for (place, (partition, log)) in by_length.iter().enumerate() {
-        let others = u64::try_from(by_length.len() - place).unwrap_or(u64::MAX);
-        let taken = (log.to.0 - log.from.0).min(left / others);
-        left -= taken;
-        let range = OffsetRange {
-            from: Offset(log.to.0 - taken),
-            to: log.to,
-        };
-        if !range.is_empty() {
-            chosen.insert(**partition, range);
-        }
-    }
-    chosen
-}
-
-fn positions(topic: &str, ranges: &BTreeMap<u32, OffsetRange>) -> Result<TopicPartitionList, KafkaError> {
-    let mut positions = TopicPartitionList::new();
-    for (partition, range) in ranges {
-        let from = KafkaOffset::Offset(i64::try_from(range.from.0).unwrap_or(i64::MAX));
-        positions.add_partition_offset(topic, kafka_partition(*partition), from)?;
-    }
-    Ok(positions)
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
-    struct Named(Vec<(&'static str, &'static str)>);
-
-    impl Headers for Named {
-        fn last(&self, name: &str) -> Option<Option<&[u8]>> {
-            let found = self.0.iter().rev().find(|(known, _)| *known == name)?;
-            Some(Some(found.1.as_bytes()))
+    #[test]
+    fn a_source_is_read_as_it_is_written() {
+        let source = Source::parse("a.b-c/3/12").unwrap();
+        assert_eq!((source.partition, source.offset), (3, Offset(12)));
+        assert_eq!(source.to_string(), "a.b-c/3/12");
+        for none in ["", "a", "a/1", "/1/2", "a/b/2", "a/1/-2", "a/1/2/3", "a/4294967295/1"] {
+            assert_eq!(Source::parse(none), None, "{none}");
         }
     }
 
     #[test]
-    fn a_letter_sent_again_is_counted_once() {
-        let mut reading = Reading::default();
-        let letter = |source, reason| {
-            Named(vec![
-                ("highwater-dataset", "flights"),
-                ("highwater-reason", reason),
-                ("highwater-source", source),
-                ("highwater-source-time", "2013-01-01T00:00:00Z"),
-            ])
+    fn a_marker_is_no_letter() {
+        type Pairs = &'static [(&'static str, Option<&'static [u8]>)];
+        let read = |headers: Pairs, value| Found::read(&headers, 0, Offset(9), value);
+        let marker: Pairs = &[(REPLAYED, Some(b"t/1/2")), (DATASET, Some(b"d"))];
+        assert!(matches!(
+            read(marker, None),
+            Some(Found::Marker(About {
+                partition: 1,
+                offset: Offset(2),
+                time: None
+            }))
+        ));
+        assert!(read(marker, Some(1)).is_none());
+        // Of a record that was sent again, and refused again.
+        let letter: Pairs = &[
+            (REPLAYED, Some(b"t/1/2")),
+            (REASON, Some(b"empty")),
+            (DATASET, Some(b"d")),
+            (SOURCE, Some(b"t/1/7")),
+        ];
+        let Some(Found::Letter(letter)) = read(letter, None) else {
+            panic!("no letter")
         };
-        for (source, reason) in [
-            ("flights/0/7", "not_json"),
-            ("flights/0/8", "empty"),
-            ("flights/0/7", "not_json"),
-            ("flights/1/7", "not_json"),
-        ] {
-            reading.count(&letter(source, reason));
-        }
-        reading.count(&Named(vec![("highwater-reason", "somebody else's")]));
-        let expected = BTreeMap::from([("empty".to_owned(), 1), ("not_json".to_owned(), 2)]);
-        assert_eq!(reading.counts, BTreeMap::from([("flights".to_owned(), expected)]));
-    }
-
-    proptest! {
-        #[test]
-        fn the_newest_are_taken_up_to_the_limit(
-            lengths in prop::collection::vec((0_u64..50, 0_u64..50), 0..6), limit in 0_u64..120,
-        ) {
-            let logs: BTreeMap<u32, _> = (0..)
-                .zip(&lengths)
-                .map(|(number, (from, length))| (number, OffsetRange { from: Offset(*from), to: Offset(from + length) }))
-                .collect();
-            let all: u64 = lengths.iter().map(|(_, length)| length).sum();
-            let chosen = newest(&logs, limit);
-            let taken: u64 = chosen.values().map(|range| range.to.0 - range.from.0).sum();
-            prop_assert_eq!(taken, all.min(limit));
-            for (number, range) in &chosen {
-                prop_assert!(range.to == logs[number].to && range.from >= logs[number].from);
-            }
-        }
+        assert_eq!(
+            (letter.source.offset, letter.replay_of.as_deref()),
+            (Offset(7), Some("t/1/2"))
+        );
+        assert!(read(&[(REASON, Some(b"somebody else's"))], None).is_none());
+        assert!(read(&[], None).is_none());
     }
 }

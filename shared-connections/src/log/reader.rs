@@ -18,7 +18,7 @@ use shared_schemas::handoff::Offset;
 use tokio::sync::mpsc;
 
 use super::error::LogError;
-use super::kafka::{Kafka, Listener, kafka_partition};
+use super::kafka::{Kafka, Listener, Topic, kafka_partition};
 use super::open::OpenSlice;
 use super::slice::Event;
 use super::worker::Worker;
@@ -67,7 +67,9 @@ pub(super) enum Change {
 pub(super) struct Shared {
     /// The partitions that are to be read.
     partitions: Mutex<BTreeSet<u32>>,
-    /// Where each log ended when last looked.
+    /// The topic when last looked.
+    topic: Mutex<Option<Topic>>,
+    /// Where each log ended then.
     ends: Mutex<BTreeMap<u32, Offset>>,
     /// Why Kafka gives no answer.
     away: Mutex<Option<String>>,
@@ -91,6 +93,7 @@ impl Reader {
         let (changes, changed) = std::sync::mpsc::channel();
         let shared = Arc::new(Shared {
             partitions: Mutex::new(cursors.keys().copied().collect()),
+            topic: Mutex::default(),
             ends: Mutex::default(),
             away: Mutex::default(),
             complaint: Mutex::default(),
@@ -163,6 +166,11 @@ impl Reader {
         lock(&self.shared.ends).clone()
     }
 
+    /// The topic of that name when last looked, which is about every second; `None` until Kafka first answered.
+    pub fn topic(&self) -> Option<Topic> {
+        *lock(&self.shared.topic)
+    }
+
     /// What is wrong, in a sentence, while Kafka is away or refuses to be read; `None` when it is back.
     pub fn trouble(&self) -> Option<String> {
         lock(&self.shared.away)
@@ -209,6 +217,10 @@ impl Shared {
         let partitions = self.partitions();
         ends.retain(|number, _| partitions.contains(number));
         lock(&self.ends).extend(ends);
+    }
+
+    pub(super) fn saw(&self, topic: Topic) {
+        *lock(&self.topic) = Some(topic);
     }
 
     /// Kafka gave no answer. Whether that is news.

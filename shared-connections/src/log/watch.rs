@@ -58,8 +58,9 @@ impl Watch {
     }
 
     fn look(&self, first: &mut Option<TopicId>) -> Result<BTreeMap<u32, Offset>, LogError> {
-        let id = self.kafka.topic_now(&self.topic)?.id;
-        if *first.get_or_insert(id) != id {
+        let topic = self.kafka.topic_now(&self.topic)?;
+        self.shared.saw(topic);
+        if *first.get_or_insert(topic.id) != topic.id {
             self.shared.made_again.store(true, Ordering::Release);
         }
         let end = |partition| Ok((partition, self.kafka.bounds_now(&self.topic, partition)?.to));

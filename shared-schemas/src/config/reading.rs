@@ -10,6 +10,7 @@ use toml::de::DeValue;
 use super::{ArchiveUrl, Config, HostPort, HttpUrl, Schedule, Secret, variables};
 use crate::mistake::{Mistakes, nearest};
 use crate::section::{Entry, Findings, Section, TomlFile};
+use crate::units;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -17,7 +18,7 @@ const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
 
 /// Properties that Highwater sets itself, and why they can't be chosen.
-const OWN_PROPERTIES: [(&str, &str); 8] = [
+const OWN_PROPERTIES: [(&str, &str); 9] = [
     ("auto.offset.reset", "positions come from ClickHouse and the archive"),
     ("bootstrap.servers", "it is `brokers` in [kafka]"),
     ("enable.auto.commit", "positions come from ClickHouse and the archive"),
@@ -27,6 +28,7 @@ const OWN_PROPERTIES: [(&str, &str); 8] = [
     ),
     ("enable.partition.eof", "no decision rests on an end of partition"),
     ("group.id", "it comes from `group` in [kafka]"),
+    ("group.instance.id", "it comes from `instance` in [speed]"),
     ("isolation.level", "only committed records are read"),
     ("metadata.broker.list", "it is `brokers` in [kafka]"),
 ];
@@ -158,7 +160,8 @@ impl Reader<'_> {
     }
 
     fn speed(&mut self, whole: &Section<'_>, config: &mut Config) {
-        let Some(section) = self.section(whole, "speed", &["flush", "idle_after", "memory"]) else {
+        let keys = ["flush", "idle_after", "memory", "instance", "invalid_alarm"];
+        let Some(section) = self.section(whole, "speed", &keys) else {
             return;
         };
         let speed = &mut config.speed;
@@ -178,6 +181,21 @@ impl Reader<'_> {
             "\"30s\"",
         );
         self.memory(&section, &mut speed.memory, "\"512MiB\"");
+        self.parsed(
+            &section,
+            "instance",
+            "instance = \"worker-1\"",
+            &mut speed.instance,
+            instance,
+        );
+        let example = "a share in percent, like `\"1%\"`";
+        self.parsed(
+            &section,
+            "invalid_alarm",
+            example,
+            &mut speed.invalid_alarm,
+            units::share,
+        );
     }
 
     fn archive(&mut self, whole: &Section<'_>, config: &mut Config) {
@@ -335,5 +353,17 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+}
+
+/// A name as Kafka takes it; none where it is empty.
+fn instance(text: &str) -> Result<Option<String>, String> {
+    match text.chars().find(|c| !c.is_ascii_alphanumeric() && !"._-".contains(*c)) {
+        Some(illegal) => Err(format!(
+            "it contains `{}`, besides ASCII letters, digits, `.`, `_` and `-`",
+            illegal.escape_debug()
+        )),
+        None if text.len() > 100 => Err("it is longer than 100 characters".to_owned()),
+        None => Ok(Some(text.to_owned()).filter(|text| !text.is_empty())),
     }
 }

@@ -46,7 +46,8 @@ fn the_shipped_defaults_set_every_key() {
             None => 1,
         })
         .sum();
-    assert_eq!(set, 20, "a key without a default, or a new one: mend this count");
+    assert!((config.speed.invalid_alarm - 0.01).abs() < f64::EPSILON);
+    assert_eq!(set, 21, "a key without a default, or a new one: mend this count");
 }
 
 #[test]
@@ -129,10 +130,13 @@ fn no_mistake_shows_a_secret() {
 #[test]
 fn all_mistakes_are_found_at_once() {
     assert_eq!(
-        mistakes("[speed]\nflush = 250\nidle = \"1s\"\n[batch]\nschedule = \"* *\"\nkeep_publications = 1\n[sped]\n"),
+        mistakes(
+            "[speed]\nflush = 250\nidle = \"1s\"\ninvalid_alarm = \"0%\"\n[batch]\nschedule = \"* *\"\nkeep_publications = 1\n[sped]\n"
+        ),
         [
             "`flush` is a number without a unit",
             "unknown key `idle` in [speed]",
+            "`invalid_alarm` can't be used: it is not above 0% and up to 100%",
             "`schedule` can't be used: it has 2 fields",
             "`keep_publications` is 1, not within 2 to 10000",
             "unknown key `sped`",

@@ -1,9 +1,10 @@
 //! How fresh the rows are: for people, metrics and lag monitoring, never for deciding what counts.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shared_connections::sentence;
 use shared_connections::store::FreshnessOfPartition;
+use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{Offset, Partition};
 use tokio::time::Instant;
 
@@ -48,8 +49,16 @@ impl Seen {
 }
 
 impl Worker {
-    /// Says how fresh each view is on each partition.
-    pub(super) async fn tell(&mut self) {
+    /// From where each partition is read on, for lag monitoring.
+    pub(super) fn cursors(&self) -> BTreeMap<u32, Offset> {
+        let numbers = 0..self.topic.partitions;
+        numbers
+            .filter_map(|number| Some((number, self.front.cursor(number)?)))
+            .collect()
+    }
+
+    /// How fresh each view is on each partition that is read.
+    pub(super) fn freshness(&self) -> Vec<(Fingerprint, FreshnessOfPartition)> {
         let now = now();
         let log_ends = self.front.reader().log_ends();
         let trouble = self.front.reader().trouble().is_some();
@@ -61,7 +70,7 @@ impl Worker {
                 };
                 let behind = of.starts.kept().values().filter(|kept| !kept.is_complete());
                 let next = behind.map(|kept| kept.read_to()).fold(head, Offset::min);
-                let next = self.catch_up.cursor(*number).map_or(next, |cursor| next.min(cursor));
+                let next = self.behind_cursors(*number).fold(next, Offset::min);
                 let Some(log_end) = log_ends.get(number).copied() else {
                     // Until Kafka has said where the log ends nothing is known of what is left to read.
                     continue;
@@ -103,10 +112,7 @@ impl Worker {
             metrics::gauge!("highwater_speed_open_cells", &labels).set(precise(view.aggregate.cells().len() as u64));
             metrics::gauge!("highwater_speed_open_bytes", &labels).set(precise(view.aggregate.cells().bytes() as u64));
         }
-        // Only for people: whoever waits for it sees the next one.
-        if let Err(error) = self.setup.store.record_freshness(&rows).await {
-            tracing::debug!(error = %sentence(&error), "cannot say how fresh the rows are");
-        }
+        rows
     }
 }
 

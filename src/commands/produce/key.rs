@@ -6,14 +6,14 @@ use serde_json::Value;
 use shared_schemas::dataset::{Dataset, FieldSource};
 
 /// Where the values of the key stand in an event.
-pub(super) struct Key {
+pub(in crate::commands) struct Key {
     /// `None`: events of this dataset have no key.
     paths: Option<Vec<Vec<String>>>,
 }
 
 impl Key {
     /// The dataset's. None without `event_id`, or where a part of it does not stand in the value.
-    pub(super) fn of(dataset: &Dataset) -> Self {
+    pub(in crate::commands) fn of(dataset: &Dataset) -> Self {
         let path = |name: &String| match &dataset.field(name)?.source {
             FieldSource::Path(path) => Some(path.clone()),
             _ => None,
@@ -25,7 +25,7 @@ impl Key {
     }
 
     /// The line's; none where it is no JSON object or a value is absent or null.
-    pub(super) fn of_line(&self, line: &[u8]) -> Option<Vec<u8>> {
+    pub(in crate::commands) fn of_line(&self, line: &[u8]) -> Option<Vec<u8>> {
         let paths = self.paths.as_ref()?;
         let event: Value = serde_json::from_slice(line).ok()?;
         let values = paths.iter().map(|path| {

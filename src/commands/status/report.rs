@@ -72,7 +72,7 @@ impl Report {
                 .collect(),
             views: views.map(|view| ViewReport::of(view, definitions, sight)).collect(),
             batch: BatchReport::of(config, sight),
-            warnings: warnings(definitions, sight),
+            warnings: warnings(config, definitions, sight),
             problems: problems(sight),
         }
     }

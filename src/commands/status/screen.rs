@@ -94,7 +94,12 @@ fn of_dataset(dataset: &DatasetReport, report: &Report) -> String {
                 .by_reason
                 .iter()
                 .map(|(reason, number)| format!("{reason} {number}"));
-            format!("{}: {}", letters.letters, reasons.collect::<Vec<_>>().join(", "))
+            let again = match letters.replayed {
+                0 => String::new(),
+                replayed => format!("; {replayed} of them sent again"),
+            };
+            let reasons = reasons.collect::<Vec<_>>().join(", ");
+            format!("{}: {reasons}{again}", letters.letters)
         }
         None if report.kafka.answers => "not counted, see problems".to_owned(),
         None => "not counted, Kafka is away".to_owned(),

@@ -4,7 +4,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use shared_schemas::handoff::{OffsetRange, TopicId};
 
 /// A moment in milliseconds since 1970 as RFC 3339.
-pub(super) fn moment(millis: i64) -> Option<String> {
+pub(in crate::commands) fn moment(millis: i64) -> Option<String> {
     DateTime::from_timestamp_millis(millis).map(|at| at.to_rfc3339_opts(SecondsFormat::Millis, true))
 }
 

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use shared_schemas::config::Config;
 use shared_schemas::dataset::Dataset;
+use shared_schemas::decode::Reason;
 use shared_schemas::definitions::Definitions;
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{ChunkSize, OffsetRange, OffsetSet, Partition, TopicId};
@@ -14,13 +16,16 @@ use super::told::{ago, count, offsets, seconds_since};
 
 /// Of so many characters is a fingerprint known to people.
 const SHORT: usize = 8;
+/// Fewer records than this say nothing about a share.
+const ENOUGH: u64 = 100;
 
 /// All warnings, in the order of the definitions.
-pub(super) fn warnings(definitions: &Definitions, sight: &Sight) -> Vec<String> {
+pub(super) fn warnings(config: &Config, definitions: &Definitions, sight: &Sight) -> Vec<String> {
     let mut warnings = Vec::new();
     for dataset in &definitions.datasets {
         let about = About {
             dataset,
+            invalid_alarm: config.speed.invalid_alarm,
             rules: Fingerprint::of_rules(dataset).to_string(),
             topic: topic_in_use(dataset, definitions, sight),
             warnings: &mut warnings,
@@ -32,6 +37,8 @@ pub(super) fn warnings(definitions: &Definitions, sight: &Sight) -> Vec<String> 
 
 struct About<'a> {
     dataset: &'a Dataset,
+    /// A larger share of refused records than this is worth a warning.
+    invalid_alarm: f64,
     /// The fingerprint of the rules as they are defined now.
     rules: String,
     topic: Option<TopicId>,
@@ -58,6 +65,7 @@ impl About<'_> {
                 self.gaps(view, seen);
             }
         }
+        self.refused(definitions, sight);
         let letters = sight
             .kafka
             .letters
@@ -69,6 +77,40 @@ impl About<'_> {
                 self.dataset.name,
                 count(letters.unread, "offset"),
                 self.dataset.topic,
+            ));
+        }
+    }
+
+    /// A large share of refused records, in what some view counts above its marks; of several views the first is told.
+    fn refused(&mut self, definitions: &Definitions, sight: &Sight) {
+        let of_dataset = definitions
+            .views
+            .iter()
+            .filter(|view| view.dataset == self.dataset.name);
+        let mut large = of_dataset.filter_map(|view| {
+            let Some(Ok(seen)) = sight.store.views.get(&view.name) else {
+                return None;
+            };
+            let ledgers = seen
+                .ledgers
+                .iter()
+                .filter(|(partition, ..)| is_in_use(*partition, self.topic));
+            let (read, refused) = ledgers.fold((0, 0), |(read, refused), (_, _, ledger)| {
+                let of_ledger = Reason::ALL.iter().filter_map(|reason| ledger.counts.get(reason.name()));
+                (read + ledger.read, refused + of_ledger.sum::<u64>())
+            });
+            #[expect(clippy::cast_precision_loss, reason = "a share for people")]
+            let share = (read >= ENOUGH).then(|| refused as f64 / read as f64)?;
+            (share > self.invalid_alarm).then_some((view, share))
+        });
+        let first = large.next();
+        if let Some((view, share)) = first {
+            self.warnings.push(format!(
+                "dataset {}: {:.1} % of the records that view {} counts above its marks were refused, more than \
+                 speed.invalid_alarm: see `highwater dead-letters list {0}`",
+                self.dataset.name,
+                share * 100.0,
+                view.name,
             ));
         }
     }

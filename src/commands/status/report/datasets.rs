@@ -133,6 +133,8 @@ pub(in super::super) struct LettersReport {
     /// How many records were refused, of those counted.
     pub(in super::super) letters: u64,
     pub(in super::super) by_reason: BTreeMap<String, u64>,
+    /// How many of them were sent again since.
+    pub(in super::super) replayed: u64,
     /// How many of the topic's offsets were not looked at.
     pub(in super::super) unread: u64,
 }
@@ -151,6 +153,7 @@ impl DatasetReport {
                 topic: format!("{}.dead-letters", dataset.topic),
                 letters: by_reason.values().sum(),
                 by_reason,
+                replayed: letters.replayed.get(&dataset.name).copied().unwrap_or_default(),
                 unread: letters.unread,
             }
         });
