@@ -9,7 +9,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/highwater
 # rustup's commands, for a shell that has not read its profile.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
-.PHONY: help demo test check model fmt clean deny install
+.PHONY: help demo test check faults model fmt clean deny install
 .DEFAULT_GOAL := help
 
 help: ## Lists the targets
@@ -26,6 +26,10 @@ check: ## Format and lints, as CI has them; changes no file
 	@deploy/install
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+faults: ## Every fault with several seeds on real servers, at most 40 min; ends with a table of lost, doubled, time to catch up
+	@deploy/install
+	@deploy/faults
 
 model: ## The hand-off's model with 100,000 random walks, some minutes
 	@deploy/install tools

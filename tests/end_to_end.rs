@@ -33,7 +33,7 @@ fn run<F: Future<Output = anyhow::Result<()>>>(test: impl FnOnce() -> F) -> anyh
 }
 
 /// How many dead letters of each reason the topic has.
-fn letters(platform: &Platform) -> anyhow::Result<BTreeMap<String, u64>> {
+pub(crate) fn letters(platform: &Platform) -> anyhow::Result<BTreeMap<String, u64>> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", platform.config.kafka.bootstrap_servers())
         .set("group.id", "letters")

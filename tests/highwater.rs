@@ -25,6 +25,8 @@ mod engine_refusals;
 #[cfg(test)]
 mod engine_states;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod kafka_log;
 #[cfg(test)]
 mod law;

@@ -2,7 +2,6 @@
 
 mod documents;
 mod problems;
-mod proxy;
 mod selections;
 mod world;
 

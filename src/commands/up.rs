@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use local_stack::clickhouse::Access;
+use local_stack::kafka::BrokerOptions;
 use local_stack::{Addresses, Stack, StackOptions};
 use shared_schemas::config::Config;
 use shared_schemas::definitions::Definitions;
@@ -88,6 +89,7 @@ impl Up {
             fresh: self.fresh,
             brokers: config.kafka.bootstrap_servers(),
             kafka_properties: topics::properties(&config),
+            broker: BrokerOptions::default(),
             clickhouse_url: config.clickhouse.url.to_string(),
             access: Access {
                 user: config.clickhouse.user.clone(),

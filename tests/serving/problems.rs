@@ -203,28 +203,28 @@ async fn a_store_that_is_away_is_told_and_one_that_is_back_is_used() -> anyhow::
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_goes_away_ends_its_query() -> anyhow::Result<()> {
-    let mut world = World::start().await?;
+    let world = World::start().await?;
     world.ask("departures", "").await?;
-    world.proxy.hold();
+    let held = world.hold();
     let asked = world.http.get(format!("{}{QUERY}", world.serve.api)).send();
     let asked = tokio::spawn(asked);
-    world.proxy.until_held(1, 0).await?;
+    held.until_held(1, 0).await?;
     asked.abort();
-    world.proxy.until_held(1, 1).await?;
+    held.until_held(1, 1).await?;
     // The others are answered as before.
-    world.proxy.lead_to(world.clickhouse.url())?;
+    world.proxy.forget();
     world.ask("departures", "").await?;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn as_many_queries_as_can_be_answered_at_once_and_the_rest_is_told() -> anyhow::Result<()> {
-    let mut world = World::start().await?;
-    world.proxy.hold();
+    let world = World::start().await?;
+    let gate = world.hold();
     let ask = || world.http.get(format!("{}{QUERY}", world.serve.api)).send();
     let held: Vec<_> = (0..64).map(|_| tokio::spawn(ask())).collect();
     // Each has its place before its statement is sent.
-    world.proxy.until_held(64, 0).await?;
+    gate.until_held(64, 0).await?;
     let response = ask().await?;
     assert_eq!(response.headers()["retry-after"], "1");
     let document = problem(response).await?;
@@ -233,8 +233,8 @@ async fn as_many_queries_as_can_be_answered_at_once_and_the_rest_is_told() -> an
         (&json!(503), &json!("overloaded"))
     );
     held.iter().for_each(tokio::task::JoinHandle::abort);
-    world.proxy.until_held(64, 64).await?;
-    world.proxy.lead_to(world.clickhouse.url())?;
+    gate.until_held(64, 64).await?;
+    world.proxy.forget();
     world.ask("departures", "").await?;
     Ok(())
 }

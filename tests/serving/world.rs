@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use highwater_tests::clickhouse::ClickHouse;
+use highwater_tests::proxy::{Act, Gate, Proxy};
 use highwater_tests::stack::{program, signal, until};
 use serde_json::{Value, json};
 use shared_connections::store::{FreshnessOfPartition, Ledger, Origin, PartitionState, ProgressRow, Store};
@@ -26,8 +27,6 @@ use shared_schemas::store::tables::{batch_table_name, speed_table_name};
 use shared_schemas::store::{batch_rows, speed_rows};
 use shared_schemas::view::View;
 use tempfile::TempDir;
-
-use super::proxy::Proxy;
 
 /// `departures` is over events without an id, `tracked` over the same with one.
 pub(super) const DEFINITIONS: &str = r#"
@@ -88,6 +87,9 @@ dimensions = ["origin"]
 [view.tracked.measures]
 flights = "count()"
 "#;
+
+/// What a merging statement has that no other has.
+const MERGING: &str = "_below_floor";
 
 pub(super) const TOPIC: TopicId = TopicId(u128::MAX - 6);
 
@@ -198,6 +200,15 @@ impl Drop for Serve {
 }
 
 impl World {
+    /// Takes merging statements from now on and answers none.
+    pub(super) fn hold(&self) -> Arc<Gate> {
+        let gate = Gate::closed();
+        let held = Arc::clone(&gate);
+        self.proxy
+            .on(move |statement| statement.contains(MERGING).then(|| Act::Hold(Arc::clone(&held))));
+        gate
+    }
+
     pub(super) async fn start() -> anyhow::Result<Self> {
         Self::with(DEFINITIONS).await
     }
@@ -205,7 +216,7 @@ impl World {
     /// With other definitions.
     pub(super) async fn with(definitions: &str) -> anyhow::Result<Self> {
         let clickhouse = ClickHouse::start()?;
-        let proxy = Proxy::start(clickhouse.url()).await?;
+        let proxy = Proxy::of_statements(clickhouse.url())?;
         let (site, config) = site(&proxy.url(), definitions)?;
         let definitions = Definitions::load(&site.path().join("definitions"))?;
         let serve = Serve::start(&site)?;

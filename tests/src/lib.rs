@@ -4,5 +4,7 @@ pub mod clickhouse;
 pub mod engine;
 pub mod flights;
 pub mod platform;
+pub mod proxy;
 pub mod python;
 pub mod stack;
+pub mod workers;

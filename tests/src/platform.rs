@@ -1,16 +1,20 @@
 //! The whole platform in a test's own process: the layers themselves, on real servers, with a topic, a database and an
 //! archive of their own; a producer; and an oracle that knows only what was sent.
 
+mod oracle;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use highwater_batch::{Batch, Logs, Outcome, Selection, ViewReport};
 use local_stack::topics::{self, Topic};
 use metrics_exporter_prometheus::PrometheusBuilder;
-use rdkafka::ClientConfig;
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
+use rdkafka::{ClientConfig, Message as _};
 use serde_json::Value;
 use shared_connections::log::Kafka;
 use shared_connections::store::Store;
@@ -23,7 +27,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::stack::{PATIENCE, shared, unique};
 
+pub use oracle::Difference;
+
 const POLL: Duration = Duration::from_millis(50);
+/// Times come again after so many events: a long stream has no more cells than a page of the API.
+const TIMES: u64 = 4000;
+/// A stream sends so many events, then rests for [`PACE`].
+const SENT_AT_ONCE: u64 = 20;
+const PACE: Duration = Duration::from_millis(25);
 /// 2013-01-01T00:00:00Z: the first event's time.
 const FIRST: i64 = 1_356_998_400;
 
@@ -71,7 +82,7 @@ impl Event {
     /// Its time in seconds: about half an hour apart, some of them days late.
     pub fn at(self) -> i64 {
         let late = if self.0 % 17 == 3 { 4 * 86_400 } else { 0 };
-        FIRST + i64::try_from(self.0).unwrap_or_default() * 1_801 - late
+        FIRST + i64::try_from(self.0 % TIMES).unwrap_or_default() * 1_801 - late
     }
 
     /// One of three.
@@ -115,6 +126,9 @@ pub fn total(cells: &Cells) -> (u64, i64) {
         .fold((0, 0), |all, cell| (all.0 + cell.0, all.1 + cell.1))
 }
 
+/// Where an event was first in the log: its partition and offset.
+type Position = (u32, u64);
+
 /// The layers, as many as run.
 pub struct Platform {
     /// The configuration of all layers.
@@ -122,47 +136,93 @@ pub struct Platform {
     /// The definitions.
     pub definitions: Definitions,
     sent: Mutex<BTreeSet<Event>>,
+    positions: Mutex<BTreeMap<Event, Position>>,
+    /// The number of the next event that is streamed.
+    next: AtomicU64,
     /// Where the topic is.
     pub topic: String,
     layers: BTreeMap<&'static str, (CancellationToken, JoinHandle<anyhow::Result<()>>)>,
     api: Option<String>,
     http: reqwest::Client,
     producer: FutureProducer,
-    #[expect(dead_code, reason = "removed when dropped")]
     folder: TempDir,
+}
+
+/// The configuration of layers: where servers are, and what else.
+fn config_text(place: &Place, database: &str, archive: &str) -> String {
+    let Place {
+        brokers,
+        clickhouse,
+        group,
+        speed,
+        more,
+    } = place;
+    format!(
+        "[kafka]\nbrokers = \"{brokers}\"\ngroup = \"{group}\"\n[clickhouse]\nurl = \"{clickhouse}\"\n\
+         database = \"{database}\"\n[archive]\nurl = \"{archive}\"\ncommit_every = \"200ms\"\n[speed]\n{speed}\n\
+         [serve]\nlisten = \"127.0.0.1:0\"\n[batch]\ncut_wait = \"30s\"\n{more}\n"
+    )
+}
+
+/// How a layer reaches the servers.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// `kafka.brokers`.
+    pub brokers: String,
+    /// `clickhouse.url`.
+    pub clickhouse: String,
+    /// `kafka.group`.
+    pub group: String,
+    /// The lines of `[speed]`.
+    pub speed: String,
+    /// Further sections.
+    pub more: String,
 }
 
 impl Platform {
     /// On the shared Kafka, and on the ClickHouse at that address, or the shared one. Nothing runs yet.
     pub async fn new(clickhouse: Option<&str>) -> anyhow::Result<Self> {
         let servers = shared().await?.addresses();
+        Self::on(&servers.kafka, clickhouse.unwrap_or(&servers.clickhouse)).await
+    }
+
+    /// On that Kafka and that ClickHouse. Nothing runs yet.
+    pub async fn on(brokers: &str, clickhouse: &str) -> anyhow::Result<Self> {
+        let topic = unique("events");
+        topics::ensure(brokers, &[], &Topic::of_dataset(&topic, 2, 4096)).await?;
+        Self::of_topic(topic, brokers, clickhouse).await
+    }
+
+    /// The same for a topic that is there.
+    pub async fn of_topic(topic: String, brokers: &str, clickhouse: &str) -> anyhow::Result<Self> {
         let folder = TempDir::with_prefix("highwater-test-")?;
-        let text = format!(
-            "[kafka]\nbrokers = \"{}\"\ngroup = \"{}\"\n[clickhouse]\nurl = \"{}\"\ndatabase = \"{}\"\n\
-             [archive]\nurl = \"file:archive\"\ncommit_every = \"200ms\"\n[speed]\nflush = \"50ms\"\n\
-             [serve]\nlisten = \"127.0.0.1:0\"\n[batch]\ncut_wait = \"30s\"\n",
-            servers.kafka,
-            unique("group"),
-            clickhouse.unwrap_or(&servers.clickhouse),
-            unique("platform"),
-        );
+        let place = Place {
+            brokers: brokers.to_owned(),
+            clickhouse: clickhouse.to_owned(),
+            group: unique("group"),
+            speed: "flush = \"50ms\"".to_owned(),
+            more: String::new(),
+        };
+        let text = config_text(&place, &unique("platform"), "file:archive");
         let reading = Config::parse(&text, "highwater.toml", folder.path(), &|_| None);
         ensure!(reading.mistakes.is_empty(), "{}", reading.mistakes);
-        let topic = unique("events");
         let definitions = Definitions::parse([("views.toml", VIEWS.replace("TOPIC", &topic))])
             .map_err(|mistakes| anyhow::anyhow!("{mistakes}"))?;
-        topics::ensure(&servers.kafka, &[], &Topic::of_dataset(&topic, 2, 4096)).await?;
         let config = reading.config;
         Store::new(&config.clickhouse).create_tables(&definitions).await?;
         let producer = ClientConfig::new()
-            .set("bootstrap.servers", &servers.kafka)
+            .set("bootstrap.servers", brokers)
             .set("enable.idempotence", "true")
             .set("linger.ms", "2")
+            .set("reconnect.backoff.max.ms", "500")
+            .set("message.timeout.ms", "20000")
             .create()?;
         Ok(Self {
             config,
             definitions,
             sent: Mutex::default(),
+            positions: Mutex::default(),
+            next: AtomicU64::new(0),
             topic,
             layers: BTreeMap::new(),
             api: None,
@@ -170,6 +230,45 @@ impl Platform {
             producer,
             folder,
         })
+    }
+
+    /// Where this process's layers find the servers.
+    pub fn place(&self) -> Place {
+        Place {
+            brokers: self.config.kafka.bootstrap_servers(),
+            clickhouse: self.config.clickhouse.url.to_string(),
+            group: self.config.kafka.group.clone(),
+            speed: "flush = \"50ms\"".to_owned(),
+            more: String::new(),
+        }
+    }
+
+    /// Makes a folder with the configuration and definitions of a process that works for this platform from that place.
+    pub fn folder_of(&self, name: &str, place: &Place) -> anyhow::Result<PathBuf> {
+        let folder = self.folder.path().join(name);
+        std::fs::create_dir_all(folder.join("definitions"))?;
+        let archive = format!("file:{}", self.folder().join("archive").display());
+        let text = config_text(place, &self.config.clickhouse.database, &archive);
+        std::fs::write(folder.join("highwater.toml"), text)?;
+        let views = VIEWS.replace("TOPIC", &self.topic);
+        std::fs::write(folder.join("definitions/views.toml"), views)?;
+        Ok(folder)
+    }
+
+    /// The last lines that each of its processes said.
+    pub fn said(&self) -> String {
+        let folders = std::fs::read_dir(self.folder()).into_iter().flatten().flatten();
+        let logs = folders.map(|folder| folder.path().join("log"));
+        let said = logs.filter(|log| log.is_file()).map(|log| {
+            let last = local_stack::process::tail(&log);
+            format!("\n--- {}\n{last}", log.display())
+        });
+        said.collect()
+    }
+
+    /// What belongs to the platform.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Another one on the same servers, topic, database and archive, with these definitions, made where they need tables.
@@ -180,6 +279,8 @@ impl Platform {
             config: self.config.clone(),
             definitions,
             sent: Mutex::new(self.sent()),
+            positions: Mutex::new(lock(&self.positions).clone()),
+            next: AtomicU64::new(self.next.load(Ordering::Relaxed)),
             topic: self.topic.clone(),
             layers: BTreeMap::new(),
             api: None,
@@ -255,34 +356,80 @@ impl Platform {
     /// Sends events, in order within a partition, and waits until Kafka has them. Repeats of what was sent change nothing
     /// that may be counted.
     pub async fn send(&self, events: impl IntoIterator<Item = Event>) -> anyhow::Result<()> {
+        self.send_at(events.into_iter().map(|event| (event, None))).await
+    }
+
+    /// The same with the time that Kafka is to keep of each, in milliseconds since 1970; without it, now.
+    pub async fn send_at(&self, events: impl IntoIterator<Item = (Event, Option<i64>)>) -> anyhow::Result<()> {
         let mut waiting = Vec::new();
-        for event in events {
-            self.sent.lock().unwrap_or_else(PoisonError::into_inner).insert(event);
-            waiting.push(self.deliver(event.0, event.json().as_bytes())?);
+        for (event, time) in events {
+            lock(&self.sent).insert(event);
+            waiting.push((event, self.deliver(event.0, event.json().as_bytes(), time)?));
         }
-        for delivery in waiting {
-            delivery.await?.map_err(|(error, _)| error)?;
+        let began = Instant::now();
+        for (event, mut delivery) in waiting {
+            let delivered = loop {
+                match delivery.await? {
+                    Ok(delivered) => break delivered,
+                    // It may be there all the same; sent again it is a repeat.
+                    Err((error, message)) => {
+                        ensure!(began.elapsed() < PATIENCE, "Kafka does not take events: {error}");
+                        let time = message.timestamp().to_millis();
+                        delivery = self.deliver(event.0, event.json().as_bytes(), time)?;
+                    }
+                }
+            };
+            let position = (u32::try_from(delivered.partition)?, u64::try_from(delivered.offset)?);
+            lock(&self.positions).entry(event).or_insert(position);
         }
         Ok(())
     }
 
+    /// Sends that many events that were not sent yet; how many were sent in all.
+    pub async fn send_next(&self, count: u64) -> anyhow::Result<u64> {
+        let from = self.next.fetch_add(count, Ordering::Relaxed);
+        self.send((from..from + count).map(Event)).await?;
+        Ok(from + count)
+    }
+
+    /// Streams events, some hundreds a second, for as long as that goes on.
+    pub async fn while_streaming<T>(&self, doing: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let stop = CancellationToken::new();
+        let doing = async {
+            let done = doing.await;
+            stop.cancel();
+            done
+        };
+        let stream = async {
+            while !stop.is_cancelled() {
+                self.send_next(SENT_AT_ONCE).await?;
+                tokio::time::sleep(PACE).await;
+            }
+            Ok(())
+        };
+        // What is under way arrives first, or the oracle would not know of it.
+        let (done, ()) = tokio::try_join!(doing, stream)?;
+        Ok(done)
+    }
+
     /// All that was sent and may be counted.
     pub fn sent(&self) -> BTreeSet<Event> {
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.sent).clone()
     }
 
     /// Sends bytes that are no event.
     pub async fn send_bad(&self, values: impl IntoIterator<Item = Vec<u8>>) -> anyhow::Result<()> {
         for value in values {
-            self.deliver(0, &value)?.await?.map_err(|(error, _)| error)?;
+            self.deliver(0, &value, None)?.await?.map_err(|(error, _)| error)?;
         }
         Ok(())
     }
 
-    fn deliver(&self, key: u64, value: &[u8]) -> anyhow::Result<rdkafka::producer::DeliveryFuture> {
+    fn deliver(&self, key: u64, value: &[u8], time: Option<i64>) -> anyhow::Result<DeliveryFuture> {
         // The partition follows from the key alone, so that a repeat meets its first.
         let key = key.to_string();
-        let record = FutureRecord::to(&self.topic).key(&key).payload(value);
+        let mut record = FutureRecord::to(&self.topic).key(&key).payload(value);
+        record.timestamp = time;
         self.producer.send_result(record).map_err(|(error, _)| error.into())
     }
 
@@ -314,30 +461,6 @@ impl Platform {
         Ok(cells)
     }
 
-    /// Waits until the merged answer is all that was sent, cell by cell. It never is more on the way.
-    pub async fn until_whole(&self) -> anyhow::Result<()> {
-        let expected = cells(&self.sent());
-        let began = Instant::now();
-        loop {
-            let now = self.answer("merged").await?;
-            if now == expected {
-                return Ok(());
-            }
-            for (cell, (events, _)) in &now {
-                let most = expected.get(cell).map_or(0, |(events, _)| *events);
-                ensure!(*events <= most, "{cell:?} has {events} events, {most} were sent");
-            }
-            if began.elapsed() > PATIENCE {
-                let differ = expected
-                    .iter()
-                    .filter(|(cell, value)| now.get(*cell) != Some(*value))
-                    .count();
-                bail!("{:?} of {:?}, {differ} cells differ", total(&now), total(&expected));
-            }
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
     /// Waits until the archive holds all records of the topic.
     pub async fn until_archived(&self) -> anyhow::Result<()> {
         let kafka = Kafka::new(&self.config.kafka)?;
@@ -361,7 +484,11 @@ impl Platform {
             if whole {
                 return Ok(());
             }
-            ensure!(began.elapsed() < PATIENCE, "the archive never has all records");
+            ensure!(
+                began.elapsed() < PATIENCE,
+                "the archive never has all records{}",
+                self.said()
+            );
             tokio::time::sleep(POLL).await;
         }
     }
@@ -387,4 +514,8 @@ impl Platform {
         }
         Ok(reports)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

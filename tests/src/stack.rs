@@ -25,11 +25,17 @@ pub async fn shared() -> anyhow::Result<&'static Stack> {
     static SHARED: OnceCell<Stack> = OnceCell::const_new();
     SHARED
         .get_or_try_init(|| async {
-            let folder = TempDir::with_prefix("highwater-test-")?.keep();
-            remove_at_exit(&folder)?;
+            let folder = folder_of_run()?;
             Ok(Stack::start(&StackOptions::on_free_ports(folder)).await?)
         })
         .await
+}
+
+/// A new folder that is removed when this program ends, however it ends.
+pub fn folder_of_run() -> anyhow::Result<PathBuf> {
+    let folder = TempDir::with_prefix("highwater-test-")?.keep();
+    remove_at_exit(&folder)?;
+    Ok(folder)
 }
 
 /// A name that no other test uses.

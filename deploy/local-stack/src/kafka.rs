@@ -32,22 +32,46 @@ const POLL: Duration = Duration::from_millis(25);
 /// Starts again when another process took a free port between choosing it and the broker's bind.
 const TRIES: usize = 3;
 
+/// What a broker is to have beside the usual: tests lead clients through proxies, and shorten what they wait for.
+#[derive(Debug, Clone, Default)]
+pub struct BrokerOptions {
+    /// Names of further listeners, in capitals, each with the address that its clients are told instead of its own.
+    pub listeners: Vec<(String, String)>,
+    /// Further settings. They replace ours of the same name.
+    pub settings: Vec<(String, String)>,
+}
+
+/// A further listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// Its name, in capitals.
+    pub name: String,
+    /// Where it listens.
+    pub address: Loopback,
+    /// Where it says that it listens.
+    pub advertised: String,
+}
+
 /// A broker that runs as our child.
 #[derive(Debug)]
 pub struct Kafka {
     process: Process,
     address: Loopback,
+    listeners: Vec<Listener>,
 }
 
 impl Kafka {
     /// Starts a broker on the folder's data and waits until it answers. Port 0 takes the last start's port, or any.
-    pub async fn start(folder: &Folder, wanted: Loopback) -> Result<Self, StackError> {
+    /// Ports of further listeners are free ones, others at each start.
+    pub async fn start(folder: &Folder, wanted: Loopback, options: &BrokerOptions) -> Result<Self, StackError> {
         let java = java::find().await?;
         let jars = fetch::kafka_jars().await?;
         let home = folder.inside("kafka")?;
         for attempt in 1.. {
             let (broker, controller) = ports(folder, wanted)?;
-            let kafka = Self::launch(folder, &home, &java, &jars, broker, controller).await;
+            let listeners = further_listeners(wanted, options, &[broker, controller])?;
+            settings::write(&home, broker, controller, &listeners, &options.settings)?;
+            let kafka = Self::launch(folder, &home, &java, &jars, (broker, controller), listeners).await;
             match kafka {
                 Err(StackError::Died { last, .. }) if last.contains("Address already in use") && attempt < TRIES => {
                     tracing::debug!(%broker, %controller, "the ports were taken meanwhile, trying others");
@@ -64,10 +88,9 @@ impl Kafka {
         home: &Path,
         java: &Path,
         jars: &Path,
-        broker: Loopback,
-        controller: Loopback,
+        (broker, controller): (Loopback, Loopback),
+        listeners: Vec<Listener>,
     ) -> Result<Self, StackError> {
-        settings::write(home, broker, controller)?;
         let console = home.join("console.log");
         let _ = fs::remove_file(&console);
         if !home.join(settings::DATA).join("meta.properties").exists() {
@@ -89,6 +112,7 @@ impl Kafka {
         let kafka = Self {
             process,
             address: broker,
+            listeners,
         };
         kafka.ready().await?;
         folder.remember(|remembered| {
@@ -119,6 +143,11 @@ impl Kafka {
     /// Its address, as clients want it.
     pub fn brokers(&self) -> String {
         self.address.to_string()
+    }
+
+    /// The further listeners, in the order of [`BrokerOptions::listeners`].
+    pub fn listeners(&self) -> &[Listener] {
+        &self.listeners
     }
 
     /// The process it runs in.
@@ -155,6 +184,33 @@ fn ports(folder: &Folder, wanted: Loopback) -> Result<(Loopback, Loopback), Stac
         }
     };
     pick().map_err(failed)?.ok_or_else(taken)
+}
+
+/// A free port for each further listener.
+fn further_listeners(
+    wanted: Loopback,
+    options: &BrokerOptions,
+    taken: &[Loopback],
+) -> Result<Vec<Listener>, StackError> {
+    let mut listeners: Vec<Listener> = Vec::with_capacity(options.listeners.len());
+    for (name, advertised) in &options.listeners {
+        let address = loop {
+            let free = wanted.with_port(0).free(None);
+            let free = free.map_err(StackError::file("bind", Path::new("a port on loopback")))?;
+            match free {
+                Some(free) if !taken.contains(&free) && listeners.iter().all(|other| other.address != free) => {
+                    break free;
+                }
+                _ => {}
+            }
+        };
+        listeners.push(Listener {
+            name: name.clone(),
+            address,
+            advertised: advertised.clone(),
+        });
+    }
+    Ok(listeners)
 }
 
 /// Makes the data folder, with a cluster id of its own, that every later start finds.

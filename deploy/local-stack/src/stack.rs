@@ -24,7 +24,7 @@ use crate::StackError;
 use crate::address::{self, BROKERS, CLICKHOUSE_URL, Loopback, Place};
 use crate::clickhouse::{self, Access, ClickHouse};
 use crate::folder::{ADDRESSES, Folder};
-use crate::kafka::{self, Kafka, client};
+use crate::kafka::{self, BrokerOptions, Kafka, client};
 use crate::process::{Process, record};
 use crate::sockets;
 
@@ -42,6 +42,8 @@ pub struct StackOptions {
     pub brokers: String,
     /// `kafka.properties`, for the questions asked of a cluster that is used as it is.
     pub kafka_properties: Vec<(String, String)>,
+    /// What a broker that is started is to have beside the usual.
+    pub broker: BrokerOptions,
     /// `clickhouse.url`.
     pub clickhouse_url: String,
     /// `clickhouse.user` and `clickhouse.password`.
@@ -56,6 +58,7 @@ impl StackOptions {
             fresh: false,
             brokers: "127.0.0.1:0".to_owned(),
             kafka_properties: Vec::new(),
+            broker: BrokerOptions::default(),
             clickhouse_url: "http://127.0.0.1:0".to_owned(),
             access: Access::default(),
         }
@@ -69,6 +72,7 @@ impl fmt::Debug for StackOptions {
             .field("folder", &self.folder)
             .field("fresh", &self.fresh)
             .field("brokers", &self.brokers)
+            .field("broker", &self.broker)
             .field("clickhouse_url", &self.clickhouse_url)
             .field("access", &self.access)
             .finish_non_exhaustive()
@@ -128,7 +132,7 @@ impl Stack {
 
         let kafka = async {
             match kafka_wanted(&brokers, options).await? {
-                Some(here) => Ok(Some(Kafka::start(&folder, here).await?)),
+                Some(here) => Ok(Some(Kafka::start(&folder, here, &options.broker).await?)),
                 None => Ok::<_, StackError>(None),
             }
         };

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::StackError;
 use crate::address::Loopback;
 use crate::folder::write_atomically;
+use crate::kafka::Listener;
 
 /// The broker's settings.
 pub(super) const FILE: &str = "server.properties";
@@ -17,11 +18,47 @@ pub(super) const DATA: &str = "data";
 pub(super) const FORMATTING: &str = "data.new";
 
 /// Writes the files that the broker reads at its start.
-pub(super) fn write(home: &Path, broker: Loopback, controller: Loopback) -> Result<(), StackError> {
+pub(super) fn write(
+    home: &Path,
+    broker: Loopback,
+    controller: Loopback,
+    listeners: &[Listener],
+    settings: &[(String, String)],
+) -> Result<(), StackError> {
     for (file, data) in [(FILE, DATA), (FORMAT_FILE, FORMATTING)] {
-        write_atomically(&home.join(file), properties(broker, controller, data).as_bytes())?;
+        let text = properties(broker, controller, data) + &further(broker, controller, listeners, settings);
+        write_atomically(&home.join(file), text.as_bytes())?;
     }
     write_atomically(&home.join("log4j2.properties"), LOGGING.as_bytes())
+}
+
+/// What a test asks for beside the usual. Of two settings of one name Java takes the last.
+fn further(broker: Loopback, controller: Loopback, listeners: &[Listener], settings: &[(String, String)]) -> String {
+    let mut text = String::new();
+    if !listeners.is_empty() {
+        let (mut bound, mut told) = (String::new(), String::new());
+        let mut protocols = "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT".to_owned();
+        for Listener {
+            name,
+            address,
+            advertised,
+        } in listeners
+        {
+            bound += &format!(",{name}://{address}");
+            told += &format!(",{name}://{advertised}");
+            protocols += &format!(",{name}:PLAINTEXT");
+        }
+        text += &format!(
+            "listeners=PLAINTEXT://{broker},CONTROLLER://{controller}{bound}
+advertised.listeners=PLAINTEXT://{broker}{told}
+listener.security.protocol.map={protocols}
+"
+        );
+    }
+    for (name, value) in settings {
+        text += &format!("{name}={value}\n");
+    }
+    text
 }
 
 fn properties(broker: Loopback, controller: Loopback, data: &str) -> String {

@@ -1,0 +1,179 @@
+//! Faults 7, 8, 9 and 10: a ClickHouse that loses, doubles, delays, refuses, dies and is away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::ensure;
+use highwater_tests::clickhouse::ClickHouse;
+use highwater_tests::platform::Platform;
+use highwater_tests::proxy::{Act, Gate, Proxy, Then, Way, inserts_into};
+use highwater_tests::workers::Worker;
+use shared_schemas::store::tables::PROGRESS;
+use tokio::time::Instant;
+
+use super::ground::{self, Ground};
+use super::killed::speed_table;
+use super::trial::trials;
+
+/// How often memory is looked at while the store is away.
+const SAMPLE: Duration = Duration::from_millis(500);
+/// A worker that gathers what it cannot write would take more than this: 100,000 events as JSON and as rows.
+const MORE: u64 = 96 << 20;
+
+/// Disturbs a third of all inserts in one way or another. `again` delays the copies of some until it opens.
+pub(crate) fn disturb(proxy: &Proxy, mut random: fastrand::Rng, again: &Arc<Gate>) {
+    let again = Arc::clone(again);
+    proxy.on(move |statement| {
+        if !statement.contains("INSERT INTO") || random.u8(0..3) > 0 {
+            return None;
+        }
+        Some(match random.u8(0..8) {
+            0 => Act::Lose,
+            1 => Act::LoseReply,
+            2 => Act::Leave,
+            3 => Act::Halve,
+            4 => Act::Twice,
+            5 => Act::InBlocks,
+            6 => Act::Refuse([159, 209, 241, 242, 252][random.usize(0..5)]),
+            _ => Act::AndAgain(Arc::clone(&again)),
+        })
+    });
+}
+
+/// Executed with the reply lost, half arrived, still running, doubled: nobody knows, and all is sent again. The copies of some
+/// rows arrive when newer ones of the same cells are long there.
+#[test]
+fn inserts_of_which_nobody_knows_whether_they_happened_count_once() -> anyhow::Result<()> {
+    trials("7, 8", "inserts lost, halved, doubled, late", 8, async |trial| {
+        let (platform, proxy, place) = Ground::shared().await?.behind_proxy().await?;
+        let mut worker = Worker::speed_at(&platform, &place)?;
+        let rounds = trial.times(2, 8);
+        platform
+            .watched(async {
+                for _ in 0..rounds {
+                    let again = Gate::closed();
+                    disturb(&proxy, trial.random.fork(), &again);
+                    let streaming = trial.instant(2000) + Duration::from_secs(1);
+                    let wait = async {
+                        // sleeps: as long as it is to stream
+                        tokio::time::sleep(streaming).await;
+                        Ok(())
+                    };
+                    platform.while_streaming(wait).await?;
+                    trial.whole(&platform).await?;
+                    again.open(Then::SendOn);
+                    proxy.forget();
+                    platform.send_next(50).await?;
+                    trial.whole(&platform).await?;
+                    if trial.random.bool() {
+                        worker.kill().await;
+                        worker = Worker::speed_at(&platform, &place)?;
+                    }
+                }
+                Ok(())
+            })
+            .await
+    })
+}
+
+/// Each code that passes by itself, for each table that a flush writes, some times in a row.
+#[test]
+fn a_store_that_refuses_for_a_while_poisons_nothing() -> anyhow::Result<()> {
+    trials("9", "answers of 252, 242, 241, 159", 4, async |trial| {
+        let (platform, proxy, place) = Ground::shared().await?.behind_proxy().await?;
+        let _worker = Worker::speed_at(&platform, &place)?;
+        platform.send_next(100).await?;
+        trial.whole(&platform).await?;
+        let tables = [
+            speed_table(&platform, "hourly"),
+            speed_table(&platform, "daily"),
+            PROGRESS.to_owned(),
+        ];
+        platform
+            .watched(async {
+                for code in [252, 242, 241, 159] {
+                    let is_insert = inserts_into(&tables[trial.random.usize(0..3)]);
+                    let gate = Gate::closed();
+                    for _ in 0..trial.random.usize(1..4) {
+                        proxy.once(0, is_insert.clone(), Act::Refuse(code));
+                    }
+                    // What comes after the refusals says that they were.
+                    proxy.once(0, is_insert, Act::HoldReply(gate.clone()));
+                    platform.while_streaming(gate.until_held(1, 0)).await?;
+                    gate.open(Then::SendOn);
+                    trial.whole(&platform).await?;
+                }
+                Ok(())
+            })
+            .await
+    })
+}
+
+/// Away for a while, during which ten times as much comes: the worker's memory stays flat, and nothing is lost.
+#[test]
+fn a_store_that_is_away_costs_no_memory_and_no_event() -> anyhow::Result<()> {
+    trials("9", "ClickHouse away, ten times the events", 2, async |trial| {
+        let (platform, proxy, mut place) = Ground::shared().await?.behind_proxy().await?;
+        place.speed = "flush = \"50ms\"\nmemory = \"64MiB\"".to_owned();
+        let worker = Worker::speed_at(&platform, &place)?;
+        platform.send_next(2000).await?;
+        trial.whole(&platform).await?;
+        let before = worker.memory()?;
+        proxy.set(Way::Cut);
+        let away = Duration::from_secs(trial.times(20, 300));
+        let began = Instant::now();
+        let mut most = 0;
+        let sampling = async {
+            while began.elapsed() < away {
+                tokio::time::sleep(SAMPLE).await;
+                most = most.max(worker.memory()?);
+            }
+            anyhow::Ok(())
+        };
+        let (sampled, sent) = tokio::join!(sampling, platform.send_next(trial.times(50_000, 200_000)));
+        sampled?;
+        sent?;
+        ensure!(worker.runs(), "it ended: {}", worker.said());
+        ensure!(
+            most < before + MORE,
+            "{} MiB before, {} MiB while the store was away",
+            before >> 20,
+            most >> 20
+        );
+        proxy.set(Way::Open);
+        trial.whole(&platform).await
+    })
+}
+
+/// `kill -9` of ClickHouse at random instants while events stream.
+#[test]
+fn a_store_that_is_killed_at_random_loses_and_doubles_nothing() -> anyhow::Result<()> {
+    trials("7, 9", "kill -9 of ClickHouse at random", 5, async |trial| {
+        let mut clickhouse = ClickHouse::start()?;
+        let mut platform = Platform::on(Ground::shared().await?.brokers(), clickhouse.url()).await?;
+        platform.start_serving().await?;
+        let _workers = [
+            Worker::speed_at(&platform, &ground::place(&platform))?,
+            Worker::archive(&platform)?,
+        ];
+        platform.send_next(100).await?;
+        trial.whole(&platform).await?;
+        let kills = trial.times(3, 15);
+        let killing = async {
+            for _ in 0..kills {
+                // sleeps: a random instant
+                tokio::time::sleep(trial.instant(1500)).await;
+                clickhouse.kill()?;
+                // sleeps: some time without it
+                tokio::time::sleep(trial.instant(700)).await;
+                clickhouse.start_again_there()?;
+            }
+            Ok(())
+        };
+        platform.watched(platform.while_streaming(killing)).await?;
+        trial.whole(&platform).await?;
+        platform.until_archived().await?;
+        platform.publish().await?;
+        trial.whole(&platform).await
+    })
+}

@@ -1,0 +1,137 @@
+//! Layers as processes of their own, as they run in production: to be killed, stopped, continued, and told to end.
+//!
+//! Each has a folder, a configuration and a log of its own. None outlives its test, however that ends.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
+
+use anyhow::{Context, ensure};
+use local_stack::process::{Launch, Process, tail};
+use nix::sys::signal::Signal;
+
+use crate::platform::{Place, Platform};
+use crate::stack::{PATIENCE, program, unique, until};
+
+/// A running layer.
+pub struct Worker {
+    process: Process,
+    log: PathBuf,
+}
+
+impl Worker {
+    /// Starts `highwater speed`, reaching the servers as the platform itself does.
+    pub fn speed(platform: &Platform) -> anyhow::Result<Self> {
+        Self::start(platform, "speed", &platform.place(), &[])
+    }
+
+    /// Starts `highwater speed`, reaching the servers from that place.
+    pub fn speed_at(platform: &Platform, place: &Place) -> anyhow::Result<Self> {
+        Self::start(platform, "speed", place, &[])
+    }
+
+    /// Starts `highwater archive`.
+    pub fn archive(platform: &Platform) -> anyhow::Result<Self> {
+        Self::start(platform, "archive", &platform.place(), &[])
+    }
+
+    /// Starts a layer with these environment variables.
+    pub fn start(
+        platform: &Platform,
+        layer: &'static str,
+        place: &Place,
+        environment: &[(&str, String)],
+    ) -> anyhow::Result<Self> {
+        let folder = platform.folder_of(&unique(layer), place)?;
+        let log = folder.join("log");
+        let mut command = Command::new(program("highwater")?);
+        command.current_dir(&folder).arg(layer);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        let process = Process::start(Launch {
+            name: layer,
+            command,
+            log: log.clone(),
+            output: None,
+            details: None,
+            record: None,
+        })?;
+        Ok(Self { process, log })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// What it said.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until it has said that.
+    pub async fn until_said(&self, what: &str) -> anyhow::Result<()> {
+        until(what, || self.said().contains(what) || self.process.ended().is_some()).await?;
+        ensure!(self.said().contains(what), "it ended: {}", tail(&self.log));
+        Ok(())
+    }
+
+    /// The sum of its metric over all labels, 0 where it has told none.
+    pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        self.until_said("metrics at ").await?;
+        let said = self.said();
+        let at = said.split("metrics at ").nth(1).context("no address")?;
+        let url = at.split_whitespace().next().context("no address")?;
+        let text = reqwest::get(url).await?.text().await?;
+        let of_metric = text.lines().filter(|line| {
+            let rest = line.strip_prefix(name);
+            rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
+        });
+        let mut sum = 0.0;
+        for line in of_metric {
+            sum += line.rsplit(' ').next().context("no value")?.parse::<f64>()?;
+        }
+        Ok(sum)
+    }
+
+    /// How much memory it holds, in bytes.
+    pub fn memory(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes: u64 = line.context("no VmRSS")?.trim().trim_end_matches(" kB").parse()?;
+        Ok(kilobytes << 10)
+    }
+
+    /// Whether it runs.
+    pub fn runs(&self) -> bool {
+        self.process.ended().is_none()
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub async fn kill(self) {
+        self.process.kill().await;
+    }
+
+    /// It does nothing from now on, and does not know it.
+    pub fn stop(&self) {
+        self.process.signal(Signal::SIGSTOP);
+    }
+
+    /// It goes on where it was stopped.
+    pub fn go_on(&self) {
+        self.process.signal(Signal::SIGCONT);
+    }
+
+    /// Tells it to end, and waits until it has.
+    pub async fn end(self) -> anyhow::Result<ExitStatus> {
+        self.process.signal(Signal::SIGTERM);
+        let ended = tokio::time::timeout(PATIENCE, self.process.wait()).await;
+        ended.with_context(|| format!("it does not end: {}", tail(&self.log)))
+    }
+
+    /// Tells it to end; it must do so with success.
+    pub async fn end_well(self) -> anyhow::Result<()> {
+        let log = self.log.clone();
+        let status = self.end().await?;
+        ensure!(status.success(), "it ended with {status}: {}", tail(&log));
+        Ok(())
+    }
+}
