@@ -10,11 +10,30 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 const SECONDS: [f64; 14] = [
     0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0,
 ];
+/// How late events are: from seconds to a month.
+const LATE: (&str, [f64; 12]) = (
+    "highwater_speed_late_seconds",
+    [
+        1.0,
+        10.0,
+        60.0,
+        300.0,
+        900.0,
+        3_600.0,
+        10_800.0,
+        43_200.0,
+        86_400.0,
+        259_200.0,
+        604_800.0,
+        2_592_000.0,
+    ],
+);
 /// Histograms collect until they are told; without anybody asking they are drained this often.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 fn builder() -> anyhow::Result<PrometheusBuilder> {
-    Ok(PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?)
+    let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?;
+    Ok(builder.set_buckets_for_metric(Matcher::Full(LATE.0.to_owned()), &LATE.1)?)
 }
 
 /// Records the process's metrics, for a process that serves them by itself.
