@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::lanes::Read;
 use crate::starts::Fate;
+use crate::worker::precise;
 
 /// What is looked back at.
 const WINDOW: Duration = Duration::from_secs(300);
@@ -106,15 +107,6 @@ impl Alarm {
         self.is_raised = read >= ENOUGH && share.is_some_and(|share| share > limit);
         share
     }
-}
-
-/// Exact below 2^53.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "a share for people, not a count that anything rests on"
-)]
-fn precise(count: u64) -> f64 {
-    count as f64
 }
 
 #[cfg(test)]

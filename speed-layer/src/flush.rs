@@ -17,7 +17,7 @@ use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{Offset, Partition, Start};
 use shared_schemas::plan::START_COLUMN;
 use shared_schemas::store::speed_rows;
-use shared_schemas::store::tables::speed_table_name;
+use shared_schemas::store::tables::{PROGRESS, speed_table_name};
 use tokio::time::Instant;
 
 use crate::error::SpeedError;
@@ -171,6 +171,8 @@ pub(crate) enum Flushed {
         rows: usize,
         /// How long it took.
         took: Duration,
+        /// How many active parts the fullest table has, where it was asked.
+        parts: Option<u64>,
     },
     /// Nothing was written: the topic is another one now.
     TopicChanged,
@@ -246,6 +248,7 @@ impl Flush {
                 persist("record progress", || store.record_progress(rows)).await?;
             }
         }
+        let parts = self.most_parts(&store).await;
         // Only for people: whoever waits for it sees the next one.
         if let Err(error) = store.record_freshness(&self.freshness).await {
             tracing::debug!(error = %sentence(&error), "cannot say how fresh the rows are");
@@ -256,7 +259,24 @@ impl Flush {
             cursors: self.cursors,
             rows: self.rows.iter().map(|rows| rows.cells.num_rows()).sum(),
             took: began.elapsed(),
+            parts,
         })
+    }
+
+    /// How many active parts the fullest of the tables has that were written to; asked about once a second.
+    async fn most_parts(&self, store: &Store) -> Option<u64> {
+        if self.freshness.is_empty() {
+            return None;
+        }
+        let of_views = self.rows.iter().map(|rows| rows.table.as_str());
+        let asked = of_views.chain([PROGRESS]).map(|table| store.active_parts(table));
+        match futures::future::try_join_all(asked).await {
+            Ok(parts) => parts.into_iter().max(),
+            Err(error) => {
+                tracing::debug!(error = %sentence(&error), "cannot ask how many parts the tables have");
+                None
+            }
+        }
     }
 }
 

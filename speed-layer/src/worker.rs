@@ -35,6 +35,8 @@ use crate::flush::{self, persist};
 use crate::lanes::{Lanes, Read, Step, now};
 use crate::look::{self, Looked};
 use crate::starts::{Starts, Wanted};
+pub(crate) use fresh::precise;
+
 use catch_up::{Came, CatchUp};
 use flushing::Flushing;
 use fresh::{Seen, Told};

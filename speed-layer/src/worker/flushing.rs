@@ -11,13 +11,21 @@ use shared_schemas::fingerprint::Fingerprint;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Ended, OfPartition, Worker, dropped};
+use super::{Ended, OfPartition, Worker, dropped, precise};
 use crate::error::SpeedError;
 use crate::flush::{Flush, Flushed};
+
+/// With more active parts than this in the fullest table flushes come half as often, until they are fewer than half as
+/// many. ClickHouse slows inserts down at 1,000 and refuses them at 3,000 (`parts_to_delay_insert`, `parts_to_throw_insert`).
+const MANY_PARTS: u64 = 300;
+/// The longest pause between flushes that parts can bring about.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Whether something is being flushed, and what is to come next.
 #[derive(Default)]
 pub(super) struct Flushing {
+    /// What must lie between the beginnings of two flushes while parts pile up.
+    pause: Duration,
     /// One at most. Given up where the worker is.
     under_way: JoinSet<Result<Flushed, SpeedError>>,
     began: Option<Instant>,
@@ -44,6 +52,29 @@ impl Flushing {
     pub(super) fn tell(&mut self) {
         self.tells = true;
         self.due = true;
+    }
+
+    /// Whether the last one began long enough ago.
+    fn may_begin(&self) -> bool {
+        self.under_way.is_empty() && self.began.is_none_or(|began| began.elapsed() >= self.pause)
+    }
+
+    /// Lets flushes come less often while parts pile up, and as often as they should when they are merged.
+    fn pace(&mut self, parts: u64, usual: Duration) {
+        let before = self.pause;
+        if parts > MANY_PARTS {
+            self.pause = (self.pause.max(usual) * 2).min(LONGEST_PAUSE.max(usual));
+        } else if parts < MANY_PARTS / 2 {
+            self.pause = if self.pause <= 2 * usual {
+                Duration::ZERO
+            } else {
+                self.pause / 2
+            };
+        }
+        if (before == Duration::ZERO) != (self.pause == Duration::ZERO) {
+            let pause = self.pause.max(usual);
+            tracing::info!(parts, ?pause, "flushes come at another pace, for the store's sake");
+        }
     }
 
     /// Waits for the one that is under way; for ever where none is. Safe to cancel.
@@ -93,7 +124,7 @@ impl Worker {
 
     /// Begins to write what came: rows, then progress. Where one is under way it comes after it.
     pub(super) async fn flush_if_due(&mut self) -> Result<(), SpeedError> {
-        if !self.flushing.due || !self.flushing.under_way.is_empty() {
+        if !self.flushing.due || !self.flushing.may_begin() {
             return Ok(());
         }
         self.flushing.due = false;
@@ -119,6 +150,7 @@ impl Worker {
             cursors,
             rows,
             took,
+            parts,
         } = flushed
         else {
             return Ok(Some(Ended::TopicChanged));
@@ -133,8 +165,8 @@ impl Worker {
             let of_partition = self.of_partition(row.fingerprint, row.partition);
             if of_partition.is_some_and(|of| of.starts.withhold(row.start)) {
                 tracing::error!(
-                    "ClickHouse refuses a row of view {}, partition {}: {} ({}). Until it takes it nothing from offset {} \
-                     on is promised there: answers say `partial`",
+                    "ClickHouse refuses a row of view {}, partition {}: {} ({}). Nothing from offset {} on is promised \
+                     there, answers say `partial`: mend the table and restart this worker",
                     row.view,
                     row.partition,
                     row.key,
@@ -151,6 +183,10 @@ impl Worker {
             membership.commit(cursors);
         }
         let dataset = self.setup.dataset.name.clone();
+        if let Some(parts) = parts {
+            self.flushing.pace(parts, self.setup.speed.flush);
+            metrics::gauge!("highwater_speed_parts", "dataset" => dataset.clone()).set(precise(parts));
+        }
         metrics::histogram!("highwater_speed_flush_seconds", "dataset" => dataset.clone()).record(took);
         metrics::counter!("highwater_speed_rows_total", "dataset" => dataset).increment(rows as u64);
         Ok(None)
@@ -166,6 +202,7 @@ impl Worker {
     pub(super) async fn flush_all(&mut self, membership: &Membership) -> Result<(), SpeedError> {
         if self.under_way_is_over(membership).await?.is_none() {
             self.flushing.tell();
+            self.flushing.pause = Duration::ZERO;
             self.flush_if_due().await?;
             self.under_way_is_over(membership).await?;
         }
@@ -178,5 +215,28 @@ impl Worker {
         }
         let flushed = self.flushing.done().await?;
         self.flushed(flushed, membership)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flushes_slow_down_while_parts_pile_up_and_recover() {
+        let usual = Duration::from_millis(250);
+        let mut flushing = Flushing::default();
+        flushing.pace(100, usual);
+        assert_eq!(flushing.pause, Duration::ZERO);
+        for _ in 0..10 {
+            flushing.pace(400, usual);
+        }
+        assert_eq!(flushing.pause, LONGEST_PAUSE);
+        flushing.pace(200, usual);
+        assert_eq!(flushing.pause, LONGEST_PAUSE, "neither many nor few");
+        for _ in 0..10 {
+            flushing.pace(100, usual);
+        }
+        assert_eq!(flushing.pause, Duration::ZERO);
     }
 }

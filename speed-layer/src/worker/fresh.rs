@@ -239,7 +239,7 @@ fn tell(view: &str, row: &FreshnessOfPartition) {
 
 /// Metrics are doubles: exact below 2^53.
 #[expect(clippy::cast_precision_loss, reason = "a gauge, not a count that anything rests on")]
-fn precise(value: u64) -> f64 {
+pub(crate) fn precise(value: u64) -> f64 {
     value as f64
 }
 
