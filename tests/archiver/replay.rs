@@ -8,7 +8,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::{Value, json};
 
-use super::world::{FIELDS, World, event};
+use super::world::{FIELDS, Letter, World, event};
 
 /// What the command says, and its exit code.
 async fn run(site: &Site, arguments: &[&str]) -> anyhow::Result<(Option<i32>, Value)> {
@@ -16,6 +16,18 @@ async fn run(site: &Site, arguments: &[&str]) -> anyhow::Result<(Option<i32>, Va
     let (code, stdout, stderr) = site.run(&arguments).await?;
     let told = serde_json::from_str(&stdout).with_context(|| format!("{code:?}\n{stdout}\n{stderr}"))?;
     Ok((code, told))
+}
+
+/// The records of the topic as soon as there are so many: what a transaction wrote is seen a moment after its end.
+async fn until_records(world: &World, count: usize) -> anyhow::Result<Vec<Letter>> {
+    let began = std::time::Instant::now();
+    loop {
+        let records = world.records(world.topic().to_owned()).await?;
+        if records.len() >= count {
+            return Ok(records);
+        }
+        ensure!(began.elapsed() < PATIENCE, "{} of {count} records", records.len());
+    }
 }
 
 /// The values of a member, in order.
@@ -146,7 +158,7 @@ async fn a_record_is_sent_again_once() -> anyhow::Result<()> {
         "{report:#}"
     );
     assert_eq!(report["records"][0]["to"], json!(format!("{}/0/2", world.topic())));
-    let sent = world.records(world.topic().to_owned()).await?;
+    let sent = until_records(&world, 3).await?;
     let again = sent.last().context("no record")?;
     assert_eq!(
         (again.key.as_deref(), again.value.as_deref()),
@@ -213,7 +225,7 @@ async fn two_replays_at_once_send_each_record_once() -> anyhow::Result<()> {
     assert_eq!(code, Some(0), "{report:#}");
     assert!(codes.contains(&Some(0)), "{codes:?}");
     let mut times = BTreeMap::<String, usize>::new();
-    for record in world.records(world.topic().to_owned()).await? {
+    for record in until_records(&world, 2 * BAD).await? {
         let of = record.header("highwater-replayed");
         if !of.is_empty() {
             *times.entry(of.to_owned()).or_default() += 1;
@@ -265,7 +277,7 @@ async fn what_a_letter_lacks_is_read_again_or_gone() -> anyhow::Result<()> {
     let (code, report) = run(&site, &["replay", "flights", "--all"]).await?;
     let counts = [("gone".to_owned(), 1), ("sent".to_owned(), 2)];
     assert_eq!((code, outcomes(&report)), (Some(1), counts.into()), "{report:#}");
-    let again = world.records(world.topic().to_owned()).await?;
+    let again = until_records(&world, 4).await?;
     let again: Vec<_> = again
         .iter()
         .filter(|record| !record.header("highwater-replayed").is_empty())
@@ -292,7 +304,7 @@ async fn what_a_letter_lacks_is_read_again_or_gone() -> anyhow::Result<()> {
         (Some(0), [("sent".to_owned(), 1)].into()),
         "{report:#}"
     );
-    let last = world.records(world.topic().to_owned()).await?;
+    let last = until_records(&world, 5).await?;
     assert_eq!(
         last.last().and_then(|record| record.value.clone()),
         Some(event(7).into_bytes())

@@ -49,8 +49,8 @@ pub enum StoreError {
         /// What does not fit.
         why: String,
     },
-    /// So many rows of one insert were refused that it is no matter of single rows.
-    #[error("ClickHouse refuses {refused} rows and more of an insert into {table}, the first one {key}: {why}")]
+    /// So many rows of one insert were refused, or all, that it is no matter of single rows.
+    #[error("ClickHouse refuses rows of an insert into {table}, {refused} and maybe more, the first one {key}: {why}")]
     ManyRefused {
         /// The table.
         table: String,
@@ -175,6 +175,7 @@ const CODES: [(ErrorKind, &[u32]); 5] = [
             72,  // CANNOT_PARSE_NUMBER
             117, // INCORRECT_DATA
             128, // TOO_LARGE_ARRAY_SIZE
+            130, // CANNOT_READ_ARRAY_FROM_TEXT
             131, // TOO_LARGE_STRING_SIZE
             190, // SIZES_OF_ARRAYS_DONT_MATCH
             248, // INVALID_PARTITION_VALUE
@@ -185,6 +186,7 @@ const CODES: [(ErrorKind, &[u32]); 5] = [
             467, // CANNOT_PARSE_BOOL
             469, // VIOLATED_CONSTRAINT
             503, // AGGREGATE_FUNCTION_THROW: a state that is none
+            563, // CANNOT_READ_MAP_FROM_TEXT
             632, // UNEXPECTED_DATA_AFTER_PARSED_VALUE
             691, // UNKNOWN_ELEMENT_OF_ENUM
             760, // UNICODE_ERROR

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A refused row costs two inserts for each time that the batch can be halved, so at most [`MOST_REFUSED`] are looked for:
-//! beyond that it is the table that does not fit, not the row. Every row replaces itself, so parts that were written before
+//! beyond that, or where all of several rows are refused, it is the table that does not fit, not the row. The codes can't
+//! tell: of a column that was altered to another type the engine says row by row that it can't read the value. Every row replaces itself, so parts that were written before
 //! an error may be sent again.
 
 use arrow::array::RecordBatch;
@@ -37,7 +38,7 @@ impl Store {
     ///
     /// # Errors
     /// ClickHouse's, of any kind but [`ErrorKind::OfInsert`]: some of the rows may be written.
-    /// [`StoreError::ManyRefused`] where more than 8 rows are refused.
+    /// [`StoreError::ManyRefused`] where more than 8 rows are refused, or all of several.
     pub async fn insert_isolating(&self, table: &str, batch: &RecordBatch) -> Result<Vec<RefusedRow>, StoreError> {
         let mut refused = Vec::new();
         // Ranges yet to be written, the first one on top: one half of each halving waits here, so it stays short.
@@ -60,12 +61,14 @@ impl Store {
                 key: describe(batch, from),
                 why,
             });
-            if refused.len() > MOST_REFUSED {
-                let first = refused.swap_remove(0);
+            let is_all = batch.num_rows() > 1 && refused.len() == batch.num_rows();
+            if (is_all || refused.len() > MOST_REFUSED)
+                && let Some(first) = refused.first()
+            {
                 return Err(StoreError::ManyRefused {
                     table: table.to_owned(),
-                    refused: refused.len() + 1,
-                    key: first.key,
+                    refused: refused.len(),
+                    key: first.key.clone(),
                     why: first.why.to_string(),
                 });
             }

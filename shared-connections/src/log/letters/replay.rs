@@ -20,6 +20,8 @@ use crate::log::kafka::{Kafka, Listener, kafka_partition};
 const BEGINNING: Duration = Duration::from_secs(60);
 /// How long it may take for one transaction's end.
 const ENDING: Duration = Duration::from_secs(60);
+/// How often a transaction is tried that Kafka or librdkafka gave up.
+const TRIES: u32 = 5;
 /// How long librdkafka's queue may stay full.
 const FULL: Duration = Duration::from_secs(10);
 /// While it is: how long one look at it takes.
@@ -48,9 +50,7 @@ pub enum ReplayError {
     #[error(transparent)]
     Client(Box<LogError>),
     /// Kafka did not let it begin.
-    #[error(
-        "Kafka does not let records of topic {topic} be sent again; the user needs the right to write with transactional id {id}"
-    )]
+    #[error("records of topic {topic} can't be sent again: Kafka lets no transaction with id {id} begin")]
     Begin {
         /// The topic.
         topic: String,
@@ -73,6 +73,9 @@ pub enum ReplayError {
         /// What Kafka says.
         source: Box<KafkaError>,
     },
+    /// The transaction was given up, for no record's sake, and nothing of it was sent.
+    #[error("records can't be sent again now; just start again")]
+    Aborted(#[source] Box<KafkaError>),
     /// The transaction's end is not known.
     #[error("it is not known whether the last records were sent again: what was sent is marked, so just start again")]
     Unknown(#[source] Box<KafkaError>),
@@ -133,6 +136,17 @@ impl Replay {
     /// # Errors
     /// [`ReplayError::NotAccepted`] names the record that keeps the others from being sent, where it is known.
     pub fn send(&self, records: &[Resend]) -> Result<Vec<Sent>, ReplayError> {
+        for _ in 1..TRIES {
+            match self.try_send(records) {
+                // Nothing of it was sent. After a record that was not accepted librdkafka may need another sequence.
+                Err(ReplayError::Aborted(why)) => tracing::debug!(error = %why, "a transaction is tried again"),
+                other => return other,
+            }
+        }
+        self.try_send(records)
+    }
+
+    fn try_send(&self, records: &[Resend]) -> Result<Vec<Sent>, ReplayError> {
         self.producer.begin_transaction().map_err(|error| self.fault(error))?;
         let mut waiting = Vec::with_capacity(records.len());
         let mut failure = None;
@@ -164,7 +178,8 @@ impl Replay {
                 });
                 Err(match failed {
                     Some((resend, error)) => self.not_accepted(resend, error),
-                    None => self.fault(error),
+                    None if self.is_fenced(&error) => self.fault(error),
+                    None => ReplayError::Aborted(Box::new(error)),
                 })
             }
             _ => Err(self.fault(error)),
