@@ -49,7 +49,7 @@ pub(crate) fn figures(each: Duration) -> anyhow::Result<Vec<Figure>> {
     let aggregated = aggregate(&definitions, &slices, each)?;
     let aims = [
         ("decode alone, per core", decoded, Some(2_000_000.0)),
-        ("dedupe alone, window full, per core", deduped, None),
+        ("dedupe alone, per core", deduped, None),
         (
             "group and aggregate alone, two views, per core",
             aggregated,
@@ -136,8 +136,8 @@ fn decode(definitions: &Definitions, slices: &mut [Slice], each: Duration) -> an
     })
 }
 
-/// From columns to which of them are repeats. In each round the events come anew, with later times: no event is a repeat,
-/// and what is remembered fills the window or the memory.
+/// From columns to which of them are repeats. In each round the events come anew, with later times, so that none is a
+/// repeat. Filters begin empty, so how full they become depends on how much of a core there is.
 fn dedupe(definitions: &Definitions, slices: &[Slice], each: Duration) -> anyhow::Result<f64> {
     let dataset = &definitions.datasets[0];
     let identities = Identities::new(dataset, &event_schema(dataset))?.context("the events have ids")?;
