@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
 use backon::{ExponentialBuilder, Retryable};
+use local_stack::kafka::client::{self, Quiet};
 use rdkafka::ClientContext;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
@@ -63,9 +63,8 @@ impl Topic {
         properties: &[(&str, &str)],
     ) -> anyhow::Result<Self> {
         let name = format!("flights-{partitions}-{:08x}", fastrand::u32(..));
-        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
-            .set("bootstrap.servers", site.brokers())
-            .create()
+        let admin: AdminClient<Quiet> = client::config(site.brokers(), &[])
+            .create_with_context(Quiet)
             .context("no client of Kafka can be made")?;
         let count = i32::try_from(partitions)?;
         let mut new = NewTopic::new(&name, count, TopicReplication::Fixed(1));
