@@ -13,4 +13,4 @@ mod network;
 mod rivals;
 mod store;
 mod stream;
-mod trial;
+pub(crate) mod trial;

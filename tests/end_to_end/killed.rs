@@ -12,16 +12,15 @@ use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::Value;
 
+use crate::faults::trial::seed;
+
 /// How often `up` is killed.
 const KILLS: u64 = 10;
 const SENT_AT_ONCE: u64 = 20;
 
 /// Seeds the instants, and prints the seed: `HIGHWATER_SEED` repeats a run as far as instants can be repeated.
 fn seeded() -> anyhow::Result<fastrand::Rng> {
-    let seed = match std::env::var("HIGHWATER_SEED") {
-        Ok(seed) => seed.parse().context("HIGHWATER_SEED")?,
-        Err(_) => fastrand::u64(..),
-    };
+    let seed = seed()?;
     eprintln!("HIGHWATER_SEED={seed}");
     Ok(fastrand::Rng::with_seed(seed))
 }

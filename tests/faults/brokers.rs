@@ -49,7 +49,7 @@ pub(crate) async fn make_topics(platform: &Platform) -> anyhow::Result<()> {
 /// meanwhile, and goes on answering.
 #[test]
 fn a_broker_that_is_killed_costs_no_event() -> anyhow::Result<()> {
-    trials("5", "kill -9 of the broker", 3, async |trial| {
+    trials("5", "kill -9 of the broker", 2, async |trial| {
         let mut options = StackOptions::on_free_ports(folder_of_run()?);
         options.clickhouse_url = Ground::shared().await?.clickhouse().to_owned();
         let mut stack = Stack::start(&options).await?;

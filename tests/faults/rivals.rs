@@ -66,7 +66,7 @@ fn a_worker_that_comes_back_from_the_dead_changes_no_answer() -> anyhow::Result<
 /// A worker's insert sits in a proxy while a rival goes on, and arrives when all of it is long counted.
 #[test]
 fn an_insert_that_arrives_late_changes_no_answer() -> anyhow::Result<()> {
-    trials("3, 7", "an insert that sits in a proxy", 4, async |trial| {
+    trials("3, 7", "an insert that sits in a proxy", 2, async |trial| {
         let (platform, proxy, slow) = Ground::shared().await?.behind_proxy().await?;
         // In groups of their own, both hold all partitions.
         let mut quick = place(&platform);

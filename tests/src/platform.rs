@@ -2,9 +2,10 @@
 //! archive of their own; a producer; and an oracle that knows only what was sent.
 
 mod oracle;
+mod place;
+mod sending;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,8 +14,8 @@ use anyhow::{Context, ensure};
 use highwater_batch::{Batch, Logs, Outcome, Selection, ViewReport};
 use local_stack::topics::{self, Topic};
 use metrics_exporter_prometheus::PrometheusBuilder;
-use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
-use rdkafka::{ClientConfig, Message as _};
+use rdkafka::ClientConfig;
+use rdkafka::producer::FutureProducer;
 use serde_json::Value;
 use shared_connections::log::Kafka;
 use shared_connections::store::Store;
@@ -28,13 +29,12 @@ use tokio_util::sync::CancellationToken;
 use crate::stack::{PATIENCE, shared, unique};
 
 pub use oracle::Difference;
+pub use place::Place;
+use place::config_text;
 
 const POLL: Duration = Duration::from_millis(50);
 /// Times come again after so many events: a long stream has no more cells than a page of the API.
 const TIMES: u64 = 4000;
-/// A stream sends so many events, then rests for [`PACE`].
-const SENT_AT_ONCE: u64 = 20;
-const PACE: Duration = Duration::from_millis(25);
 /// 2013-01-01T00:00:00Z: the first event's time.
 const FIRST: i64 = 1_356_998_400;
 
@@ -148,37 +148,6 @@ pub struct Platform {
     folder: TempDir,
 }
 
-/// The configuration of layers: where servers are, and what else.
-fn config_text(place: &Place, database: &str, archive: &str) -> String {
-    let Place {
-        brokers,
-        clickhouse,
-        group,
-        speed,
-        more,
-    } = place;
-    format!(
-        "[kafka]\nbrokers = \"{brokers}\"\ngroup = \"{group}\"\n[clickhouse]\nurl = \"{clickhouse}\"\n\
-         database = \"{database}\"\n[archive]\nurl = \"{archive}\"\ncommit_every = \"200ms\"\n[speed]\n{speed}\n\
-         [serve]\nlisten = \"127.0.0.1:0\"\n[batch]\ncut_wait = \"30s\"\n{more}\n"
-    )
-}
-
-/// How a layer reaches the servers.
-#[derive(Debug, Clone)]
-pub struct Place {
-    /// `kafka.brokers`.
-    pub brokers: String,
-    /// `clickhouse.url`.
-    pub clickhouse: String,
-    /// `kafka.group`.
-    pub group: String,
-    /// The lines of `[speed]`.
-    pub speed: String,
-    /// Further sections.
-    pub more: String,
-}
-
 impl Platform {
     /// On the shared Kafka, and on the ClickHouse at that address, or the shared one. Nothing runs yet.
     pub async fn new(clickhouse: Option<&str>) -> anyhow::Result<Self> {
@@ -230,45 +199,6 @@ impl Platform {
             producer,
             folder,
         })
-    }
-
-    /// Where this process's layers find the servers.
-    pub fn place(&self) -> Place {
-        Place {
-            brokers: self.config.kafka.bootstrap_servers(),
-            clickhouse: self.config.clickhouse.url.to_string(),
-            group: self.config.kafka.group.clone(),
-            speed: "flush = \"50ms\"".to_owned(),
-            more: String::new(),
-        }
-    }
-
-    /// Makes a folder with the configuration and definitions of a process that works for this platform from that place.
-    pub fn folder_of(&self, name: &str, place: &Place) -> anyhow::Result<PathBuf> {
-        let folder = self.folder.path().join(name);
-        std::fs::create_dir_all(folder.join("definitions"))?;
-        let archive = format!("file:{}", self.folder().join("archive").display());
-        let text = config_text(place, &self.config.clickhouse.database, &archive);
-        std::fs::write(folder.join("highwater.toml"), text)?;
-        let views = VIEWS.replace("TOPIC", &self.topic);
-        std::fs::write(folder.join("definitions/views.toml"), views)?;
-        Ok(folder)
-    }
-
-    /// The last lines that each of its processes said.
-    pub fn said(&self) -> String {
-        let folders = std::fs::read_dir(self.folder()).into_iter().flatten().flatten();
-        let logs = folders.map(|folder| folder.path().join("log"));
-        let said = logs.filter(|log| log.is_file()).map(|log| {
-            let last = local_stack::process::tail(&log);
-            format!("\n--- {}\n{last}", log.display())
-        });
-        said.collect()
-    }
-
-    /// What belongs to the platform.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
     }
 
     /// Another one on the same servers, topic, database and archive, with these definitions, made where they need tables.
@@ -351,86 +281,6 @@ impl Platform {
             self.stop(layer).await?;
         }
         Ok(())
-    }
-
-    /// Sends events, in order within a partition, and waits until Kafka has them. Repeats of what was sent change nothing
-    /// that may be counted.
-    pub async fn send(&self, events: impl IntoIterator<Item = Event>) -> anyhow::Result<()> {
-        self.send_at(events.into_iter().map(|event| (event, None))).await
-    }
-
-    /// The same with the time that Kafka is to keep of each, in milliseconds since 1970; without it, now.
-    pub async fn send_at(&self, events: impl IntoIterator<Item = (Event, Option<i64>)>) -> anyhow::Result<()> {
-        let mut waiting = Vec::new();
-        for (event, time) in events {
-            lock(&self.sent).insert(event);
-            waiting.push((event, self.deliver(event.0, event.json().as_bytes(), time)?));
-        }
-        let began = Instant::now();
-        for (event, mut delivery) in waiting {
-            let delivered = loop {
-                match delivery.await? {
-                    Ok(delivered) => break delivered,
-                    // It may be there all the same; sent again it is a repeat.
-                    Err((error, message)) => {
-                        ensure!(began.elapsed() < PATIENCE, "Kafka does not take events: {error}");
-                        let time = message.timestamp().to_millis();
-                        delivery = self.deliver(event.0, event.json().as_bytes(), time)?;
-                    }
-                }
-            };
-            let position = (u32::try_from(delivered.partition)?, u64::try_from(delivered.offset)?);
-            lock(&self.positions).entry(event).or_insert(position);
-        }
-        Ok(())
-    }
-
-    /// Sends that many events that were not sent yet; how many were sent in all.
-    pub async fn send_next(&self, count: u64) -> anyhow::Result<u64> {
-        let from = self.next.fetch_add(count, Ordering::Relaxed);
-        self.send((from..from + count).map(Event)).await?;
-        Ok(from + count)
-    }
-
-    /// Streams events, some hundreds a second, for as long as that goes on.
-    pub async fn while_streaming<T>(&self, doing: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-        let stop = CancellationToken::new();
-        let doing = async {
-            let done = doing.await;
-            stop.cancel();
-            done
-        };
-        let stream = async {
-            while !stop.is_cancelled() {
-                self.send_next(SENT_AT_ONCE).await?;
-                tokio::time::sleep(PACE).await;
-            }
-            Ok(())
-        };
-        // What is under way arrives first, or the oracle would not know of it.
-        let (done, ()) = tokio::try_join!(doing, stream)?;
-        Ok(done)
-    }
-
-    /// All that was sent and may be counted.
-    pub fn sent(&self) -> BTreeSet<Event> {
-        lock(&self.sent).clone()
-    }
-
-    /// Sends bytes that are no event.
-    pub async fn send_bad(&self, values: impl IntoIterator<Item = Vec<u8>>) -> anyhow::Result<()> {
-        for value in values {
-            self.deliver(0, &value, None)?.await?.map_err(|(error, _)| error)?;
-        }
-        Ok(())
-    }
-
-    fn deliver(&self, key: u64, value: &[u8], time: Option<i64>) -> anyhow::Result<DeliveryFuture> {
-        // The partition follows from the key alone, so that a repeat meets its first.
-        let key = key.to_string();
-        let mut record = FutureRecord::to(&self.topic).key(&key).payload(value);
-        record.timestamp = time;
-        self.producer.send_result(record).map_err(|(error, _)| error.into())
     }
 
     /// What one of the API's paths answers.

@@ -1,0 +1,100 @@
+//! What is sent, and what the oracle knows of it.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::ensure;
+use rdkafka::Message as _;
+use rdkafka::producer::{DeliveryFuture, FutureRecord};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Event, Platform, lock};
+use crate::stack::PATIENCE;
+
+/// A stream sends so many events, then rests for [`PACE`].
+const SENT_AT_ONCE: u64 = 20;
+const PACE: Duration = Duration::from_millis(25);
+
+impl Platform {
+    /// Sends events, in order within a partition, and waits until Kafka has them. Repeats of what was sent change nothing
+    /// that may be counted.
+    pub async fn send(&self, events: impl IntoIterator<Item = Event>) -> anyhow::Result<()> {
+        self.send_at(events.into_iter().map(|event| (event, None))).await
+    }
+
+    /// The same with the time that Kafka is to keep of each, in milliseconds since 1970; without it, now.
+    pub async fn send_at(&self, events: impl IntoIterator<Item = (Event, Option<i64>)>) -> anyhow::Result<()> {
+        let mut waiting = Vec::new();
+        for (event, time) in events {
+            lock(&self.sent).insert(event);
+            waiting.push((event, self.deliver(event.0, event.json().as_bytes(), time)?));
+        }
+        let began = Instant::now();
+        for (event, mut delivery) in waiting {
+            let delivered = loop {
+                match delivery.await? {
+                    Ok(delivered) => break delivered,
+                    // It may be there all the same; sent again it is a repeat.
+                    Err((error, message)) => {
+                        ensure!(began.elapsed() < PATIENCE, "Kafka does not take events: {error}");
+                        let time = message.timestamp().to_millis();
+                        delivery = self.deliver(event.0, event.json().as_bytes(), time)?;
+                    }
+                }
+            };
+            let position = (u32::try_from(delivered.partition)?, u64::try_from(delivered.offset)?);
+            lock(&self.positions).entry(event).or_insert(position);
+        }
+        Ok(())
+    }
+
+    /// Sends that many events that were not sent yet; how many were sent in all.
+    pub async fn send_next(&self, count: u64) -> anyhow::Result<u64> {
+        let from = self.next.fetch_add(count, Ordering::Relaxed);
+        self.send((from..from + count).map(Event)).await?;
+        Ok(from + count)
+    }
+
+    /// Streams events, some hundreds a second, for as long as that goes on.
+    pub async fn while_streaming<T>(&self, doing: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let stop = CancellationToken::new();
+        let doing = async {
+            let done = doing.await;
+            stop.cancel();
+            done
+        };
+        let stream = async {
+            while !stop.is_cancelled() {
+                self.send_next(SENT_AT_ONCE).await?;
+                tokio::time::sleep(PACE).await;
+            }
+            Ok(())
+        };
+        // What is under way arrives first, or the oracle would not know of it.
+        let (done, ()) = tokio::try_join!(doing, stream)?;
+        Ok(done)
+    }
+
+    /// All that was sent and may be counted.
+    pub fn sent(&self) -> BTreeSet<Event> {
+        lock(&self.sent).clone()
+    }
+
+    /// Sends bytes that are no event.
+    pub async fn send_bad(&self, values: impl IntoIterator<Item = Vec<u8>>) -> anyhow::Result<()> {
+        for value in values {
+            self.deliver(0, &value, None)?.await?.map_err(|(error, _)| error)?;
+        }
+        Ok(())
+    }
+
+    fn deliver(&self, key: u64, value: &[u8], time: Option<i64>) -> anyhow::Result<DeliveryFuture> {
+        // The partition follows from the key alone, so that a repeat meets its first.
+        let key = key.to_string();
+        let mut record = FutureRecord::to(&self.topic).key(&key).payload(value);
+        record.timestamp = time;
+        self.producer.send_result(record).map_err(|(error, _)| error.into())
+    }
+}
