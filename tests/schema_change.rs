@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use arrow::array::{Array, AsArray};
-use datafusion::prelude::SessionContext;
-use highwater_batch::archive::Archive;
+use datafusion::prelude::{ParquetReadOptions, SessionContext};
 use highwater_tests::platform::{Cells, Event, Platform, VIEWS, cells, total};
 use highwater_tests::stack::PATIENCE;
 use serde_json::{Value, json};
 use shared_connections::log::Kafka;
 use shared_connections::log::letters::find::Order;
+use shared_schemas::config::ArchiveUrl;
 use shared_schemas::definitions::Definitions;
 use tokio::time::Instant;
 
@@ -113,19 +113,36 @@ async fn records_of_a_new_schema_are_read_or_refused_one_by_one() -> anyhow::Res
 
 /// What the archive keeps of undeclared fields, by the event's number.
 async fn extra(platform: &Platform) -> anyhow::Result<BTreeMap<u64, Value>> {
-    let archive = Archive::open(&platform.config.archive, &platform.definitions.datasets[0]).await?;
-    let pinned = archive.context("nothing is archived")?.pin().await?;
-    let days: BTreeSet<_> = pinned.ranges().iter().map(|range| range.day).collect();
+    let ArchiveUrl::Folder(folder) = &platform.config.archive.url else {
+        bail!("the archive is no folder");
+    };
+    let mut folders = vec![folder.join(&platform.definitions.datasets[0].name)];
     let mut kept = BTreeMap::new();
-    for batch in SessionContext::new()
-        .read_table(pinned.events(&days))?
-        .collect()
-        .await?
-    {
-        let numbers = batch.column_by_name("n").context("no n")?;
-        let numbers = numbers.as_primitive::<arrow::datatypes::Int64Type>();
-        let extra = batch.column_by_name("_extra").context("no _extra")?;
-        let extra = arrow::compute::cast(extra, &arrow::datatypes::DataType::Utf8)?;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "parquet") {
+                let path = path.to_str().context("no text")?;
+                kept.extend(extra_of(path).await?);
+            }
+        }
+    }
+    Ok(kept)
+}
+
+async fn extra_of(file: &str) -> anyhow::Result<BTreeMap<u64, Value>> {
+    let mut kept = BTreeMap::new();
+    let session = SessionContext::new();
+    let table = session.read_parquet(file, ParquetReadOptions::default()).await?;
+    // A checkpoint of the log of commits is no file of events.
+    if table.schema().field_with_unqualified_name("_extra").is_err() {
+        return Ok(kept);
+    }
+    for batch in table.select_columns(&["n", "_extra"])?.collect().await? {
+        let numbers = batch.column(0).as_primitive::<arrow::datatypes::Int64Type>();
+        let extra = arrow::compute::cast(batch.column(1), &arrow::datatypes::DataType::Utf8)?;
         let extra = extra.as_string::<i32>();
         for row in (0..batch.num_rows()).filter(|row| extra.is_valid(*row)) {
             kept.insert(
