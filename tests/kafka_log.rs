@@ -418,6 +418,7 @@ async fn a_topic_made_again_is_another_one() -> anyhow::Result<()> {
             partition: 0,
             cursor: Offset(10),
             end: Offset(0),
+            is_certain: false,
         } => {}
         other => anyhow::bail!("not short but {other:?}"),
     }

@@ -85,8 +85,9 @@ impl Coverage {
             // A worker that catches up knows of events that it has not counted.
             let topic = freshness::topic(freshness);
             let of_topic = freshness.iter().filter(|row| Some(row.partition.topic) == topic);
-            let mut catching_up = of_topic.filter(|row| freshness::state(facts, row, now) == PartitionState::Behind);
-            behind |= catching_up.any(|row| row.next < row.log_end);
+            let is_known = |state| matches!(state, PartitionState::Behind | PartitionState::Stuck);
+            let mut held_up = of_topic.filter(|row| is_known(freshness::state(facts, row, now)));
+            behind |= held_up.any(|row| row.next < row.log_end);
             // A gap is durable before any row that lacks its offsets: what was read lacks nothing else.
             for (partition, progress) in after {
                 let later = progress.gaps_from(facts.mark(*partition), chunk);

@@ -204,11 +204,13 @@ impl Filter {
         };
         while !fits(&self.seen, self.seen.groups().min(allowed)) {
             let times = self.seen.some_times();
-            let Some(oldest) = times.get(times.len() / 8) else {
-                break;
-            };
+            // A sample of a table that is nearly empty may hold none.
+            let oldest = times.get(times.len() / 8).copied();
             let before = self.seen.len();
-            self.forget_before(oldest.saturating_add(1).max(horizon));
+            if before == 0 {
+                break;
+            }
+            self.forget_before(oldest.map_or(i64::MAX, |oldest| oldest.saturating_add(1).max(horizon)));
             self.evicted += (before - self.seen.len()) as u64;
         }
         if self.seen.groups() > allowed {

@@ -127,6 +127,8 @@ pub(crate) struct Flush {
     rows: Vec<ViewRows>,
     /// How far the starts have come whose rows are above or durable already: cuts, then the chunks' own.
     progress: [Vec<ProgressRow>; 2],
+    /// The highest event time that each view has counted on each partition.
+    highest: Vec<(Fingerprint, u32, Option<i64>)>,
     /// How fresh all is then.
     freshness: Vec<(Fingerprint, FreshnessOfPartition)>,
     /// From where each partition is read on.
@@ -167,6 +169,8 @@ pub(crate) enum Flushed {
         progress: Vec<ProgressRow>,
         /// From where each partition was read on when it began.
         cursors: BTreeMap<u32, Offset>,
+        /// The highest event time that each view had counted on each partition then.
+        highest: Vec<(Fingerprint, u32, Option<i64>)>,
         /// How many rows of cells were written.
         rows: usize,
         /// How long it took.
@@ -192,6 +196,9 @@ impl Flush {
                 });
             }
             for (number, of_partition) in &view.partitions {
+                flush
+                    .highest
+                    .push((view.view.fingerprint, *number, of_partition.highest));
                 let shown = of_partition.starts.to_show(&of_partition.wanted);
                 for (group, shown) in flush.progress.iter_mut().zip(shown) {
                     group.extend(shown.into_iter().map(|(start, ledger)| ProgressRow {
@@ -241,8 +248,8 @@ impl Flush {
         let refused = futures::future::try_join_all(writes).await?;
         let refused: Vec<Refused> = refused.into_iter().flatten().collect();
         for group in &mut self.progress {
-            // Nothing is claimed of a start whose rows are not all there.
-            group.retain(|row| refused.iter().all(|refused| !refused.is_of(row)));
+            // Nothing is claimed of a start whose rows are not all there, and no start's promise passes a cut that makes none.
+            group.retain(|row| refused.iter().all(|refused| !refused.keeps_back(row)));
             if !group.is_empty() {
                 let rows = &*group;
                 persist("record progress", || store.record_progress(rows)).await?;
@@ -257,6 +264,7 @@ impl Flush {
             refused,
             progress: self.progress.into_iter().flatten().collect(),
             cursors: self.cursors,
+            highest: self.highest,
             rows: self.rows.iter().map(|rows| rows.cells.num_rows()).sum(),
             took: began.elapsed(),
             parts,
@@ -301,8 +309,9 @@ impl ViewRows {
 }
 
 impl Refused {
-    fn is_of(&self, row: &ProgressRow) -> bool {
-        (self.fingerprint, self.partition, self.start) == (row.fingerprint, row.partition.number, row.start)
+    fn keeps_back(&self, row: &ProgressRow) -> bool {
+        (self.fingerprint, self.partition) == (row.fingerprint, row.partition.number)
+            && (row.start.0..row.ledger.next).contains(&self.start.0)
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) enum Step {
     },
     /// The log ends below what was read.
     Short {
+        /// It need not be asked for again.
+        is_certain: bool,
         /// Kafka's partition number.
         partition: u32,
         /// Up to where it was read.
@@ -89,7 +91,7 @@ pub(crate) struct Lanes {
 }
 
 /// Lanes that know where to begin, not read yet.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Prepared(BTreeMap<u32, Lane>);
 
 impl Prepared {
@@ -131,6 +133,11 @@ impl Prepared {
             lanes.insert(partition, lane);
         }
         Ok(Self(lanes))
+    }
+
+    /// With those too.
+    pub(crate) fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
     }
 
     /// Without the lanes of partitions that are not among these.
@@ -186,8 +193,17 @@ impl Lanes {
         Some(match event {
             Event::Slice(slice) => self.judge(slice).map_err(|source| batch_error(&self.dataset, source)),
             Event::Gap { partition, range } => Ok(self.lose(partition, range)),
-            Event::Short { partition, .. } if !self.lanes.contains_key(&partition) => Ok(Step::Warming),
-            Event::Short { partition, cursor, end } => Ok(Step::Short { partition, cursor, end }),
+            Event::Short {
+                is_certain,
+                partition,
+                cursor,
+                end,
+            } => Ok(Step::Short {
+                is_certain,
+                partition,
+                cursor,
+                end,
+            }),
         })
     }
 
@@ -212,8 +228,7 @@ impl Lanes {
     }
 
     fn lose(&mut self, partition: u32, range: OffsetRange) -> Step {
-        // What does not follow on was on its way while the partition was given up and taken again.
-        let Some(lane) = self.lanes.get_mut(&partition).filter(|lane| lane.cursor == range.from) else {
+        let Some(lane) = self.lanes.get_mut(&partition) else {
             return Step::Warming;
         };
         lane.cursor = range.to;
@@ -234,8 +249,7 @@ impl Lanes {
 
     /// Judges each record, and drops repeats and what only warms the filter.
     fn judge(&mut self, slice: Slice) -> Result<Step, ArrowError> {
-        let lane = self.lanes.get_mut(&slice.partition);
-        let Some(lane) = lane.filter(|lane| lane.cursor == slice.from) else {
+        let Some(lane) = self.lanes.get_mut(&slice.partition) else {
             return Ok(Step::Warming);
         };
         if lane.cut_short
@@ -244,7 +258,8 @@ impl Lanes {
                 slice.records.iter().find_map(|record| record.kafka_time),
             )
         {
-            filter.is_complete_from(first);
+            // Records before it may be younger, by as much as timestamps may be out of order.
+            filter.is_complete_from(first.saturating_add(window(&self.dataset)));
             lane.cut_short = false;
         }
         lane.cursor = slice.next;

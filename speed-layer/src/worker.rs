@@ -85,6 +85,8 @@ pub(crate) struct OfPartition {
     pub(crate) wanted: Wanted,
     /// The highest event time counted, in µs; none that is ahead of the clock by more than the dataset allows.
     pub(crate) highest: Option<i64>,
+    /// The same of what is durable in the store, or may be.
+    pub(crate) shown_highest: Option<i64>,
 }
 
 struct Worker {
@@ -186,6 +188,7 @@ impl Worker {
                 starts: Starts::new(chunk),
                 wanted: Wanted::default(),
                 highest: None,
+                shown_highest: None,
             };
             views.push(ViewState {
                 view: view.clone(),
@@ -201,9 +204,11 @@ impl Worker {
                 if let Some(of_partition) = view.partitions.get_mut(&row.partition.number) {
                     let highest = |watermark| event_time::highest_of(watermark, &setup.dataset);
                     of_partition.highest = row.watermark.map(highest);
+                    of_partition.shown_highest = of_partition.highest;
                 }
             }
         }
+        let known = Arc::clone(&looked);
         let looked = look::watch(
             setup.store.clone(),
             setup.views.clone(),
@@ -226,7 +231,7 @@ impl Worker {
             looked,
             told: Told::default(),
             telling: JoinSet::new(),
-            truncated: BTreeMap::new(),
+            truncated: truncated::recorded(&known, topic),
         })
     }
 
@@ -235,12 +240,12 @@ impl Worker {
         let mut ticks = tokio::time::interval(self.setup.speed.flush.max(Duration::from_millis(1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ended = loop {
+            membership.is_alive();
             let is_paused = self.is_paused();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break Ended::Cancelled,
                 _ = ticks.tick() => {
-                    membership.is_alive();
                     self.flushing.is_due();
                 }
                 flushed = self.flushing.done() => {
@@ -318,12 +323,22 @@ impl Worker {
                 self.fold().await?;
                 self.lose(partition, range).await?;
             }
-            Step::Short { partition, cursor, end } => {
+            Step::Short {
+                is_certain,
+                partition,
+                cursor,
+                end,
+            } => {
                 let name = &self.setup.dataset.topic;
                 if !flush::is_same_topic(&self.setup.kafka, name, &self.topic).await? {
                     return Ok(Some(Ended::TopicChanged));
                 }
-                self.is_short(partition, cursor, end).await?;
+                if !is_certain {
+                    self.is_short(partition, cursor).await?;
+                }
+                let next = cursor.max(self.counted(partition));
+                self.cut_off(BTreeMap::from([(partition, Truncation { end, next })]))
+                    .await?;
             }
         }
         Ok(None)
@@ -402,6 +417,7 @@ impl Worker {
         }
         self.take_truncations(&looked);
         self.end_catching_up_where_done().await;
+        self.warm_up();
         self.seek_what_is_lacking();
         self.alarm.tell();
         self.flushing.tell();

@@ -274,7 +274,18 @@ impl Archiver {
                     range,
                 )
             }
-            Some(Event::Short { partition, cursor, end }) => {
+            Some(Event::Short {
+                is_certain,
+                partition,
+                cursor,
+                end,
+            }) => {
+                if let Some(end) = self.look(topic, reader).await {
+                    return Err(end);
+                }
+                if !is_certain {
+                    self.is_cut_off(partition, cursor).await?;
+                }
                 return self.cut_off(topic, reader, partition, cursor, end).await;
             }
             None => {
@@ -295,6 +306,20 @@ impl Archiver {
         }
     }
 
+    /// Asks again whether the log ends below what was read.
+    async fn is_cut_off(&mut self, number: u32, cursor: Offset) -> Result<(), End> {
+        match self.kafka.still_ends_below(&self.dataset.topic, number, cursor).await {
+            Ok(true) => {}
+            // As far as before after all.
+            Ok(false) => return Err(End::Anew),
+            Err(error) => {
+                let paused = self.pause(&error.into()).await;
+                return Err(if paused.is_some() { End::Anew } else { End::Cancelled });
+            }
+        }
+        Ok(())
+    }
+
     /// The log ends below what was read. That is recorded for good: once the log has grown again nobody could tell that
     /// other records have these offsets now.
     async fn cut_off(
@@ -305,18 +330,6 @@ impl Archiver {
         cursor: Offset,
         end: Offset,
     ) -> Result<(), End> {
-        if let Some(end) = self.look(topic, reader).await {
-            return Err(end);
-        }
-        match self.kafka.still_ends_below(&self.dataset.topic, number, cursor).await {
-            Ok(true) => {}
-            // As far as before after all.
-            Ok(false) => return Err(End::Anew),
-            Err(error) => {
-                let paused = self.pause(&error.into()).await;
-                return Err(if paused.is_some() { End::Anew } else { End::Cancelled });
-            }
-        }
         tracing::error!(
             dataset = self.dataset.name,
             "partition {number} of topic {} ends at offset {end}, and {cursor} was read before: Kafka has lost records that \

@@ -49,7 +49,7 @@ impl BareConsumer {
         let batch = self.queue.take(MOST, wait);
         let mut count = 0;
         for message in batch.messages() {
-            message.map_err(|source| refused(&self.kafka, &self.topic, source))?;
+            message.map_err(|(_, source)| refused(&self.kafka, &self.topic, source))?;
             count += 1;
         }
         Ok(count)

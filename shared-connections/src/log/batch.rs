@@ -91,8 +91,8 @@ impl Drop for Queue {
 }
 
 impl<'a> Batch<'a> {
-    /// The messages, and errors that came in place of one, in their order.
-    pub(super) fn messages(&'a self) -> impl Iterator<Item = Result<Message<'a>, KafkaError>> {
+    /// The messages, and errors that came in place of one with the partition they are about, in their order.
+    pub(super) fn messages(&'a self) -> impl Iterator<Item = Result<Message<'a>, (i32, KafkaError)>> {
         self.taken.iter().filter_map(|raw| NonNull::new(*raw)).map(|raw| {
             let message = Message {
                 raw,
@@ -100,7 +100,7 @@ impl<'a> Batch<'a> {
             };
             let error = message.read().err;
             if error.is_error() {
-                Err(KafkaError::MessageConsumption(error.into()))
+                Err((message.partition(), KafkaError::MessageConsumption(error.into())))
             } else {
                 Ok(message)
             }

@@ -167,6 +167,7 @@ impl Joining {
         let member = Member {
             topic: self.topic.clone(),
             own: Mutex::default(),
+            failed: Mutex::default(),
             assigned: Arc::clone(&self.assigned),
         };
         let consumer: BaseConsumer<Member> = self.config.create_with_context(member).map_err(LogError::of_client)?;
@@ -189,7 +190,7 @@ impl Joining {
                 return;
             };
             tracing::error!(
-                "{}: another worker has the same speed.instance, or the one before is still taken for alive; joining again",
+                "{}; joining again. Another worker with the same speed.instance would bring this about",
                 sentence(&error)
             );
             if began.elapsed() > LONGEST {
@@ -214,6 +215,9 @@ impl Joining {
                 continue;
             }
             self.commit_now(&consumer);
+            if let Some(error) = lock(&consumer.context().failed).take() {
+                return Err(self.failed(error));
+            }
             match consumer.poll(POLL) {
                 // It fetches nothing.
                 None | Some(Ok(_)) => {}
@@ -274,6 +278,8 @@ struct Member {
     /// What the group says is this member's.
     own: Mutex<BTreeSet<u32>>,
     assigned: Arc<watch::Sender<Assigned>>,
+    /// Why it could not take part in a rebalance: the group believes what is not so.
+    failed: Mutex<Option<KafkaError>>,
 }
 
 impl Member {
@@ -345,7 +351,7 @@ impl ConsumerContext for Member {
             _ => self.taken(consumer, partitions),
         };
         if let Err(error) = done {
-            tracing::warn!(%error, topic = self.topic, "could not take part in a rebalance of the consumer group");
+            lock(&self.failed).get_or_insert(error);
         }
     }
 

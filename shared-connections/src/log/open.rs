@@ -11,6 +11,8 @@ use super::slice::{Outcome, ReadRecord, Refused, Slice};
 /// One partition as it is read.
 pub(super) struct OpenSlice {
     partition: u32,
+    /// Which reading of the partition this is: it may be given up and begun anew.
+    generation: u64,
     /// What was handed over ends here.
     from: Offset,
     /// The last delivered record's offset + 1.
@@ -22,9 +24,10 @@ pub(super) struct OpenSlice {
 }
 
 impl OpenSlice {
-    pub(super) fn new(partition: u32, cursor: Offset, decoder: Decoder, keep_refused: bool) -> Self {
+    pub(super) fn new(partition: u32, generation: u64, cursor: Offset, decoder: Decoder, keep_refused: bool) -> Self {
         Self {
             partition,
+            generation,
             from: cursor,
             next: cursor,
             decoder,
@@ -36,6 +39,11 @@ impl OpenSlice {
     /// Kafka's partition number.
     pub(super) fn partition(&self) -> u32 {
         self.partition
+    }
+
+    /// Which reading of the partition this is.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// From which offset on nothing was delivered yet.

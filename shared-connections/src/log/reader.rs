@@ -47,12 +47,22 @@ pub struct ReaderOptions<'a> {
 
 /// Reads partitions of one topic forward. Dropping it ends its threads, soon.
 pub struct Reader {
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<Found>,
+    /// Which reading of each partition is wanted. What an earlier one left in the channel is passed over.
+    generations: BTreeMap<u32, u64>,
+    /// The last one given.
+    generation: u64,
     shared: Arc<Shared>,
     consumer: Arc<BaseConsumer<Listener>>,
     topic: String,
     thread: JoinHandle<()>,
     changes: Sender<Change>,
+}
+
+/// An event, and which reading of its partition it belongs to.
+pub(super) struct Found {
+    pub(super) generation: u64,
+    pub(super) event: Event,
 }
 
 /// A change of what is read.
@@ -87,7 +97,7 @@ impl Reader {
     /// A dataset that can't be decoded ([`LogError::Decoder`]), or a client or thread that can't be made.
     pub fn start(kafka: &Kafka, options: ReaderOptions<'_>, cursors: &BTreeMap<u32, Offset>) -> Result<Self, LogError> {
         let topic = options.dataset.topic.clone();
-        let slices = options.open(cursors)?;
+        let slices = options.open(cursors, 0)?;
         let consumer = Arc::new(kafka.consumer(options.group)?);
         let (sender, events) = mpsc::channel(WAITING);
         let (changes, changed) = std::sync::mpsc::channel();
@@ -112,6 +122,8 @@ impl Reader {
         let thread = worker.spawn()?;
         Ok(Self {
             events,
+            generations: cursors.keys().map(|number| (*number, 0)).collect(),
+            generation: 0,
             shared,
             consumer,
             topic,
@@ -125,16 +137,20 @@ impl Reader {
     ///
     /// # Errors
     /// As [`Reader::start`].
-    pub fn add(&self, options: &ReaderOptions<'_>, cursors: &BTreeMap<u32, Offset>) -> Result<(), LogError> {
-        let slices = options.open(cursors)?;
+    pub fn add(&mut self, options: &ReaderOptions<'_>, cursors: &BTreeMap<u32, Offset>) -> Result<(), LogError> {
+        self.generation += 1;
+        let slices = options.open(cursors, self.generation)?;
+        self.generations
+            .extend(cursors.keys().map(|number| (*number, self.generation)));
         lock(&self.shared.partitions).extend(cursors.keys());
         // One that has ended reads nothing, and `failure` says why.
         let _ = self.changes.send(Change::Add(slices));
         Ok(())
     }
 
-    /// Reads these partitions no longer. Events of theirs may still come for a moment.
-    pub fn remove(&self, partitions: &BTreeSet<u32>) {
+    /// Reads these partitions no longer: no event of theirs comes any more.
+    pub fn remove(&mut self, partitions: &BTreeSet<u32>) {
+        self.generations.retain(|number, _| !partitions.contains(number));
         lock(&self.shared.partitions).retain(|number| !partitions.contains(number));
         lock(&self.shared.ends).retain(|number, _| !partitions.contains(number));
         let _ = self.changes.send(Change::Remove(partitions.clone()));
@@ -143,7 +159,12 @@ impl Reader {
     /// The next event; waits for it. Nothing is lost if the wait is given up. `None` only after the reader ended: it was
     /// told to, or [`Reader::failure`] says why.
     pub async fn next(&mut self) -> Option<Event> {
-        self.events.recv().await
+        loop {
+            let Found { generation, event } = self.events.recv().await?;
+            if self.generations.get(&event.partition()) == Some(&generation) {
+                return Some(event);
+            }
+        }
     }
 
     /// What ended the reader, if it ended by itself.
@@ -193,7 +214,7 @@ impl Reader {
 }
 
 impl ReaderOptions<'_> {
-    fn open(&self, cursors: &BTreeMap<u32, Offset>) -> Result<Vec<OpenSlice>, LogError> {
+    fn open(&self, cursors: &BTreeMap<u32, Offset>, generation: u64) -> Result<Vec<OpenSlice>, LogError> {
         let Self {
             dataset, keys, extra, ..
         } = *self;
@@ -202,7 +223,13 @@ impl ReaderOptions<'_> {
                 dataset: dataset.name.clone(),
                 source,
             })?;
-            Ok(OpenSlice::new(*partition, *cursor, decoder, self.keep_refused))
+            Ok(OpenSlice::new(
+                *partition,
+                generation,
+                *cursor,
+                decoder,
+                self.keep_refused,
+            ))
         };
         cursors.iter().map(open).collect()
     }

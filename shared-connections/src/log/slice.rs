@@ -19,6 +19,9 @@ pub enum Event {
     /// The log ends below the offset from which the reader was to go on: records that were delivered before are gone
     /// (an unclean election, a topic made again). The reader reads this partition no further.
     Short {
+        /// Kafka said so itself: the log has grown again since, and other records have those offsets now. Else it may be
+        /// that a broker answered that does not know better yet.
+        is_certain: bool,
         /// Kafka's partition number.
         partition: u32,
         /// Where the reader stood.
@@ -26,6 +29,16 @@ pub enum Event {
         /// Where the log ends; 0 where the topic was made again.
         end: Offset,
     },
+}
+
+impl Event {
+    /// Kafka's number of the partition that it is about.
+    pub fn partition(&self) -> u32 {
+        match self {
+            Self::Slice(slice) => slice.partition,
+            Self::Gap { partition, .. } | Self::Short { partition, .. } => *partition,
+        }
+    }
 }
 
 /// The records of a partition from `from` on and below `next`, all of them.

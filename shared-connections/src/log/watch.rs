@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use shared_schemas::handoff::{Offset, TopicId};
+use shared_schemas::handoff::TopicId;
 
 use super::error::LogError;
 use super::kafka::Kafka;
@@ -38,11 +38,10 @@ impl Watch {
         let mut first = None;
         loop {
             match self.look(&mut first) {
-                Ok(ends) => {
+                Ok(()) => {
                     if self.shared.back() {
                         tracing::info!("Kafka at {} is back", self.kafka.brokers());
                     }
-                    self.shared.looked(ends);
                 }
                 Err(error) => {
                     let said = sentence(&error);
@@ -57,13 +56,24 @@ impl Watch {
         }
     }
 
-    fn look(&self, first: &mut Option<TopicId>) -> Result<BTreeMap<u32, Offset>, LogError> {
+    fn look(&self, first: &mut Option<TopicId>) -> Result<(), LogError> {
         let topic = self.kafka.topic_now(&self.topic)?;
         self.shared.saw(topic);
         if *first.get_or_insert(topic.id) != topic.id {
             self.shared.made_again.store(true, Ordering::Release);
         }
-        let end = |partition| Ok((partition, self.kafka.bounds_now(&self.topic, partition)?.to));
-        self.shared.partitions().into_iter().map(end).collect()
+        // One partition without a leader keeps nothing back of the others.
+        let mut failed = None;
+        let mut ends = BTreeMap::new();
+        for partition in self.shared.partitions() {
+            match self.kafka.bounds_now(&self.topic, partition) {
+                Ok(bounds) => {
+                    ends.insert(partition, bounds.to);
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        self.shared.looked(ends);
+        failed.map_or(Ok(()), Err)
     }
 }

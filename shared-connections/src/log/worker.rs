@@ -8,7 +8,7 @@
 //!
 //! A full channel blocks the thread, then librdkafka's queue fills, then it fetches no more: that is the backpressure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use super::batch::{Batch, Queue};
 use super::error::{LogError, is_away};
 use super::kafka::{Kafka, Listener};
 use super::open::{OpenSlice, Standing, standing};
-use super::reader::{Change, Shared, positions};
+use super::reader::{Change, Found, Shared, positions};
 use super::slice::Event;
 use super::watch::Watch;
 use crate::sentence;
@@ -50,9 +50,11 @@ pub(super) struct Worker {
     /// In all open slices.
     records: usize,
     bytes: usize,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<Found>,
     changes: Receiver<Change>,
     shared: Arc<Shared>,
+    /// Partitions of which Kafka said that the log was cut off below the cursor. It may have grown again since.
+    truncated: BTreeSet<u32>,
     /// When to ask where the logs begin and end.
     look_at: Option<Instant>,
 }
@@ -77,7 +79,7 @@ impl Worker {
         topic: String,
         partitions: BTreeMap<u32, OpenSlice>,
         consumer: Arc<BaseConsumer<Listener>>,
-        events: mpsc::Sender<Event>,
+        events: mpsc::Sender<Found>,
         changes: Receiver<Change>,
         shared: Arc<Shared>,
     ) -> Self {
@@ -91,6 +93,7 @@ impl Worker {
             events,
             changes,
             shared,
+            truncated: BTreeSet::new(),
             look_at: None,
         }
     }
@@ -165,7 +168,10 @@ impl Worker {
                     let slices = slices.into_iter().map(|slice| (slice.partition(), slice));
                     self.partitions.extend(slices);
                 }
-                Change::Remove(gone) => self.partitions.retain(|number, _| !gone.contains(number)),
+                Change::Remove(gone) => {
+                    self.partitions.retain(|number, _| !gone.contains(number));
+                    self.truncated.retain(|number| !gone.contains(number));
+                }
             }
         }
         if changed {
@@ -198,12 +204,16 @@ impl Worker {
         errors
     }
 
+    /// Takes messages. An error that tells of a log that was cut off is remembered with its partition.
     fn take(&mut self, batch: &Batch<'_>, errors: &mut Vec<KafkaError>) {
         let mut open = None;
         for message in batch.messages() {
             let message = match message {
                 Ok(message) => message,
-                Err(error) => {
+                Err((partition, error)) => {
+                    if error.rdkafka_error_code() == Some(Code::LogTruncation) {
+                        self.truncated.extend(u32::try_from(partition));
+                    }
                     errors.push(error);
                     continue;
                 }
@@ -232,8 +242,13 @@ impl Worker {
         }
         self.shared.content();
         (self.records, self.bytes) = (0, 0);
-        let slices = self.partitions.values_mut().filter_map(OpenSlice::close);
-        slices.map(Event::Slice).try_for_each(|slice| send(&self.events, slice))
+        let slices = self.partitions.values_mut();
+        let slices = slices.filter_map(|open| Some((open.generation(), open.close()?)));
+        let found = slices.map(|(generation, slice)| Found {
+            generation,
+            event: Event::Slice(slice),
+        });
+        found.into_iter().try_for_each(|found| send(&self.events, found))
     }
 
     fn on_error(&mut self, error: KafkaError) -> Result<(), Ended> {
@@ -262,7 +277,8 @@ impl Worker {
         }
     }
 
-    /// Asks how every cursor stands to its log, tells what the logs lack, and goes on. All slices are closed.
+    /// Asks how every cursor stands to its log, tells what the logs lack, and goes on. All slices are closed. Partitions of
+    /// which Kafka tells nothing are asked about again, and keep no other back.
     fn look(&mut self) -> Result<(), Ended> {
         self.look_at = None;
         let mut logs = Vec::new();
@@ -276,7 +292,6 @@ impl Worker {
                     // The watch asks the same, and tells if it goes on.
                     tracing::debug!(%error, "the log's bounds are not known yet");
                     self.look_at = Some(Instant::now() + ASK_AGAIN);
-                    return Ok(());
                 }
             }
         }
@@ -284,19 +299,31 @@ impl Worker {
             let Some(open) = self.partitions.get_mut(&partition) else {
                 continue;
             };
-            let cursor = open.cursor();
+            let (cursor, generation) = (open.cursor(), open.generation());
+            let is_certain = self.truncated.remove(&partition);
+            let short = |end| Event::Short {
+                is_certain,
+                partition,
+                cursor,
+                end,
+            };
             let event = match standing(cursor, log) {
+                Standing::Beyond(end) => {
+                    self.partitions.remove(&partition);
+                    short(end)
+                }
+                _ if is_certain => {
+                    self.partitions.remove(&partition);
+                    // Where it ended before it grew again nobody says.
+                    short(Offset(cursor.0.saturating_sub(1)))
+                }
                 Standing::Within => continue,
                 Standing::Below(range) => {
                     open.skip(range.to);
                     Event::Gap { partition, range }
                 }
-                Standing::Beyond(end) => {
-                    self.partitions.remove(&partition);
-                    Event::Short { partition, cursor, end }
-                }
             };
-            send(&self.events, event)?;
+            send(&self.events, Found { generation, event })?;
         }
         Ok(self.assign()?)
     }
@@ -309,8 +336,14 @@ impl Worker {
         }
         self.assign()?;
         for (partition, open) in ended {
-            let (cursor, end) = (open.cursor(), Offset::default());
-            send(&self.events, Event::Short { partition, cursor, end })?;
+            let event = Event::Short {
+                is_certain: false,
+                partition,
+                cursor: open.cursor(),
+                end: Offset::default(),
+            };
+            let generation = open.generation();
+            send(&self.events, Found { generation, event })?;
         }
         Ok(())
     }
@@ -327,8 +360,8 @@ impl Worker {
     }
 }
 
-fn send(events: &mpsc::Sender<Event>, event: Event) -> Result<(), Ended> {
-    events.blocking_send(event).map_err(|_| Ended::Stopped)
+fn send(events: &mpsc::Sender<Found>, found: Found) -> Result<(), Ended> {
+    events.blocking_send(found).map_err(|_| Ended::Stopped)
 }
 
 /// Tells of a thread that panics.

@@ -47,7 +47,9 @@ impl Store {
             .with_url(&url)
             .with_user(&config.user)
             .with_password(config.password.reveal())
-            .with_setting("async_insert", "0");
+            .with_setting("async_insert", "0")
+            // Tables are partitioned by month, and late events may be of any: ClickHouse would refuse more than 100 at once.
+            .with_setting("max_partitions_per_insert_block", "0");
         Self {
             client,
             url,

@@ -61,7 +61,8 @@ impl Store {
                 key: describe(batch, from),
                 why,
             });
-            let is_all = batch.num_rows() > 1 && refused.len() == batch.num_rows();
+            // Of one or two rows it may well be the rows.
+            let is_all = batch.num_rows() > 2 && refused.len() == batch.num_rows();
             if (is_all || refused.len() > MOST_REFUSED)
                 && let Some(first) = refused.first()
             {

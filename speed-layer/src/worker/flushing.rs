@@ -89,7 +89,7 @@ impl Flushing {
 impl Worker {
     /// Whether reading has to wait for a flush, for lack of memory.
     pub(super) fn is_paused(&mut self) -> bool {
-        let is_paused = !self.flushing.under_way.is_empty() && self.held_bytes() > self.setup.speed.memory;
+        let is_paused = !self.flushing.may_begin() && self.held_bytes() > self.setup.speed.memory;
         if is_paused != self.flushing.is_paused {
             self.flushing.is_paused = is_paused;
             let dataset = self.setup.dataset.name.clone();
@@ -148,6 +148,7 @@ impl Worker {
             refused,
             progress,
             cursors,
+            highest,
             rows,
             took,
             parts,
@@ -159,6 +160,11 @@ impl Worker {
             if let Some(of_partition) = self.of_partition(row.fingerprint, row.partition.number) {
                 of_partition.starts.mark_shown(row.start, row.ledger.next);
                 of_partition.wanted.progress.record(row.start, row.ledger.next);
+            }
+        }
+        for (view, number, highest) in highest {
+            if let Some(of_partition) = self.of_partition(view, number) {
+                of_partition.shown_highest = of_partition.shown_highest.max(highest);
             }
         }
         for row in refused {

@@ -190,6 +190,12 @@ impl Worker {
             is_idle: seen.is_none_or(|seen| seen.is_idle(self.setup.speed.idle_after)),
         };
         let (state, reason) = observed.standing();
+        let highest = match (is_refused, is_held_up) {
+            // A cell is missing, nobody knows of which time.
+            (true, _) => None,
+            (false, true) => of.shown_highest,
+            (false, false) => of.highest,
+        };
         Some(FreshnessOfPartition {
             partition: Partition {
                 topic: self.topic.id,
@@ -201,7 +207,7 @@ impl Worker {
                 next
             },
             log_end,
-            watermark: of.highest.map(|highest| watermark(highest, &self.setup.dataset)),
+            watermark: highest.map(|highest| watermark(highest, &self.setup.dataset)),
             // The head's; a view that is behind it has come less far.
             kafka_time: seen
                 .and_then(|seen| seen.kafka_time)

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use shared_connections::log::Topic;
 use shared_connections::log::group::Assigned;
+use shared_connections::sentence;
 use shared_connections::store::Truncation;
 use shared_schemas::handoff::Offset;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::{Worker, truncated};
+use super::{Setup, Worker, truncated};
 use crate::error::SpeedError;
 use crate::lanes::Prepared;
 
@@ -21,13 +23,35 @@ pub(super) struct Share {
 }
 
 /// One at most: where partitions are to be read from is being found out.
-pub(super) type Warming = JoinSet<Result<Warmed, SpeedError>>;
+pub(super) type Warming = JoinSet<Warmed>;
 
 /// Lanes that are ready to be read.
+#[derive(Default)]
 pub(super) struct Warmed {
     prepared: Prepared,
     /// Partitions that are not to be read.
     truncated: BTreeMap<u32, Truncation>,
+    /// Why some are not ready.
+    failed: Option<SpeedError>,
+}
+
+impl Warmed {
+    /// Finds out where to read these partitions from, given up to where each was counted.
+    async fn warm(
+        &mut self,
+        setup: &Setup,
+        topic: Topic,
+        counted: &BTreeMap<u32, Offset>,
+        from: &BTreeMap<u32, Offset>,
+    ) -> Result<(), SpeedError> {
+        let truncated = truncated::find(&setup.kafka, &setup.dataset.topic, topic, counted).await?;
+        let mut from = from.clone();
+        from.retain(|number, _| !truncated.contains_key(number));
+        let prepared = Prepared::find(&setup.kafka, &setup.dataset, &setup.dedupe, &from).await?;
+        self.prepared.extend(prepared);
+        self.truncated.extend(truncated);
+        Ok(())
+    }
 }
 
 impl Share {
@@ -59,8 +83,7 @@ pub(super) async fn changed(share: &mut Share) {
 /// Waits for lanes that are being prepared; for ever where none are. Safe to cancel.
 pub(super) async fn warmed(warming: &mut Warming) -> Result<Warmed, SpeedError> {
     match warming.join_next().await {
-        Some(Ok(warmed)) => warmed,
-        Some(Err(_)) => Err(SpeedError::Task),
+        Some(warmed) => warmed.map_err(|_| SpeedError::Task),
         None => std::future::pending().await,
     }
 }
@@ -83,8 +106,11 @@ impl Worker {
             self.front.remove(&gone);
             for view in &mut self.views {
                 let of_gone = view.partitions.iter_mut().filter(|(number, _)| gone.contains(number));
-                let starts =
-                    of_gone.flat_map(|(number, of)| of.starts.drop_all().into_iter().map(|start| (*number, start)));
+                let starts = of_gone.flat_map(|(number, of)| {
+                    // What was not written is not counted any more.
+                    of.highest = of.shown_highest;
+                    of.starts.drop_all().into_iter().map(|start| (*number, start))
+                });
                 let starts = starts.collect();
                 self.setup.drop_cells(view, &starts)?;
             }
@@ -98,6 +124,7 @@ impl Worker {
         let Warmed {
             mut prepared,
             truncated,
+            failed,
         } = warmed;
         self.cut_off(truncated).await?;
         let readable = self
@@ -107,12 +134,18 @@ impl Worker {
             .filter(|number| !self.truncated.contains_key(number));
         prepared.retain(&readable.copied().collect());
         self.front.add(prepared)?;
-        self.warm_up();
+        if let Some(error) = failed {
+            // The next look tries again.
+            let dataset = &self.setup.dataset.name;
+            tracing::warn!(dataset, error = %sentence(&error), "some partitions can't be read yet, trying again");
+        } else {
+            self.warm_up();
+        }
         Ok(())
     }
 
     /// Finds out where to read held partitions from that are not read yet.
-    fn warm_up(&mut self) {
+    pub(super) fn warm_up(&mut self) {
         if !self.warming.is_empty() {
             return;
         }
@@ -127,19 +160,30 @@ impl Worker {
             .held
             .iter()
             .filter(|number| self.front.cursor(**number).is_none() && !self.truncated.contains_key(number));
-        let mut from: BTreeMap<u32, Offset> = unread.map(|number| (*number, open(*number))).collect();
+        let from: BTreeMap<u32, Offset> = unread.map(|number| (*number, open(*number))).collect();
         if from.is_empty() {
             return;
         }
         tracing::info!(dataset = self.setup.dataset.name, ?from, "reading");
         let (setup, topic) = (self.setup.clone(), self.topic);
         let counted: BTreeMap<u32, Offset> = from.keys().map(|number| (*number, self.counted(*number))).collect();
-        let warm = async move {
-            let truncated = truncated::find(&setup.kafka, &setup.dataset.topic, topic, &counted).await?;
-            from.retain(|number, _| !truncated.contains_key(number));
-            let prepared = Prepared::find(&setup.kafka, &setup.dataset, &setup.dedupe, &from).await?;
-            Ok(Warmed { prepared, truncated })
-        };
-        self.warming.spawn(warm);
+        self.warming.spawn(async move {
+            let mut warmed = Warmed::default();
+            match warmed.warm(&setup, topic, &counted, &from).await {
+                Ok(()) => {}
+                Err(error) if from.len() == 1 => warmed.failed = Some(error),
+                // One partition without a leader must not keep the others from being read.
+                Err(_) => {
+                    for (number, offset) in from {
+                        let (counted, from) = (counted.get(&number).copied(), BTreeMap::from([(number, offset)]));
+                        let counted = counted.map(|next| (number, next)).into_iter().collect();
+                        if let Err(error) = warmed.warm(&setup, topic, &counted, &from).await {
+                            warmed.failed = Some(error);
+                        }
+                    }
+                }
+            }
+            warmed
+        });
     }
 }

@@ -38,6 +38,15 @@ pub(super) async fn find(
     Ok(found)
 }
 
+/// What any worker has recorded of this topic.
+pub(super) fn recorded(looked: &Looked, topic: Topic) -> BTreeMap<u32, Truncation> {
+    let all = looked.iter().flat_map(|facts| &facts.truncations);
+    let of_topic = all.filter(|(partition, _)| partition.topic == topic.id);
+    of_topic
+        .map(|(partition, truncation)| (partition.number, *truncation))
+        .collect()
+}
+
 impl Worker {
     /// Up to where any view has counted the partition.
     pub(super) fn counted(&self, partition: u32) -> Offset {
@@ -48,10 +57,7 @@ impl Worker {
 
     /// Takes in what any worker has recorded.
     pub(super) fn take_truncations(&mut self, looked: &Looked) {
-        let all = looked.iter().flat_map(|facts| &facts.truncations);
-        let of_topic = all.filter(|(partition, _)| partition.topic == self.topic.id);
-        let found = of_topic.map(|(partition, truncation)| (partition.number, *truncation));
-        self.read_no_further(found.collect());
+        self.read_no_further(recorded(looked, self.topic));
     }
 
     /// Records these for good, and reads the partitions no further.
@@ -80,11 +86,11 @@ impl Worker {
         Ok(())
     }
 
-    /// A reader has found that the log ends below where it stands.
+    /// A reader has found that the log ends below where it stands: asks again whether it is so.
     ///
     /// # Errors
     /// Kafka's; and where the log goes as far as before after all, so that its reader has to begin anew.
-    pub(super) async fn is_short(&mut self, partition: u32, next: Offset, end: Offset) -> Result<(), SpeedError> {
+    pub(super) async fn is_short(&self, partition: u32, next: Offset) -> Result<(), SpeedError> {
         let topic = &self.setup.dataset.topic;
         if !self.setup.kafka.still_ends_below(topic, partition, next).await? {
             return Err(SpeedError::CameBack {
@@ -92,9 +98,7 @@ impl Worker {
                 partition,
             });
         }
-        let next = next.max(self.counted(partition));
-        self.cut_off(BTreeMap::from([(partition, Truncation { end, next })]))
-            .await
+        Ok(())
     }
 
     fn read_no_further(&mut self, found: BTreeMap<u32, Truncation>) {
