@@ -13,7 +13,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::{ClientConfig, TopicPartitionList};
 use shared_connections::log::Kafka;
 
-use super::ground::{Ground, place};
+use super::ground::{Ground, place, short_sessions};
 use super::trial::trials;
 
 /// What the dataset of the tests calls a chunk.
@@ -52,6 +52,7 @@ fn a_broker_that_is_killed_costs_no_event() -> anyhow::Result<()> {
     trials("5", "kill -9 of the broker", 2, async |trial| {
         let mut options = StackOptions::on_free_ports(folder_of_run()?);
         options.clickhouse_url = Ground::shared().await?.clickhouse().to_owned();
+        options.broker.settings = short_sessions();
         let mut stack = Stack::start(&options).await?;
         let mut platform = Platform::on(&stack.addresses().kafka, &options.clickhouse_url).await?;
         platform.start_serving().await?;
@@ -85,7 +86,7 @@ fn a_broker_that_is_killed_costs_no_event() -> anyhow::Result<()> {
         Box::pin(platform.watched(platform.while_streaming(dying))).await?;
         trial.whole(&platform).await?;
         platform.until_archived().await?;
-        platform.publish().await?;
+        platform.publish_if_any().await?;
         for worker in workers {
             worker.end_well().await?;
         }
@@ -212,7 +213,7 @@ fn a_topic_that_grows_and_begins_anew_is_followed() -> anyhow::Result<()> {
         trial.whole(&platform).await?;
         platform.until_archived().await?;
         if trial.random.bool() {
-            platform.publish().await?;
+            platform.publish_if_any().await?;
             trial.whole(&platform).await?;
         }
 
@@ -221,7 +222,7 @@ fn a_topic_that_grows_and_begins_anew_is_followed() -> anyhow::Result<()> {
         platform.send_next(trial.random.u64(200..600)).await?;
         trial.whole(&platform).await?;
         platform.until_archived().await?;
-        platform.publish().await?;
+        platform.publish_if_any().await?;
         trial.whole(&platform).await?;
         for worker in workers {
             worker.end_well().await?;

@@ -43,7 +43,7 @@ impl Ground {
                 .iter()
                 .map(|(name, proxy)| ((*name).to_owned(), proxy.address()))
                 .collect(),
-            settings: vec![("group.min.session.timeout.ms".to_owned(), "1000".to_owned())],
+            settings: short_sessions(),
         };
         let stack = Stack::start(&options).await?;
         let kafka = stack.kafka().context("it runs no Kafka")?;
@@ -82,6 +82,11 @@ impl Ground {
         let (proxy, place) = proxied(&platform)?;
         Ok((platform, proxy, place))
     }
+}
+
+/// What a broker must be told before it takes members with [`SHORT`] sessions.
+pub(crate) fn short_sessions() -> Vec<(String, String)> {
+    vec![("group.min.session.timeout.ms".to_owned(), "1000".to_owned())]
 }
 
 /// A proxy before ClickHouse, and a place whose processes go through it.

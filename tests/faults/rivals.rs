@@ -127,7 +127,7 @@ fn rivals_on_the_same_partitions_for_a_whole_run_double_nothing() -> anyhow::Res
             for _ in 0..runs {
                 // sleeps: a random instant
                 tokio::time::sleep(trial.instant(2000) + Duration::from_secs(1)).await;
-                platform.publish().await?;
+                platform.publish_if_any().await?;
             }
             Ok(())
         };
@@ -140,7 +140,7 @@ fn rivals_on_the_same_partitions_for_a_whole_run_double_nothing() -> anyhow::Res
         platform.send_next(100).await?;
         trial.whole(&platform).await?;
         platform.until_archived().await?;
-        platform.publish().await?;
+        platform.publish_if_any().await?;
         trial.whole(&platform).await
     })
 }
