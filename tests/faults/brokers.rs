@@ -62,28 +62,25 @@ fn a_broker_that_is_killed_costs_no_event() -> anyhow::Result<()> {
         ];
         platform.send_next(200).await?;
         trial.whole(&platform).await?;
-        let deaths = trial.times(1, 4);
-        let dying = async {
-            for _ in 0..deaths {
-                // sleeps: a random instant
-                tokio::time::sleep(trial.instant(1500)).await;
-                // Its children are killed with it.
-                drop(stack);
-                degraded(&platform).await?;
-                if trial.is_long {
-                    // sleeps: half a minute without any broker
-                    tokio::time::sleep(Duration::from_secs(30)).await;
-                }
-                stack = Stack::start(&options).await?;
-                let address = &stack.addresses().kafka;
-                ensure!(
-                    *address == platform.place().brokers,
-                    "it came back elsewhere, at {address}"
-                );
+        for _ in 0..trial.times(1, 4) {
+            platform.send_next(100).await?;
+            // sleeps: a random instant, with what was sent on its way
+            tokio::time::sleep(trial.instant(1500)).await;
+            // Its children are killed with it.
+            drop(stack);
+            degraded(&platform).await?;
+            if trial.is_long {
+                // sleeps: half a minute without any broker
+                tokio::time::sleep(Duration::from_secs(30)).await;
             }
-            Ok(())
-        };
-        Box::pin(platform.watched(platform.while_streaming(dying))).await?;
+            stack = Stack::start(&options).await?;
+            let address = &stack.addresses().kafka;
+            ensure!(
+                *address == platform.place().brokers,
+                "it came back elsewhere, at {address}"
+            );
+            platform.watched(platform.send_next(200)).await?;
+        }
         trial.whole(&platform).await?;
         platform.until_archived().await?;
         platform.publish_if_any().await?;

@@ -311,6 +311,8 @@ impl Kafka {
     fn reader_config(&self, group: String) -> ClientConfig {
         let mut config = self.member_config(group);
         set_all(&mut config, &READER);
+        // Whoever takes batches polls no log, and librdkafka would write to stderr: what matters is told by the reader.
+        config.set_log_level(RDKafkaLogLevel::Critical);
         config
     }
 
