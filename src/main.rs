@@ -19,10 +19,6 @@ use shared_schemas::mistake::Mistakes;
 
 use commands::Arguments;
 
-/// It gives memory back that the speed layer's many short-lived batches leave: see docs/performance.md.
-#[global_allocator]
-static ALLOCATOR: ::mimalloc::MiMalloc = ::mimalloc::MiMalloc;
-
 /// Used wrongly: the arguments, the configuration or the definitions need mending.
 const USED_WRONGLY: u8 = 2;
 
