@@ -8,6 +8,7 @@ mod commands;
 mod connect;
 mod layers;
 mod logging;
+mod memory;
 mod metrics;
 mod signals;
 
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         }
     };
     logging::start(arguments.log_format);
+    memory::give_back();
     arguments.run().unwrap_or_else(|error| {
         let mut stderr = std::io::stderr().lock();
         if let Some(mistakes) = error.downcast_ref::<Mistakes>() {
