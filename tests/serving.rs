@@ -88,10 +88,10 @@ async fn an_answer_has_the_shape_of_the_convention() -> anyhow::Result<()> {
         "freshness": {
             "batch": {"up_to": "…"},
             "speed": {
-                "up_to": "…", "lag_events": 0, "lag_seconds": "…",
+                "up_to": "…", "lag_events": 0, "lag_seconds": "…", "watermark": "2013-11-03T00:00:00.000000Z",
                 "partitions": {
-                    "0": {"state": "live", "next": 13, "watermark": "2013-11-03T00:00:00.000000Z"},
-                    "1": {"state": "live", "next": 11, "watermark": "2013-11-03T00:00:00.000000Z"},
+                    "0": {"state": "live", "next": 13, "watermark": "2013-11-03T00:00:00.000000Z", "gap_offsets": 0},
+                    "1": {"state": "live", "next": 11, "watermark": "2013-11-03T00:00:00.000000Z", "gap_offsets": 0},
                 },
             },
         },
@@ -217,7 +217,7 @@ async fn before_the_first_publication_all_is_the_speed_layers() -> anyhow::Resul
     assert_eq!(
         page["freshness"],
         json!({"batch": {"up_to": null},
-               "speed": {"up_to": null, "lag_events": null, "lag_seconds": null, "partitions": {}}})
+               "speed": {"up_to": null, "lag_events": null, "lag_seconds": null, "watermark": null, "partitions": {}}})
     );
     world.count(view, &log(), 0, &[0, 8], 13).await?;
     world.count(view, &log(), 1, &[0], 3).await?;
