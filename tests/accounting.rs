@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use highwater_batch::{Batch, Logs, Reconciled, Selection, reconcile};
-use highwater_tests::platform::{Event, Platform, VIEWS};
-use highwater_tests::stack::PATIENCE;
+use highwater_tests::platform::{Platform, VIEWS, events};
+use highwater_tests::stack::{PATIENCE, run};
 use local_stack::topics::{self, Partitions, Topic};
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
 use rdkafka::client::DefaultClientContext;
@@ -20,19 +20,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const POLL: Duration = Duration::from_millis(50);
-
-fn events(numbers: std::ops::Range<u64>) -> impl Iterator<Item = Event> {
-    numbers.map(Event)
-}
-
-/// Runs on a runtime with threads of its own: DataFusion's tasks and the workers need them.
-fn run<F: Future<Output = anyhow::Result<()>>>(test: impl FnOnce() -> F) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?
-        .block_on(test())
-}
 
 /// A view more, with a filter that fails on some events.
 const FILTERED: &str = r#"
@@ -109,7 +96,7 @@ async fn reconciled(platform: &Platform) -> anyhow::Result<Vec<Reconciled>> {
 
 #[test]
 fn every_record_is_in_a_ledger_and_in_a_commit() -> anyhow::Result<()> {
-    run(|| async {
+    run(async {
         let mut platform = platform(FILTERED).await?;
         platform.start().await?;
         platform.send(events(0..700)).await?;
@@ -175,7 +162,7 @@ fn every_record_is_in_a_ledger_and_in_a_commit() -> anyhow::Result<()> {
 /// Retention passes the speed layer by; the archive holds what it lacks.
 #[test]
 fn what_kafka_forgot_is_told_everywhere_until_batch_has_it() -> anyhow::Result<()> {
-    run(|| async {
+    run(async {
         let mut platform = platform("").await?;
         platform.start_archive()?;
         platform.send(events(0..800)).await?;
@@ -218,7 +205,7 @@ fn what_kafka_forgot_is_told_everywhere_until_batch_has_it() -> anyhow::Result<(
 /// Progress beyond the log's end, as after Kafka has lost the end of a log.
 #[test]
 fn a_log_that_ends_below_what_was_counted_is_read_no_further() -> anyhow::Result<()> {
-    run(|| async {
+    run(async {
         let mut platform = platform("").await?;
         platform.start_speed()?;
         platform.start_serving().await?;
@@ -285,7 +272,7 @@ fn a_log_that_ends_below_what_was_counted_is_read_no_further() -> anyhow::Result
 
 #[test]
 fn partitions_that_are_added_and_a_topic_made_again_are_counted() -> anyhow::Result<()> {
-    run(|| async {
+    run(async {
         let mut platform = platform("").await?;
         platform.start_speed()?;
         platform.start_serving().await?;

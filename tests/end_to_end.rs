@@ -10,27 +10,14 @@ use std::time::Duration;
 
 use highwater_batch::Outcome;
 use highwater_tests::clickhouse::ClickHouse;
-use highwater_tests::platform::{Event, Platform, cells, total};
+use highwater_tests::platform::{Platform, cells, events, total};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
 use shared_schemas::definitions::Definitions;
 
 use highwater_tests::platform::VIEWS;
-use highwater_tests::stack::PATIENCE;
-
-fn events(numbers: std::ops::Range<u64>) -> impl Iterator<Item = Event> {
-    numbers.map(Event)
-}
-
-/// Runs on a runtime with threads of its own: DataFusion's tasks and the workers need them.
-fn run<F: Future<Output = anyhow::Result<()>>>(test: impl FnOnce() -> F) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?
-        .block_on(test())
-}
+use highwater_tests::stack::{PATIENCE, run};
 
 /// How many dead letters of each reason the topic has.
 pub(crate) fn letters(platform: &Platform) -> anyhow::Result<BTreeMap<String, u64>> {
@@ -63,7 +50,7 @@ pub(crate) fn letters(platform: &Platform) -> anyhow::Result<BTreeMap<String, u6
 /// The moments of the demo: live, exact below the marks, with late events, repeats and bad ones, and while a run goes on.
 #[test]
 fn the_merged_answer_is_what_was_sent_at_every_moment() -> anyhow::Result<()> {
-    run(|| async {
+    run(async {
         let mut platform = Platform::new(None).await?;
         platform.start().await?;
 
@@ -133,7 +120,7 @@ fn the_merged_answer_is_what_was_sent_at_every_moment() -> anyhow::Result<()> {
 /// A query in a loop while runs publish, roll back and go forward again: nothing is seen twice, or not at all.
 #[test]
 fn the_answer_never_moves_while_publications_change() -> anyhow::Result<()> {
-    run(|| async {
+    run(async {
         let mut platform = Platform::new(None).await?;
         platform.start().await?;
         let store = platform.store();
@@ -201,7 +188,7 @@ fn the_answer_never_moves_while_publications_change() -> anyhow::Result<()> {
 /// A day without the speed layer, then a run, then the speed layer again; and a view that is new.
 #[test]
 fn a_speed_layer_that_was_away_goes_on_from_the_mark() -> anyhow::Result<()> {
-    run(|| async {
+    run(async {
         let mut platform = Platform::new(None).await?;
         platform.start().await?;
         platform.send(events(0..900)).await?;
@@ -254,7 +241,7 @@ fn a_speed_layer_that_was_away_goes_on_from_the_mark() -> anyhow::Result<()> {
 /// ClickHouse is killed and comes back while events stream: the layers wait for it.
 #[test]
 fn a_store_that_was_killed_comes_back_to_the_same_answer() -> anyhow::Result<()> {
-    run(|| async {
+    run(async {
         let mut clickhouse = ClickHouse::start()?;
         let mut platform = Platform::new(Some(clickhouse.url())).await?;
         platform.start().await?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use highwater_tests::platform::{Event, Platform, cells};
+use highwater_tests::platform::{Platform, cells, events};
 use highwater_tests::stack::{PATIENCE, shared, unique};
 use local_stack::topics::{self, Topic};
 use shared_connections::log::group::Assigned;
@@ -94,10 +94,6 @@ async fn a_member_with_a_name_keeps_its_partitions_over_a_restart() -> anyhow::R
     back.leave().await;
     stays.leave().await;
     Ok(())
-}
-
-fn events(range: std::ops::Range<u64>) -> impl Iterator<Item = Event> {
-    range.map(Event)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Int32Type, UInt64Type};
-use backon::{BackoffBuilder, ExponentialBuilder};
 use shared_connections::log::{Kafka, LogError, Topic};
 use shared_connections::sentence;
 use shared_connections::store::{ErrorKind, FreshnessOfPartition, ProgressRow, Store, StoreError};
@@ -29,12 +28,7 @@ const LONGEST: Duration = Duration::from_secs(5);
 
 /// Delays between tries, without end.
 pub(crate) fn delays() -> impl Iterator<Item = Duration> {
-    ExponentialBuilder::default()
-        .with_min_delay(SHORTEST)
-        .with_max_delay(LONGEST)
-        .with_jitter()
-        .without_max_times()
-        .build()
+    shared_connections::delays(SHORTEST, LONGEST)
 }
 
 /// Does it until it succeeds. Says once that it does not, and once that it does again.
@@ -57,14 +51,14 @@ where
                 }
                 return Ok(done);
             }
-            Err(error) if error.hope() == Hope::None => return Err(error),
+            Err(error) if matches!(error.kind(), ErrorKind::Fatal(_)) => return Err(error),
             Err(error) => {
                 if !failed {
                     failed = true;
                     metrics::gauge!("highwater_speed_stalled").set(1.0);
-                    let (error, hope) = (sentence(&error), error.hope());
-                    match hope {
-                        Hope::Passing => tracing::warn!(error, "cannot {what}, trying until it can"),
+                    let (error, kind) = (sentence(&error), error.kind());
+                    match kind {
+                        ErrorKind::Passing => tracing::warn!(error, "cannot {what}, trying until it can"),
                         _ => tracing::error!(error, "cannot {what}, trying on, though it may never pass"),
                     }
                 }
@@ -74,37 +68,22 @@ where
     }
 }
 
-/// What can be hoped for after an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Hope {
-    /// That it passes by itself.
-    Passing,
-    /// Nobody knows.
-    Unknown,
-    /// Nothing, before a human has changed something.
-    None,
-}
-
-/// An error that says what can be hoped for.
+/// An error that says what it asks for.
 pub(crate) trait Failure: std::error::Error {
     /// What that is.
-    fn hope(&self) -> Hope;
+    fn kind(&self) -> ErrorKind;
 }
 
 impl Failure for LogError {
-    fn hope(&self) -> Hope {
+    fn kind(&self) -> ErrorKind {
         // A topic may be made, a right given.
-        Hope::Passing
+        ErrorKind::Passing
     }
 }
 
 impl Failure for StoreError {
-    fn hope(&self) -> Hope {
-        match self.kind() {
-            ErrorKind::Passing => Hope::Passing,
-            ErrorKind::Unknown | ErrorKind::OfInsert => Hope::Unknown,
-            ErrorKind::Fatal(_) => Hope::None,
-        }
+    fn kind(&self) -> ErrorKind {
+        self.kind()
     }
 }
 

@@ -104,10 +104,13 @@ impl Prepared {
     ) -> Result<Self, SpeedError> {
         let identities = identities(dataset)?;
         let mut lanes = BTreeMap::new();
-        let times = match &identities {
-            Some(_) => first_times(kafka, dataset, from).await?,
-            None => BTreeMap::new(),
-        };
+        let (mut logs, mut times) = (BTreeMap::new(), BTreeMap::new());
+        if identities.is_some() {
+            for &partition in from.keys() {
+                logs.insert(partition, kafka.bounds(&dataset.topic, partition).await?);
+            }
+            times = first_times(kafka, dataset, from, &logs).await?;
+        }
         for (&partition, &counts_from) in from {
             let mut lane = Lane {
                 cursor: counts_from,
@@ -116,16 +119,15 @@ impl Prepared {
                 cut_short: false,
                 evicted: 0,
             };
-            if identities.is_some() {
-                let bounds = kafka.bounds(&dataset.topic, partition).await?;
+            if let Some(log) = logs.get(&partition) {
                 let first = times.get(&partition).copied().unwrap_or_else(now);
                 let target = first.saturating_sub(window(dataset).saturating_mul(2));
                 let warm = kafka.offset_at(&dataset.topic, partition, target.max(0)).await?;
                 // Further back than it can remember, reading is in vain: one old timestamp must not mean the whole log.
                 let capacity = budget.capacity_with(from.len()) as u64;
-                let earliest = bounds.from.max(Offset(counts_from.0.saturating_sub(capacity)));
+                let earliest = log.from.max(Offset(counts_from.0.saturating_sub(capacity)));
                 lane.cursor = warm.max(earliest).min(counts_from);
-                let whole_log = bounds.from == Offset(0) && lane.cursor == Offset(0);
+                let whole_log = log.from == Offset(0) && lane.cursor == Offset(0);
                 lane.cut_short = !whole_log && warm <= earliest;
                 let complete_from = if whole_log { i64::MIN } else { target };
                 lane.filter = Some(Filter::new(dataset, budget, complete_from));
@@ -306,9 +308,7 @@ impl Lanes {
             batches,
         }))
     }
-}
 
-impl Lanes {
     /// Sets the metrics of the filters, at most once in a while.
     fn tell(&mut self) {
         if self.told.is_some_and(|told| told.elapsed() < TELL) {
@@ -358,14 +358,15 @@ async fn first_times(
     kafka: &Kafka,
     dataset: &Dataset,
     from: &BTreeMap<u32, Offset>,
+    logs: &BTreeMap<u32, OffsetRange>,
 ) -> Result<BTreeMap<u32, i64>, SpeedError> {
     let mut wanted = BTreeMap::new();
-    for (&partition, &offset) in from {
-        let bounds = kafka.bounds(&dataset.topic, partition).await?;
+    for (partition, log) in logs {
+        let offset = from.get(partition).copied().unwrap_or_default();
         // At the log's end the record before tells the time as well as the next one.
-        let last = Offset(offset.0.min(bounds.to.0.saturating_sub(1))).max(bounds.from);
-        if last < bounds.to {
-            wanted.insert(partition, last);
+        let last = Offset(offset.0.min(log.to.0.saturating_sub(1))).max(log.from);
+        if last < log.to {
+            wanted.insert(*partition, last);
         }
     }
     let mut times = BTreeMap::new();

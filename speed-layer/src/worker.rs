@@ -208,7 +208,7 @@ impl Worker {
                 }
             }
         }
-        let known = Arc::clone(&looked);
+        let truncated = truncated::recorded(&looked, topic);
         let looked = look::watch(
             setup.store.clone(),
             setup.views.clone(),
@@ -231,7 +231,7 @@ impl Worker {
             looked,
             told: Told::default(),
             telling: JoinSet::new(),
-            truncated: truncated::recorded(&known, topic),
+            truncated,
         })
     }
 

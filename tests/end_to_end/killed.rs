@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use highwater_tests::platform::{Cells, Event, VIEWS, cells, total};
-use highwater_tests::stack::{PATIENCE, Site};
+use highwater_tests::stack::{PATIENCE, Site, run};
 use local_stack::Addresses;
 use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -110,7 +110,7 @@ async fn stream(brokers: &str, done: &AtomicBool) -> anyhow::Result<u64> {
 /// acknowledged; in the end every event counts once.
 #[test]
 fn an_up_that_is_killed_ten_times_loses_and_doubles_nothing() -> anyhow::Result<()> {
-    super::run(|| async {
+    run(async {
         let mut random = seeded()?;
         let site = site()?;
         let mut up = site.up().await?;
@@ -162,7 +162,7 @@ fn an_up_that_is_killed_ten_times_loses_and_doubles_nothing() -> anyhow::Result<
 /// A run that is killed half-way publishes nothing: the old answer stands, and the next run is not in its way.
 #[test]
 fn a_batch_run_that_is_killed_leaves_the_old_answer() -> anyhow::Result<()> {
-    super::run(|| async {
+    run(async {
         let mut random = seeded()?;
         let site = site()?;
         let up = site.up().await?;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use highwater_tests::platform::{Difference, Platform};
+use highwater_tests::stack::run;
 
 /// `all` for more seeds and longer faults.
 const EXTENT: &str = "HIGHWATER_FAULTS";
@@ -49,11 +50,7 @@ pub(crate) fn trials(
             slowest: Duration::ZERO,
             difference: None,
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()?;
-        let result = runtime.block_on(test(&mut trial));
+        let result = run(test(&mut trial));
         let told = match trial.difference {
             Some(Difference { lost, doubled }) => format!("lost {lost}|doubled {doubled}"),
             None => "lost ?|doubled ?".to_owned(),

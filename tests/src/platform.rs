@@ -101,6 +101,11 @@ impl Event {
     }
 }
 
+/// The events of these numbers.
+pub fn events(numbers: std::ops::Range<u64>) -> impl Iterator<Item = Event> {
+    numbers.map(Event)
+}
+
 /// For each hour and kind: how many events, and the sum of their values.
 pub type Cells = BTreeMap<(String, String), (u64, i64)>;
 

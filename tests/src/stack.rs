@@ -38,6 +38,15 @@ pub fn folder_of_run() -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
+/// Runs a test on a runtime with threads of its own: DataFusion's tasks and the workers need them.
+pub fn run<T>(test: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(test)
+}
+
 /// A name that no other test uses.
 pub fn unique(prefix: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);

@@ -5,14 +5,14 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use backon::ExponentialBackoff;
 use metrics::Gauge;
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::dead_letters::LetterError;
 use super::error::ArchiveError;
 use super::held::Broken;
+use shared_connections::delays;
 use shared_connections::log::LogError;
 
 const SHORTEST: Duration = Duration::from_millis(250);
@@ -104,11 +104,5 @@ impl Stall {
 }
 
 fn waits() -> ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_min_delay(SHORTEST)
-        .with_max_delay(LONGEST)
-        .without_max_times()
-        .with_jitter()
-        .with_jitter_seed(Uuid::new_v4().as_u64_pair().0)
-        .build()
+    delays(SHORTEST, LONGEST)
 }

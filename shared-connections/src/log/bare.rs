@@ -57,9 +57,5 @@ impl BareConsumer {
 }
 
 fn refused(kafka: &Kafka, topic: &str, source: KafkaError) -> LogError {
-    LogError::Refused {
-        brokers: kafka.brokers().to_owned(),
-        doing: format!("read topic {topic}"),
-        source: Box::new(source),
-    }
+    LogError::refused(kafka.brokers(), format!("read topic {topic}"), source)
 }

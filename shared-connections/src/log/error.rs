@@ -104,6 +104,15 @@ impl LogError {
         }
     }
 
+    /// It answered with an error when it was asked that.
+    pub(super) fn refused(brokers: &str, doing: String, source: KafkaError) -> Self {
+        Self::Refused {
+            brokers: brokers.to_owned(),
+            doing,
+            source: Box::new(source),
+        }
+    }
+
     /// What a question about a topic came to.
     pub(super) fn of_question(
         brokers: &str,

@@ -16,7 +16,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::base_consumer::BaseConsumer;
 use rdkafka::consumer::{CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
@@ -29,7 +28,7 @@ use tokio::sync::watch;
 use super::error::{LogError, code, is_away};
 use super::kafka::{Kafka, Listener};
 use super::reader::{ENDING, LOOK_AGAIN, lock, positions};
-use crate::sentence;
+use crate::{delays, sentence};
 
 /// How long one poll waits; the thread then looks whether it is to leave.
 const POLL: Duration = Duration::from_millis(100);
@@ -100,11 +99,11 @@ impl Membership {
             shared: Arc::clone(&shared),
             left,
         };
-        // Told here rather than by the thread: it can't be mended by waiting.
-        drop(joining.member()?);
+        // Made here rather than by the thread: properties that don't go together can't be mended by waiting.
+        let first = joining.member()?;
         let thread = std::thread::Builder::new()
             .name("kafka member".to_owned())
-            .spawn(move || joining.run())
+            .spawn(move || joining.run(first))
             .map_err(|source| LogError::Thread {
                 topic: topic.to_owned(),
                 source: Arc::new(source),
@@ -174,19 +173,13 @@ impl Joining {
         Ok(consumer)
     }
 
-    fn run(self) {
-        let delays = || {
-            ExponentialBuilder::default()
-                .with_min_delay(SHORTEST)
-                .with_max_delay(LONGEST)
-                .with_jitter()
-                .without_max_times()
-                .build()
-        };
-        let mut pauses = delays();
+    /// Takes part with this member, and with another one when the group will have no more of it.
+    fn run(self, first: BaseConsumer<Member>) {
+        let mut pauses = delays(SHORTEST, LONGEST);
+        let mut member = Ok(first);
         loop {
             let began = Instant::now();
-            let Err(error) = self.take_part() else {
+            let Err(error) = member.and_then(|member| self.take_part(&member)) else {
                 return;
             };
             tracing::error!(
@@ -194,17 +187,17 @@ impl Joining {
                 sentence(&error)
             );
             if began.elapsed() > LONGEST {
-                pauses = delays();
+                pauses = delays(SHORTEST, LONGEST);
             }
             if self.is_to_leave_within(pauses.next().unwrap_or(LONGEST)) {
                 return;
             }
+            member = self.member();
         }
     }
 
     /// Takes part in the group until told to end; an error where the group will have no more of this member.
-    fn take_part(&self) -> Result<(), LogError> {
-        let consumer = self.member()?;
+    fn take_part(&self, consumer: &BaseConsumer<Member>) -> Result<(), LogError> {
         consumer
             .subscribe(&[&self.topic])
             .map_err(|source| self.failed(source))?;
@@ -214,7 +207,7 @@ impl Joining {
             if stands_still() {
                 continue;
             }
-            self.commit_now(&consumer);
+            self.commit_now(consumer);
             if let Some(error) = lock(&consumer.context().failed).take() {
                 return Err(self.failed(error));
             }
@@ -237,7 +230,7 @@ impl Joining {
                 }
             }
         }
-        self.commit_now(&consumer);
+        self.commit_now(consumer);
         Ok(())
     }
 
@@ -264,11 +257,8 @@ impl Joining {
     }
 
     fn failed(&self, source: KafkaError) -> LogError {
-        LogError::Refused {
-            brokers: self.kafka.brokers().to_owned(),
-            doing: format!("share the partitions of topic {} in its consumer group", self.topic),
-            source: Box::new(source),
-        }
+        let doing = format!("share the partitions of topic {} in its consumer group", self.topic);
+        LogError::refused(self.kafka.brokers(), doing, source)
     }
 }
 

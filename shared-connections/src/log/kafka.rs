@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -16,7 +15,7 @@ use shared_schemas::handoff::{Offset, OffsetRange, TopicId};
 
 use super::error::LogError;
 use super::topic_id;
-use crate::sentence;
+use crate::{delays, sentence};
 
 /// How long one question may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -151,12 +150,7 @@ impl Kafka {
     /// As [`Kafka::topic`].
     pub async fn topic_within(&self, name: &str, patience: Duration) -> Result<Topic, LogError> {
         let started = Instant::now();
-        let mut pauses = ExponentialBuilder::new()
-            .with_min_delay(Duration::from_millis(100))
-            .with_max_delay(Duration::from_secs(2))
-            .with_jitter()
-            .without_max_times()
-            .build();
+        let mut pauses = delays(Duration::from_millis(100), Duration::from_secs(2));
         let mut told = false;
         loop {
             let error = match self.topic(name).await {
@@ -219,11 +213,8 @@ impl Kafka {
         let kafka = self.clone();
         let answer = tokio::task::spawn_blocking(move || question(&kafka)).await;
         answer.unwrap_or_else(|_| {
-            Err(LogError::Refused {
-                brokers: self.inner.brokers.clone(),
-                doing: "be asked while the program ends".to_owned(),
-                source: Box::new(KafkaError::Canceled),
-            })
+            let doing = "be asked while the program ends".to_owned();
+            Err(LogError::refused(self.brokers(), doing, KafkaError::Canceled))
         })
     }
 

@@ -270,11 +270,7 @@ impl Worker {
     }
 
     fn failed(&self, source: KafkaError) -> LogError {
-        LogError::Refused {
-            brokers: self.kafka.brokers().to_owned(),
-            doing: format!("read topic {}", self.topic),
-            source: Box::new(source),
-        }
+        LogError::refused(self.kafka.brokers(), format!("read topic {}", self.topic), source)
     }
 
     /// Asks how every cursor stands to its log, tells what the logs lack, and goes on. All slices are closed. Partitions of
