@@ -94,6 +94,31 @@ async fn refused_rows_are_found_and_all_others_are_written() -> anyhow::Result<(
     Ok(())
 }
 
+/// Events may be of any month, and tables are partitioned by month: the engine's own limit is 100 in one insert (code 252,
+/// which else means too many parts, and is tried again for ever).
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_more_than_a_hundred_months_are_written_at_once() -> anyhow::Result<()> {
+    let store = store().await?;
+    let table = format!(
+        "CREATE TABLE {}.months (n Int64, s String) ENGINE = ReplacingMergeTree ORDER BY n PARTITION BY n",
+        store.database()
+    );
+    store.execute("make a table", &table).await?;
+    assert!(store.insert_isolating("months", &rows(0..250)?).await?.is_empty());
+    assert_eq!(store.active_parts("months").await?, 1, "one in each partition");
+    let plain = format!(
+        "INSERT INTO {}.months SELECT number, '' FROM numbers(250)",
+        store.database()
+    );
+    store.execute("write as many in SQL", &plain).await?;
+    assert_eq!(
+        store.active_parts("months").await?,
+        2,
+        "the setting is each statement's"
+    );
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn where_many_rows_are_refused_the_table_is_at_fault() -> anyhow::Result<()> {
     let store = store().await?;

@@ -108,10 +108,18 @@ pub(crate) struct Flush {
     progress: [Vec<ProgressRow>; 2],
     /// The highest event time that each view has counted on each partition.
     highest: Vec<(Fingerprint, u32, Option<i64>)>,
-    /// How fresh all is then.
-    freshness: Vec<(Fingerprint, FreshnessOfPartition)>,
+    /// How fresh all is then, where it is to be told.
+    freshness: Option<Vec<(Fingerprint, FreshnessOfPartition)>>,
     /// From where each partition is read on.
     cursors: BTreeMap<u32, Offset>,
+}
+
+/// What is told after a flush, for people. Nothing waits for it: the next flush goes its way beside it.
+#[derive(Debug)]
+pub(crate) struct Telling {
+    freshness: Vec<(Fingerprint, FreshnessOfPartition)>,
+    /// The tables whose parts are asked about: those that were written to.
+    tables: Vec<String>,
 }
 
 /// The touched cells of a view.
@@ -154,8 +162,8 @@ pub(crate) enum Flushed {
         rows: usize,
         /// How long it took.
         took: Duration,
-        /// How many active parts the fullest table has, where it was asked.
-        parts: Option<u64>,
+        /// What people are to be told now, if it is time for it.
+        telling: Option<Telling>,
     },
     /// Nothing was written: the topic is another one now.
     TopicChanged,
@@ -197,13 +205,13 @@ impl Flush {
 
     /// Says how fresh all is, too, and from where it is read on.
     pub(crate) fn tell(&mut self, freshness: Vec<(Fingerprint, FreshnessOfPartition)>, cursors: BTreeMap<u32, Offset>) {
-        self.freshness = freshness;
+        self.freshness = Some(freshness);
         self.cursors = cursors;
     }
 
     /// Whether there is nothing to write.
     pub(crate) fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.progress.iter().all(Vec::is_empty) && self.freshness.is_empty()
+        self.rows.is_empty() && self.progress.iter().all(Vec::is_empty) && self.freshness.is_none()
     }
 
     /// Writes it, each part until it is durable. May be given up at any moment: what is missing then is read again.
@@ -234,11 +242,9 @@ impl Flush {
                 persist("record progress", || store.record_progress(rows)).await?;
             }
         }
-        let parts = self.most_parts(&store).await;
-        // Only for people: whoever waits for it sees the next one.
-        if let Err(error) = store.record_freshness(&self.freshness).await {
-            tracing::debug!(error = %sentence(&error), "cannot say how fresh the rows are");
-        }
+        let tables = self.rows.iter().map(|rows| rows.table.clone());
+        let tables = tables.chain([PROGRESS.to_owned()]).collect();
+        let telling = self.freshness.map(|freshness| Telling { freshness, tables });
         Ok(Flushed::Written {
             refused,
             progress: self.progress.into_iter().flatten().collect(),
@@ -246,17 +252,25 @@ impl Flush {
             highest: self.highest,
             rows: self.rows.iter().map(|rows| rows.cells.num_rows()).sum(),
             took: began.elapsed(),
-            parts,
+            telling,
         })
     }
+}
 
-    /// How many active parts the fullest of the tables has that were written to; asked about once a second.
-    async fn most_parts(&self, store: &Store) -> Option<u64> {
-        if self.freshness.is_empty() {
-            return None;
+impl Telling {
+    /// Says how fresh all is where nothing was written.
+    pub(crate) fn of_a_stall(freshness: Vec<(Fingerprint, FreshnessOfPartition)>) -> Self {
+        let tables = Vec::new();
+        Self { freshness, tables }
+    }
+
+    /// Tells it, and returns how many active parts the fullest table has, where it was asked. Where it fails, whoever waits
+    /// for it sees the next one.
+    pub(crate) async fn tell(self, store: Store) -> Option<u64> {
+        if let Err(error) = store.record_freshness(&self.freshness).await {
+            tracing::debug!(error = %sentence(&error), "cannot say how fresh the rows are");
         }
-        let of_views = self.rows.iter().map(|rows| rows.table.as_str());
-        let asked = of_views.chain([PROGRESS]).map(|table| store.active_parts(table));
+        let asked = self.tables.iter().map(|table| store.active_parts(table));
         match futures::future::try_join_all(asked).await {
             Ok(parts) => parts.into_iter().max(),
             Err(error) => {

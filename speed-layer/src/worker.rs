@@ -103,8 +103,8 @@ struct Worker {
     looked: watch::Receiver<Looked>,
     seen: BTreeMap<u32, Seen>,
     told: Told,
-    /// One at most: saying how fresh all is while a flush does not end.
-    telling: JoinSet<()>,
+    /// One at most: saying how fresh all is. What comes of it is how many parts the fullest table has.
+    telling: JoinSet<Option<u64>>,
     alarm: Alarm,
     /// Partitions whose log ends below what was read: they wait for a person.
     truncated: BTreeMap<u32, Truncation>,
@@ -421,7 +421,8 @@ impl Worker {
         self.seek_what_is_lacking();
         self.alarm.tell();
         self.flushing.tell();
-        self.tell_of_a_stall();
+        self.look_after_telling();
+        self.warn_of_open_cells();
         // New partitions of the topic need room too.
         let topic = self.front.reader().topic();
         Ok(topic.filter(|topic| *topic != self.topic).map(|_| Ended::TopicChanged))

@@ -106,6 +106,13 @@ impl Workers {
         Ok(all)
     }
 
+    /// The mean of a histogram of theirs.
+    pub(crate) async fn mean(&self, name: &str) -> anyhow::Result<f64> {
+        let metrics = self.metrics().await?;
+        let sum = |of: &str| metrics.iter().map(|one| one.sum(&format!("{name}_{of}"))).sum::<f64>();
+        Ok(sum("sum") / sum("count").max(1.0))
+    }
+
     /// Ends them in order.
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
         for (worker, _) in self.processes {

@@ -49,7 +49,12 @@ impl Site {
             }
         };
         tracing::info!("starting Kafka and ClickHouse in {}", folder.display());
-        let stack = Stack::start(&StackOptions::on_free_ports(folder)).await?;
+        let mut options = StackOptions::on_free_ports(folder);
+        // Kafka's own default: workers that start together share the partitions from the beginning, and none of them
+        // begins with what another one takes over at once.
+        let together = ("group.initial.rebalance.delay.ms".to_owned(), "3000".to_owned());
+        options.broker.settings.push(together);
+        let stack = Stack::start(&options).await?;
         let config = format!(
             "[kafka]\nbrokers = \"{}\"\ngroup = \"bench\"\n",
             stack.addresses().kafka

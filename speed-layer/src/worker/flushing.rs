@@ -11,7 +11,7 @@ use shared_schemas::fingerprint::Fingerprint;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Ended, OfPartition, Worker, dropped, precise};
+use super::{Ended, OfPartition, Worker, dropped};
 use crate::error::SpeedError;
 use crate::flush::{Flush, Flushed};
 
@@ -34,6 +34,8 @@ pub(super) struct Flushing {
     tells: bool,
     /// Whether reading waits, as it was last told.
     is_paused: bool,
+    /// Whether open cells alone take more than they may, as it was last told.
+    is_over: bool,
 }
 
 impl Flushing {
@@ -60,7 +62,7 @@ impl Flushing {
     }
 
     /// Lets flushes come less often while parts pile up, and as often as they should when they are merged.
-    fn pace(&mut self, parts: u64, usual: Duration) {
+    pub(super) fn pace(&mut self, parts: u64, usual: Duration) {
         let before = self.pause;
         if parts > MANY_PARTS {
             self.pause = (self.pause.max(usual) * 2).min(LONGEST_PAUSE.max(usual));
@@ -97,6 +99,24 @@ impl Worker {
             metrics::gauge!("highwater_speed_paused", "dataset" => dataset).set(if is_paused { 1.0 } else { 0.0 });
         }
         is_paused
+    }
+
+    /// Says when open cells alone take what `speed.memory` allows. They can't be let go of before their chunks end: rows are
+    /// whole cells. At most a chunk's events of each partition are in them, so they don't grow without end.
+    pub(super) fn warn_of_open_cells(&mut self) {
+        let open: usize = self.views.iter().map(|view| view.aggregate.cells().bytes()).sum();
+        let (open, memory) = (open as u64, self.setup.speed.memory);
+        let is_over = open > memory;
+        if is_over && !self.flushing.is_over {
+            tracing::warn!(
+                dataset = self.setup.dataset.name,
+                open_mib = open >> 20,
+                memory_mib = memory >> 20,
+                "open cells take more than `speed.memory`: raise it, start further workers, or give the dataset a smaller \
+                 `chunk`"
+            );
+        }
+        self.flushing.is_over = is_over;
     }
 
     /// The bytes of open cells and waiting events.
@@ -151,7 +171,7 @@ impl Worker {
             highest,
             rows,
             took,
-            parts,
+            telling,
         } = flushed
         else {
             return Ok(Some(Ended::TopicChanged));
@@ -189,9 +209,8 @@ impl Worker {
             membership.commit(cursors);
         }
         let dataset = self.setup.dataset.name.clone();
-        if let Some(parts) = parts {
-            self.flushing.pace(parts, self.setup.speed.flush);
-            metrics::gauge!("highwater_speed_parts", "dataset" => dataset.clone()).set(precise(parts));
+        if let Some(telling) = telling {
+            self.tell(telling);
         }
         metrics::histogram!("highwater_speed_flush_seconds", "dataset" => dataset.clone()).record(took);
         metrics::counter!("highwater_speed_rows_total", "dataset" => dataset).increment(rows as u64);
@@ -211,6 +230,7 @@ impl Worker {
             self.flushing.pause = Duration::ZERO;
             self.flush_if_due().await?;
             self.under_way_is_over(membership).await?;
+            while self.telling.join_next().await.is_some() {}
         }
         Ok(())
     }

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use metrics::{counter, gauge};
-use shared_connections::sentence;
 use shared_connections::store::{FreshnessOfPartition, PartitionState, Truncation};
 use shared_schemas::dataset::Dataset;
 use shared_schemas::fingerprint::Fingerprint;
@@ -14,6 +13,7 @@ use tokio::time::Instant;
 use super::{OfPartition, Worker};
 use crate::dedupe::Judgement;
 use crate::event_time::{Late, watermark};
+use crate::flush::Telling;
 use crate::lanes::{Read, now};
 use crate::starts::{Fate, Kept};
 
@@ -218,19 +218,26 @@ impl Worker {
         })
     }
 
-    /// Says it by itself where a flush, which says it else, does not end. Nobody waits for it.
-    pub(super) fn tell_of_a_stall(&mut self) {
-        // One at a time: a store that takes nothing is asked no more often than it answers.
-        while self.telling.try_join_next().is_some() {}
-        if self.flushing.takes() < STALLED || !self.telling.is_empty() {
-            return;
+    /// Tells people, beside all else. One at a time: a store that takes nothing is asked no more often than it answers.
+    pub(super) fn tell(&mut self, telling: Telling) {
+        if self.telling.is_empty() {
+            self.telling.spawn(telling.tell(self.setup.store.clone()));
         }
-        let (store, rows) = (self.setup.store.clone(), self.freshness());
-        self.telling.spawn(async move {
-            if let Err(error) = store.record_freshness(&rows).await {
-                tracing::debug!(error = %sentence(&error), "cannot say that a flush does not end");
+    }
+
+    /// Takes in what came of telling, and tells by itself where a flush does not end, after which it is told else.
+    pub(super) fn look_after_telling(&mut self) {
+        while let Some(told) = self.telling.try_join_next() {
+            if let Ok(Some(parts)) = told {
+                self.flushing.pace(parts, self.setup.speed.flush);
+                let dataset = self.setup.dataset.name.clone();
+                gauge!("highwater_speed_parts", "dataset" => dataset).set(precise(parts));
             }
-        });
+        }
+        if self.flushing.takes() >= STALLED && self.telling.is_empty() {
+            let telling = Telling::of_a_stall(self.freshness());
+            self.tell(telling);
+        }
     }
 }
 
