@@ -190,7 +190,7 @@ fn without_quotes(entry: &Entry<'_>) -> Option<String> {
 
 /// Keys joined by points, [`OF_EXTRA`] before them or not; a backslash takes a point, or a backslash, for part of a key.
 fn read_path(key: &str) -> Result<Vec<String>, (String, String)> {
-    let shown = key.escape_debug();
+    let shown = key.escape_debug().to_string().replace("\\\\", "\\");
     let mut path = vec![String::new()];
     let mut letters = key.strip_prefix(OF_EXTRA).unwrap_or(key).chars();
     while let Some(letter) = letters.next() {

@@ -229,7 +229,7 @@ fn keys_that_are_missing_are_named_with_their_lines() {
             .map(|(name, key)| ((*name).to_owned(), key.as_bytes().to_vec()))
             .collect();
         let mut definitions = Definitions::parse([("a.toml", text)]).unwrap();
-        let missing = definitions.take_keys(&keys).to_string();
+        let missing: String = definitions.take_keys(&keys).iter().map(ToString::to_string).collect();
         let fingerprints: Vec<_> = definitions.views.iter().map(|view| view.fingerprint).collect();
         (missing, fingerprints)
     };
