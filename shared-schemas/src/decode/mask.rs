@@ -74,6 +74,7 @@ pub(super) enum Masking {
 }
 
 /// Why a rule's key can't be used.
+#[derive(Clone, Copy)]
 pub(super) enum KeyFault {
     Missing,
     Empty,
