@@ -23,9 +23,9 @@ use clap::{Parser, Subcommand};
 use local_stack::Addresses;
 use shared_schemas::config::{Config, Reading};
 use shared_schemas::dataset::Dataset;
-use shared_schemas::decode::{Decoder, EnvironmentKeys, Options};
+use shared_schemas::decode::EnvironmentKeys;
 use shared_schemas::definitions::Definitions;
-use shared_schemas::mistake::{Mistake, Mistakes};
+use shared_schemas::mistake::Mistakes;
 
 use crate::USED_WRONGLY;
 use crate::logging::LogFormat;
@@ -101,15 +101,19 @@ impl Arguments {
 const DATA: &str = "data";
 
 impl Place {
-    /// Reads the configuration and the definitions. A mistake in the one keeps none in the other from being found.
-    fn load(&self) -> Result<(Config, Definitions), Mistakes> {
+    /// Reads the configuration and the definitions, and says which keys of mask rules are missing. A mistake in the one
+    /// keeps none in the other from being found.
+    fn read(&self) -> Result<(Config, Definitions, Mistakes), Mistakes> {
         let Reading { config, mut mistakes } = Config::read(self.config.as_deref());
         // Where they are may be what the mistake is about.
         if !mistakes.is_empty() && !config.definitions.exists() {
             return Err(mistakes);
         }
         match Definitions::load(&config.definitions) {
-            Ok(definitions) if mistakes.is_empty() => Ok((config, definitions)),
+            Ok(mut definitions) if mistakes.is_empty() => {
+                let missing = definitions.take_keys(&EnvironmentKeys);
+                Ok((config, definitions, missing))
+            }
             Ok(_) => Err(mistakes),
             Err(more) => {
                 mistakes.extend(more);
@@ -118,27 +122,20 @@ impl Place {
         }
     }
 
-    /// As [`Place::load`], for a process that reads records: the keys of mask rules must be there too.
-    fn load_to_read(&self) -> Result<(Config, Definitions), Mistakes> {
-        let (config, definitions) = self.load()?;
-        let options = Options {
-            extra: true,
-            keys: &EnvironmentKeys,
-        };
-        let lacks = definitions.datasets.iter().filter_map(|dataset| {
-            let error = Decoder::new(dataset, options).err()?;
-            Some(Mistake {
-                file: format!("dataset {}", dataset.name),
-                place: None,
-                what: error.to_string(),
-                instead: None,
-            })
-        });
-        let lacks: Mistakes = lacks.collect();
-        if lacks.is_empty() {
+    /// As [`Place::read`], for a process that neither reads records nor knows views by their fingerprints.
+    fn load(&self) -> Result<(Config, Definitions), Mistakes> {
+        let (config, definitions, _) = self.read()?;
+        Ok((config, definitions))
+    }
+
+    /// As [`Place::read`], for all others: the keys of mask rules must be there, or values would be masked otherwise, and
+    /// views be looked for where they are not.
+    fn load_with_keys(&self) -> Result<(Config, Definitions), Mistakes> {
+        let (config, definitions, missing) = self.read()?;
+        if missing.is_empty() {
             Ok((config, definitions))
         } else {
-            Err(lacks)
+            Err(missing)
         }
     }
 
@@ -148,9 +145,9 @@ impl Place {
         self.joined(self.load()?)
     }
 
-    /// As [`Place::join`], for a process that reads records.
-    fn join_to_read(&self) -> anyhow::Result<(Config, Definitions)> {
-        self.joined(self.load_to_read()?)
+    /// As [`Place::join`], where the keys of mask rules must be there.
+    fn join_with_keys(&self) -> anyhow::Result<(Config, Definitions)> {
+        self.joined(self.load_with_keys()?)
     }
 
     fn joined(&self, (config, definitions): (Config, Definitions)) -> anyhow::Result<(Config, Definitions)> {

@@ -35,6 +35,8 @@ mod local_stack;
 #[cfg(test)]
 mod poison;
 #[cfg(test)]
+mod privacy;
+#[cfg(test)]
 mod produce;
 #[cfg(test)]
 mod schema_change;

@@ -445,11 +445,31 @@ async fn a_mask_key_that_is_not_set_is_told_before_anything_starts() -> anyhow::
     let masked = "[dataset.flights]\nevent_time = \"at\"\n[dataset.flights.fields]\nat = \"timestamp\"\ntail = \"string\"\n\
                   [dataset.flights.mask]\ntail = { hash = \"HIGHWATER_NO_SUCH_KEY\" }\n";
     std::fs::write(site.path().join("definitions/flights.toml"), masked)?;
-    for command in ["up", "speed", "archive"] {
-        let (code, _, said) = site.run(&[command]).await?;
+    for command in [
+        "up",
+        "speed",
+        "archive",
+        "serve",
+        "status",
+        "reconcile",
+        "batch run",
+        "batch schedule",
+    ] {
+        let (code, _, said) = site.run(&command.split(' ').collect::<Vec<_>>()).await?;
         assert_eq!(code, Some(2), "{said}");
+        assert!(
+            said.contains("flights.toml:7:8: field `tail` is to be hashed with the key in"),
+            "{said}"
+        );
         assert!(said.contains("HIGHWATER_NO_SUCH_KEY, which is not set"), "{said}");
     }
+    // Where nothing is read or looked for, that is no mistake.
+    let (code, said, _) = site.run(&["check"]).await?;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("flights.toml:7:8: field `tail`") && said.contains("fingerprints"),
+        "{said}"
+    );
     assert!(!site.data().exists(), "nothing was started");
     Ok(())
 }

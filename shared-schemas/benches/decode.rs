@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use shared_schemas::dataset::{Dataset, EventTime, Field, FieldSource, FieldType, Format, Mask};
+use shared_schemas::dataset::{Dataset, EventTime, Field, FieldSource, FieldType, Format, Mask, Privacy};
 use shared_schemas::decode::{Decoder, Options, Record};
 
 /// Records a batch: about what a busy partition brings between two flushes.
@@ -40,6 +40,7 @@ fn flights() -> Dataset {
         dedupe_memory: 1 << 28,
         max_event_size: 1 << 20,
         chunk: 1 << 18,
+        privacy: Privacy::default(),
         fields: vec![
             field("carrier", FieldType::String, false),
             field("flight", FieldType::Int64, false),

@@ -3,6 +3,7 @@
 //! These are the checked forms. They are made from TOML by [`crate::definitions`], which refuses anything
 //! that the decoder, the plan or the archive could not carry out; nothing here is checked a second time.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Name of the column that holds a record's partition, `Int32`.
@@ -45,6 +46,8 @@ pub struct Dataset {
     pub chunk: u64,
     /// The declared fields, in the order of the definition; also the column order of decoded batches.
     pub fields: Vec<Field>,
+    /// What is hidden of a record beyond its declared fields, and what is known of the keys of `hash` rules.
+    pub privacy: Privacy,
 }
 
 impl Dataset {
@@ -52,7 +55,57 @@ impl Dataset {
     pub fn field(&self, name: &str) -> Option<&Field> {
         self.fields.iter().find(|field| field.name == name)
     }
+
+    /// The mask rules of all fields and paths.
+    pub fn masks(&self) -> impl Iterator<Item = &Mask> {
+        let of_fields = self.fields.iter().filter_map(|field| field.mask.as_ref());
+        of_fields.chain(self.privacy.paths.iter().map(|rule| &rule.mask))
+    }
+
+    /// Whether some of what its records hold must not be stored: then no record is, as it came.
+    pub fn hides(&self) -> bool {
+        self.privacy.undeclared == Undeclared::Drop || self.masks().next().is_some()
+    }
+
+    /// The environment variables that hold the keys of its `hash` rules.
+    pub fn key_variables(&self) -> BTreeSet<&str> {
+        self.masks().filter_map(Mask::key_variable).collect()
+    }
 }
+
+/// What is hidden of a record beyond its declared fields.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Privacy {
+    /// Whether undeclared data is kept.
+    pub undeclared: Undeclared,
+    /// Mask rules on paths of undeclared data, sorted by path; none leads to a declared field or below another's.
+    pub paths: Vec<PathMask>,
+    /// By environment variable, a check of the key that it holds; without those that were not looked at.
+    pub key_checks: BTreeMap<String, KeyCheck>,
+}
+
+/// What becomes of a record's undeclared data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Undeclared {
+    /// It goes to [`EXTRA_COLUMN`].
+    #[default]
+    Keep,
+    /// Nothing of it is stored.
+    Drop,
+}
+
+/// A mask rule on a path of undeclared data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathMask {
+    /// The object keys that lead there; arrays on the way are looked into.
+    pub path: Vec<String>,
+    /// What is done to what stands there.
+    pub mask: Mask,
+}
+
+/// Tells one key from another and gives neither away: a keyed hash of a fixed text, cut short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyCheck(pub [u8; 8]);
 
 /// How a message's value is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -152,6 +205,16 @@ pub enum Mask {
     Drop,
     /// A coarser value.
     Truncate(Truncate),
+}
+
+impl Mask {
+    /// The environment variable that holds the key, of a `hash` rule.
+    pub fn key_variable(&self) -> Option<&str> {
+        match self {
+            Self::Hash { key } => Some(key),
+            _ => None,
+        }
+    }
 }
 
 /// How far a value is made coarser.

@@ -17,7 +17,7 @@ use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef};
 
 use crate::dataset::{
     Dataset, EVENT_TIME_COLUMN, EXTRA_COLUMN, EventTime, Field, FieldType, KAFKA_TIME_COLUMN, Mask, OFFSET_COLUMN,
-    PARTITION_COLUMN, Truncate,
+    PARTITION_COLUMN, Truncate, Undeclared,
 };
 
 mod column;
@@ -29,6 +29,7 @@ mod outline;
 mod refusal;
 mod scan;
 mod time;
+mod undeclared;
 
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,7 @@ use column::{Column, Values};
 use field::{Context, Input, Scratch};
 use mask::{KeyFault, Masking};
 use outline::{Found, Outline};
+use undeclared::Rules;
 
 /// The version of the rules by which records are read, part of every fingerprint: a change in what is accepted, or in
 /// what it becomes, is another version.
@@ -143,6 +145,10 @@ pub struct Decoder {
     max_event_size: usize,
     future: i64,
     extra: bool,
+    /// Whether undeclared data is put there.
+    keeps_extra: bool,
+    /// What is masked of it.
+    rules: Rules,
     /// Whether a record's claim to have been masked before matters.
     hashes: bool,
     inputs: Vec<Input>,
@@ -179,6 +185,8 @@ impl Decoder {
             })?;
             inputs.push(Input::new(field, source, masking));
         }
+        let rules = Rules::new(&dataset.privacy.paths, options.keys);
+        let rules = rules.map_err(|(rule, fault)| no_key(rule.path.join("."), &rule.mask, fault))?;
         let event_time = match &dataset.event_time {
             EventTime::KafkaTime => None,
             EventTime::Field(name) => {
@@ -194,10 +202,9 @@ impl Decoder {
             max_event_size: dataset.max_event_size.min(LARGEST_TEXT),
             future: i64::try_from(dataset.future.as_micros()).unwrap_or(i64::MAX),
             extra: options.extra,
-            hashes: dataset
-                .fields
-                .iter()
-                .any(|field| matches!(field.mask, Some(Mask::Hash { .. }))),
+            keeps_extra: options.extra && dataset.privacy.undeclared == Undeclared::Keep,
+            rules,
+            hashes: !dataset.key_variables().is_empty(),
             columns: dataset
                 .fields
                 .iter()
@@ -269,7 +276,7 @@ impl Decoder {
                 format!("the value is not UTF-8 at byte {}", error.valid_up_to()),
             )
         })?;
-        self.outline.walk(text, &mut self.found, self.extra)?;
+        self.outline.walk(text, &mut self.found, self.keeps_extra)?;
 
         let kafka_time = kafka_time(record.timestamp);
         let masked = self.hashes && record.headers.last(MASKED_HEADER).is_some();
@@ -295,7 +302,10 @@ impl Decoder {
         self.kafka_time.push_moment(kafka_time);
         if self.extra {
             self.extra_text.clear();
-            if extra::write(&self.found, text, &mut self.extra_text) {
+            let rules = self.rules.root();
+            let left = self.keeps_extra && extra::write(&self.found, text, rules, masked, &mut self.extra_text);
+            // Hashes can be so much longer than what they hide that no column takes them.
+            if left && self.extra_text.len() <= LARGEST_TEXT {
                 self.scratch.text += self.extra_text.len();
                 self.extra_column.push_text(&self.extra_text);
             } else {
@@ -348,23 +358,19 @@ fn masking(field: &Field, mask: &Mask, keys: &dyn MaskKeys) -> Result<Masking, D
     if !fits {
         return Err(DecodeSetupError::Mask { field: name() });
     }
-    Masking::new(mask, keys).map_err(|fault| {
-        let variable = if let Mask::Hash { key } = mask {
-            key.clone()
-        } else {
-            String::new()
-        };
-        match fault {
-            KeyFault::Missing => DecodeSetupError::MissingKey {
-                field: name(),
-                variable,
-            },
-            KeyFault::Empty => DecodeSetupError::EmptyKey {
-                field: name(),
-                variable,
-            },
-        }
-    })
+    Masking::new(mask, keys).map_err(|fault| no_key(name(), mask, fault))
+}
+
+fn no_key(field: String, mask: &Mask, fault: KeyFault) -> DecodeSetupError {
+    let variable = if let Mask::Hash { key } = mask {
+        key.clone()
+    } else {
+        String::new()
+    };
+    match fault {
+        KeyFault::Missing => DecodeSetupError::MissingKey { field, variable },
+        KeyFault::Empty => DecodeSetupError::EmptyKey { field, variable },
+    }
 }
 
 /// The Kafka timestamp in microseconds.

@@ -5,6 +5,7 @@
 
 mod datasets;
 mod fields;
+mod keys;
 mod masks;
 mod names;
 mod views;
@@ -17,6 +18,7 @@ use crate::mistake::{Mistake, Mistakes};
 use crate::section::{Entry, Findings, Section, TomlFile};
 use crate::view::View;
 use datasets::DatasetReading;
+use keys::KeyUse;
 
 /// All datasets and views of an installation.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +27,8 @@ pub struct Definitions {
     pub datasets: Vec<Dataset>,
     /// The views, likewise.
     pub views: Vec<View>,
+    /// Where they name keys of `hash` rules.
+    keys: Vec<KeyUse>,
 }
 
 /// The tables that a file of definitions may have.
@@ -97,8 +101,10 @@ impl Definitions {
         }
         mistakes.sort();
         if mistakes.is_empty() {
-            let datasets = datasets.into_iter().map(|reading| reading.dataset).collect();
-            Ok(Self { datasets, views })
+            let read = datasets.into_iter().map(|reading| (reading.dataset, reading.keys));
+            let (datasets, keys): (Vec<_>, Vec<_>) = read.unzip();
+            let keys = keys.into_iter().flatten().collect();
+            Ok(Self { datasets, views, keys })
         } else {
             Err(mistakes)
         }

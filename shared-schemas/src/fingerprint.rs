@@ -5,16 +5,22 @@
 //! with a version. Old texts and hashes are pinned by tests; changing them orphans every table there is.
 //!
 //! The names of the view and of the dataset are left out, and so is what does not change an answer: the number of
-//! partitions, what counts as late, the memory for repeats.
+//! partitions, what counts as late, the memory for repeats; of a view's, rules for undeclared data too.
+//!
+//! Of a key that hashes are made with a check is part of the text, where the key is known: another key makes other
+//! values, so a view that goes on with it would count everything twice.
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 
 use sha2::{Digest, Sha256};
 
-use crate::dataset::{Dataset, EventTime, FieldSource, FieldType, Format, Mask, TimeUnit, Truncate};
+use crate::dataset::{
+    Dataset, EventTime, Field, FieldSource, FieldType, Format, Mask, PathMask, TimeUnit, Truncate, Undeclared,
+};
 use crate::view::{MeasureForm, ValueType, View};
 
 /// Which rules the decoder follows. Raised when it begins to accept, refuse or read any record differently.
@@ -60,6 +66,19 @@ impl fmt::Debug for Fingerprint {
 
 /// The canonical text of a dataset's rules: one rule a line, names and texts as JSON strings.
 pub fn rules_text(dataset: &Dataset) -> String {
+    let mut text = Text(event_rules_text(dataset));
+    if dataset.privacy.undeclared == Undeclared::Drop {
+        text.line(format_args!("extra drop"));
+    }
+    for PathMask { path, mask } in &dataset.privacy.paths {
+        text.line(format_args!("mask extra {} {}", path_text(path), mask_text(mask)));
+    }
+    text.keys(dataset, dataset.privacy.paths.iter().map(|rule| &rule.mask));
+    text.0
+}
+
+/// The rules but for those on undeclared data, which no view can see.
+fn event_rules_text(dataset: &Dataset) -> String {
     let mut text = Text::new("highwater rules 1");
     text.line(format_args!("decoder {DECODER_VERSION}"));
     text.line(format_args!("topic {}", quoted(&dataset.topic)));
@@ -89,6 +108,10 @@ pub fn rules_text(dataset: &Dataset) -> String {
             text.line(format_args!("mask {} {}", quoted(&field.name), mask_text(mask)));
         }
     }
+    text.keys(
+        dataset,
+        dataset.fields.iter().filter_map(|field: &Field| field.mask.as_ref()),
+    );
     text.0
 }
 
@@ -96,7 +119,8 @@ pub fn rules_text(dataset: &Dataset) -> String {
 pub fn view_text(view: &View, dataset: &Dataset) -> String {
     let mut text = Text::new("highwater view 1");
     text.line(format_args!("plan {PLAN_VERSION}"));
-    text.line(format_args!("rules {}", Fingerprint::of_rules(dataset)));
+    let rules = Fingerprint::of_text(&event_rules_text(dataset));
+    text.line(format_args!("rules {rules}"));
     text.line(format_args!("grain {} s", view.grain.as_secs()));
     if let Some(filter) = &view.filter {
         text.line(format_args!("filter {}", quoted(&filter.text)));
@@ -152,6 +176,16 @@ impl Text {
         // Writing to a string does not fail.
         let _ = writeln!(self.0, "{line}");
     }
+
+    /// Which keys these masks hash with, as far as that is known.
+    fn keys<'m>(&mut self, dataset: &Dataset, masks: impl Iterator<Item = &'m Mask>) {
+        let variables: BTreeSet<_> = masks.filter_map(Mask::key_variable).collect();
+        for variable in variables {
+            if let Some(check) = dataset.privacy.key_checks.get(variable) {
+                self.line(format_args!("key {} {}", quoted(variable), hex::encode(check.0)));
+            }
+        }
+    }
 }
 
 /// A text in double quotes, with `"`, `\` and control characters escaped, so that it ends where it ends.
@@ -204,7 +238,7 @@ fn value_type(value: ValueType) -> String {
 
 fn source(source: &FieldSource) -> String {
     match source {
-        FieldSource::Path(path) => path.iter().map(|key| quoted(key)).collect::<Vec<_>>().join("."),
+        FieldSource::Path(path) => path_text(path),
         FieldSource::Key => "$key".to_owned(),
         FieldSource::KafkaTime => "$kafka_time".to_owned(),
         FieldSource::Partition => "$partition".to_owned(),
@@ -212,7 +246,11 @@ fn source(source: &FieldSource) -> String {
     }
 }
 
-/// The variable's name stands for the key: the key itself must not leave a trace.
+fn path_text(path: &[String]) -> String {
+    path.iter().map(|key| quoted(key)).collect::<Vec<_>>().join(".")
+}
+
+/// The variable's name stands for the key, and a check of it where it is known: the key itself must not leave a trace.
 fn mask_text(mask: &Mask) -> String {
     match mask {
         Mask::Hash { key } => format!("hash {}", quoted(key)),

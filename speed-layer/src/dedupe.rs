@@ -240,7 +240,7 @@ mod tests {
     use std::time::Duration;
 
     use proptest::prelude::*;
-    use shared_schemas::dataset::{EventTime, Format};
+    use shared_schemas::dataset::{EventTime, Format, Privacy};
     use xxhash_rust::xxh3::xxh3_128;
 
     use super::*;
@@ -261,6 +261,7 @@ mod tests {
             dedupe_memory: 0,
             max_event_size: 1,
             chunk: 1,
+            privacy: Privacy::default(),
             fields: vec![],
         }
     }

@@ -96,7 +96,7 @@ enum Command {
 
 impl Batch {
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
-        let (config, definitions) = place.join()?;
+        let (config, definitions) = place.join_with_keys()?;
         let mut batch = highwater_batch::Batch::new(config, definitions)?;
         batch.to_end = matches!(self.command, Command::Run { to_end: true, .. });
         tokio::runtime::Runtime::new()?.block_on(async {

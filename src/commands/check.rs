@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use serde::Serialize;
-use shared_schemas::dataset::{Dataset, EventTime};
+use shared_schemas::dataset::{Dataset, EventTime, Undeclared};
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::measure::Exactness;
 use shared_schemas::mistake::Mistakes;
@@ -15,9 +15,14 @@ use super::Place;
 use super::output::{Output, columns};
 use crate::USED_WRONGLY;
 
+/// What missing keys mean.
+const WITHOUT_KEYS: &str =
+    "Without these keys nothing starts, and with them the fingerprints of rules and views are others.\n";
+
 /// Check the configuration and the definitions; show all mistakes, or what each view comes to
 ///
-/// Nothing is started and nothing is reached. With a mistake it exits 2.
+/// Nothing is started and nothing is reached. With a mistake it exits 2. Keys of mask rules need not be set here: it says
+/// which are not.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     highwater check\n  \
@@ -44,6 +49,9 @@ impl Check {
 #[derive(Debug, Serialize)]
 struct Report {
     mistakes: Mistakes,
+    /// Keys of mask rules that this environment does not have. Another one may, so they are no mistakes here.
+    #[serde(skip_serializing_if = "Mistakes::is_empty")]
+    missing_keys: Mistakes,
     #[serde(skip_serializing_if = "Option::is_none")]
     datasets: Option<Vec<DatasetReport>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,6 +67,10 @@ struct DatasetReport {
     event_id: Vec<String>,
     /// The fingerprint of its rules.
     rules: String,
+    /// What becomes of undeclared data.
+    extra: &'static str,
+    /// The paths of undeclared data that are masked.
+    masked_paths: Vec<String>,
     fields: Vec<FieldReport>,
 }
 
@@ -90,14 +102,16 @@ struct ColumnReport {
 
 impl Report {
     fn of(place: &Place) -> Self {
-        match place.load() {
-            Ok((_, definitions)) => Self {
+        match place.read() {
+            Ok((_, definitions, missing_keys)) => Self {
                 mistakes: Mistakes::default(),
+                missing_keys,
                 datasets: Some(definitions.datasets.iter().map(DatasetReport::of).collect()),
                 views: Some(definitions.views.iter().map(ViewReport::of).collect()),
             },
             Err(mistakes) => Self {
                 mistakes,
+                missing_keys: Mistakes::default(),
                 datasets: None,
                 views: None,
             },
@@ -110,7 +124,12 @@ impl Report {
         }
         let datasets = self.datasets.iter().flatten().map(DatasetReport::text);
         let views = self.views.iter().flatten().map(ViewReport::text);
-        datasets.chain(views).collect::<Vec<_>>().join("\n")
+        let missing = self.missing_keys.iter().map(ToString::to_string);
+        let mut parts: Vec<String> = datasets.chain(views).chain(missing).collect();
+        if !self.missing_keys.is_empty() {
+            parts.push(WITHOUT_KEYS.to_owned());
+        }
+        parts.join("\n")
     }
 }
 
@@ -131,6 +150,11 @@ impl DatasetReport {
             },
             event_id: dataset.event_id.clone(),
             rules: Fingerprint::of_rules(dataset).to_string(),
+            extra: match dataset.privacy.undeclared {
+                Undeclared::Keep => "keep",
+                Undeclared::Drop => "drop",
+            },
+            masked_paths: dataset.privacy.paths.iter().map(|rule| rule.path.join(".")).collect(),
             fields: dataset.fields.iter().map(field).collect(),
         }
     }
@@ -150,6 +174,14 @@ impl DatasetReport {
             vec!["  event id".to_owned(), event_id],
             vec!["  rules".to_owned(), self.rules.clone()],
         ];
+        let extra = match &self.masked_paths[..] {
+            [] if self.extra == "drop" => "dropped: nothing undeclared is kept".to_owned(),
+            [] => String::new(),
+            paths => format!("masked at {}", paths.join(", ")),
+        };
+        if !extra.is_empty() {
+            rows.push(vec!["  undeclared".to_owned(), extra]);
+        }
         let mut text = format!("dataset {}\n{}", self.name, columns(&rows));
         rows.clear();
         for field in &self.fields {

@@ -36,7 +36,7 @@ pub(crate) struct Reconcile {
 
 impl Reconcile {
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
-        let (config, definitions) = place.join()?;
+        let (config, definitions) = place.join_with_keys()?;
         let batch = highwater_batch::Batch::new(config, definitions)?;
         tokio::runtime::Runtime::new()?.block_on(async {
             let mut signals = Signals::listen()?;

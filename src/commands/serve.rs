@@ -32,7 +32,7 @@ struct Ready {
 impl Serve {
     /// Runs until a signal.
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
-        let (config, definitions) = place.join()?;
+        let (config, definitions) = place.join_with_keys()?;
         Signals::run_until_told(async |cancel| {
             let metrics = metrics::record()?;
             // Boxed, since it is large and waited for once.

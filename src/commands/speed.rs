@@ -17,7 +17,7 @@ pub(crate) struct Speed {}
 impl Speed {
     /// Runs until a signal.
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
-        let (config, definitions) = place.join_to_read()?;
+        let (config, definitions) = place.join_with_keys()?;
         Signals::run_until_told(async |cancel| {
             let (metrics, _) = metrics::serve(config.metrics.listen).await?;
             let connected = Box::pin(connect::both(&config, &definitions));

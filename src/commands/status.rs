@@ -33,7 +33,7 @@ pub(crate) struct Status {
 
 impl Status {
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
-        let (config, definitions) = place.join()?;
+        let (config, definitions) = place.join_with_keys()?;
         let kafka = Kafka::new(&config.kafka)?;
         let runtime = tokio::runtime::Runtime::new()?;
         let sight = runtime.block_on(Box::pin(Sight::of(&kafka, &config, &definitions)));

@@ -44,7 +44,7 @@ struct Running {
 impl Up {
     /// Runs until a signal, or until something ends by itself.
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
-        let (config, definitions) = place.load_to_read()?;
+        let (config, definitions) = place.load_with_keys()?;
         let data = place.data.clone().unwrap_or_else(|| PathBuf::from(DATA));
         tokio::runtime::Runtime::new()?.block_on(self.until_ended(&data, config, &definitions))
     }

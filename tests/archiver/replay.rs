@@ -259,10 +259,16 @@ async fn what_a_letter_lacks_is_read_again_or_gone() -> anyhow::Result<()> {
 
     let (_, list) = run(&site, &["list", "flights"]).await?;
     assert_eq!(all(&list["letters"], "value_bytes"), [&Value::Null; 3]);
-    let (_, shown) = run(&site, &["show", "flights", "0/1"]).await?;
-    assert_eq!(shown[0]["from"], "source");
+    let (code, shown) = run(&site, &["show", "flights", "0/1"]).await?;
+    assert_eq!((code, &shown[0]["hidden"]), (Some(0), &json!(true)));
+    assert!(!shown.to_string().contains("hush"), "{shown:#}");
+    let (_, shown) = run(&site, &["show", "flights", "0/1", "--unmasked"]).await?;
+    assert_eq!(
+        (&shown[0]["hidden"], &shown[0]["from"]),
+        (&json!(false), &json!("source"))
+    );
     assert_eq!(shown[0]["value"], json!({"text": "{\"secret\": \"hush\", \"n\": 1}"}));
-    let (code, shown) = run(&site, &["show", "flights", "0/0"]).await?;
+    let (code, shown) = run(&site, &["show", "flights", "0/0", "--unmasked"]).await?;
     assert_eq!(
         (code, &shown[0]["from"], &shown[0]["value"]),
         (Some(0), &Value::Null, &Value::Null)

@@ -7,7 +7,7 @@ use arrow::array::{
     ArrayRef, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt64Array,
 };
 use arrow::datatypes::{DataType, Field as ArrowField, Schema};
-use shared_schemas::dataset::{Dataset, EventTime, Field, FieldSource, FieldType, Format};
+use shared_schemas::dataset::{Dataset, EventTime, Field, FieldSource, FieldType, Format, Privacy};
 use shared_schemas::plan::{START_COLUMN, event_schema};
 use shared_schemas::view::{DimensionSource, MeasureSource, UTC, View, ViewSource};
 
@@ -53,6 +53,7 @@ pub fn dataset() -> Dataset {
         dedupe_memory: 1 << 28,
         max_event_size: 1 << 20,
         chunk: 8,
+        privacy: Privacy::default(),
         fields: vec![
             field("at", FieldType::Timestamp { unit: None }, false),
             field("carrier", FieldType::String, true),

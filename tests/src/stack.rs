@@ -88,6 +88,7 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
 /// A folder with a configuration and definitions for `highwater up`, and what it keeps in `data`.
 pub struct Site {
     folder: TempDir,
+    environment: Vec<(String, String)>,
 }
 
 impl Site {
@@ -100,6 +101,7 @@ impl Site {
     pub fn with_addresses(brokers: &str, clickhouse: &str) -> anyhow::Result<Self> {
         let site = Self {
             folder: TempDir::with_prefix("highwater-test-")?,
+            environment: Vec::new(),
         };
         let config = format!("[kafka]\nbrokers = \"{brokers}\"\n\n[clickhouse]\nurl = \"{clickhouse}\"\n");
         std::fs::write(site.path().join("highwater.toml"), config)?;
@@ -123,7 +125,13 @@ impl Site {
     pub fn highwater(&self, arguments: &[&str]) -> anyhow::Result<Command> {
         let mut command = Command::new(program("highwater")?);
         command.current_dir(self.path()).args(arguments).stdin(Stdio::null());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         Ok(command)
+    }
+
+    /// Sets an environment variable for every command from now on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// Runs `highwater` to its end: its exit code, what it said on stdout, what on stderr.

@@ -3,8 +3,8 @@
 //! Delivery is awaited, by all replicas: once the archive has passed a record, its letter is there. After a crash in
 //! between, or a delivery that failed half-way, letters come again; `highwater-source` tells that they are the same.
 //!
-//! A dataset with mask rules gets letters without key, value and the record's own headers. The record was refused, so
-//! nobody knows which of its bytes the rules are about; the key is often made of fields too. Whoever may see it finds the
+//! A dataset with mask rules, or that keeps nothing undeclared, gets letters without key, value and the record's own
+//! headers. The record was refused, so nobody knows which of its bytes the rules are about; the key is often made of fields too. Whoever may see it finds the
 //! original at its source, for as long as Kafka keeps it.
 
 use std::collections::VecDeque;
@@ -94,7 +94,8 @@ pub(super) struct DeadLetters {
     dataset: String,
     source: String,
     topic: String,
-    masked: bool,
+    /// Whether no letter may show what its record holds.
+    hides: bool,
 }
 
 /// How much of the original a letter keeps, so that it fits its topic.
@@ -127,7 +128,7 @@ impl DeadLetters {
             dataset: dataset.name.clone(),
             source: dataset.topic.clone(),
             topic: letters_topic(&dataset.topic),
-            masked: dataset.fields.iter().any(|field| field.mask.is_some()),
+            hides: dataset.hides(),
         })
     }
 
@@ -173,7 +174,7 @@ impl DeadLetters {
 
     async fn try_send(&self, letter: &Letter, kept: Kept) -> Result<(), KafkaError> {
         let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic).headers(self.headers(letter, kept));
-        if !self.masked {
+        if !self.hides {
             record.key = letter.record.key.as_deref().filter(|_| kept != Kept::Reason);
             record.payload = letter.record.value.as_deref().filter(|_| kept == Kept::All);
         }
@@ -191,7 +192,7 @@ impl DeadLetters {
             ("source", &source),
         ];
         let mut headers = OwnedHeaders::new();
-        if !self.masked && kept != Kept::Reason {
+        if !self.hides && kept != Kept::Reason {
             // A record that was a dead letter before has these already.
             let foreign = record.headers.iter().filter(|(name, _)| !own_header(name));
             for (key, value) in foreign {

@@ -11,12 +11,12 @@ use std::net::IpAddr;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
-use crate::dataset::{Mask, Truncate};
+use crate::dataset::{KeyCheck, Mask, Truncate};
 
 use super::time;
 
 /// What a redacted text becomes.
-const REDACTED: &str = "***";
+pub(super) const REDACTED: &str = "***";
 
 /// Where the keys of `hash` rules come from.
 pub trait MaskKeys {
@@ -40,6 +40,28 @@ impl MaskKeys for HashMap<String, Vec<u8>> {
     }
 }
 
+/// What the keyed hash of a [`KeyCheck`] is of.
+const CHECKED: &[u8] = b"highwater: which key is this?";
+
+impl KeyCheck {
+    /// The check of a key; `None` where it is no key.
+    pub fn of(key: &[u8]) -> Option<Self> {
+        let mut keyed = keyed(key)?;
+        keyed.update(CHECKED);
+        let mut first = [0; 8];
+        first.copy_from_slice(&keyed.finalize().into_bytes()[..8]);
+        Some(Self(first))
+    }
+}
+
+/// A hash keyed with it; an empty key is none, for anyone could undo its hashes by trying.
+fn keyed(key: &[u8]) -> Option<Hmac<Sha256>> {
+    if key.is_empty() {
+        return None;
+    }
+    Hmac::new_from_slice(key).ok()
+}
+
 /// A mask rule, ready for use.
 pub(super) enum Masking {
     Hash(Hmac<Sha256>),
@@ -52,6 +74,7 @@ pub(super) enum Masking {
 }
 
 /// Why a rule's key can't be used.
+#[derive(Clone, Copy)]
 pub(super) enum KeyFault {
     Missing,
     Empty,
@@ -62,8 +85,7 @@ impl Masking {
         Ok(match mask {
             Mask::Hash { key } => {
                 let key = keys.key(key).ok_or(KeyFault::Missing)?;
-                let key = Some(key).filter(|key| !key.is_empty()).ok_or(KeyFault::Empty)?;
-                Masking::Hash(Hmac::new_from_slice(&key).map_err(|_| KeyFault::Empty)?)
+                Masking::Hash(keyed(&key).ok_or(KeyFault::Empty)?)
             }
             Mask::Redact => Masking::Redact,
             Mask::Drop => Masking::Drop,

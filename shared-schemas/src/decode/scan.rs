@@ -81,6 +81,12 @@ impl<'a> Scanner<'a> {
         Scanner { bytes, at: 0 }
     }
 
+    /// From that byte on.
+    pub(super) fn at_byte(text: &'a str, at: usize) -> Self {
+        let bytes = text.as_bytes();
+        Scanner { bytes, at }
+    }
+
     pub(super) fn at(&self) -> usize {
         self.at
     }

@@ -8,7 +8,7 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 use chrono::{DateTime, SecondsFormat};
 
 use crate as schemas;
-use crate::dataset::{Dataset, EventTime, Field, FieldSource, FieldType, Format, Mask};
+use crate::dataset::{Dataset, EventTime, Field, FieldSource, FieldType, Format, Mask, Privacy};
 
 use super::{Decoder, Options, Reason, Record};
 
@@ -21,6 +21,7 @@ mod masks;
 mod oracle;
 mod records;
 mod table;
+mod undeclared;
 
 /// 2024-06-01T12:00:00Z in milliseconds.
 pub(super) const NOON: i64 = 1_717_243_200_000;
@@ -72,6 +73,7 @@ pub(super) fn dataset(fields: Vec<Field>) -> Dataset {
         dedupe_memory: 1 << 28,
         max_event_size: 1 << 20,
         chunk: 1 << 18,
+        privacy: Privacy::default(),
         fields,
     }
 }

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use crate::dataset::{Dataset, EventTime, Field, FieldType, Format};
+use crate::dataset::{Dataset, EventTime, Field, FieldType, Format, Privacy, Undeclared};
 use crate::mistake::nearest;
 use crate::section::{Entry, Findings, Section, Span};
 
 use super::fields;
+use super::keys::KeyUse;
 use super::masks;
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "topic",
     "partitions",
     "format",
@@ -20,6 +21,7 @@ const KEYS: [&str; 12] = [
     "dedupe",
     "max_event_size",
     "chunk",
+    "extra",
     "fields",
     "mask",
 ];
@@ -38,6 +40,8 @@ pub(super) struct DatasetReading {
     pub(super) dataset: Dataset,
     /// Whether the fields are what the author meant: only then can expressions be judged.
     pub(super) fields_sound: bool,
+    /// Where it names keys of `hash` rules.
+    pub(super) keys: Vec<KeyUse>,
     /// The file that it stands in, by index.
     pub(super) file: usize,
     /// The key that names it.
@@ -54,15 +58,16 @@ pub(super) fn read(
     let (mut fields, fields_sound) = read_fields(section, findings);
     let event_time = read_event_time(section, &fields, fields_sound, findings);
     let event_id = read_event_id(section, &fields, fields_sound, findings);
+    let undeclared = read_undeclared(section, findings);
+    let (mut paths, mut keys) = (Vec::new(), Vec::new());
     if let Some(rules) = section.section("mask", findings) {
-        masks::read(
-            &rules,
-            &mut fields,
+        let about = masks::About {
+            event_time: event_time.as_ref(),
+            event_id: &event_id,
+            undeclared,
             fields_sound,
-            event_time.as_ref(),
-            &event_id,
-            findings,
-        );
+        };
+        (paths, keys) = masks::read(&rules, &mut fields, &about, findings);
     }
     read_format(section, findings);
     let (dedupe_window, dedupe_memory) = read_dedupe(section, findings);
@@ -80,10 +85,16 @@ pub(super) fn read(
         dedupe_memory,
         max_event_size: usize::try_from(max_event_size).unwrap_or(usize::MAX),
         chunk: read_chunk(section, findings),
+        privacy: Privacy {
+            undeclared,
+            paths,
+            ..Privacy::default()
+        },
         fields,
     };
     DatasetReading {
         dataset,
+        keys,
         fields_sound,
         file,
         span: name.key_span.clone(),
@@ -149,6 +160,22 @@ fn read_format(section: &Section<'_>, findings: &mut Findings<'_>) {
                 format!("there is no format `{}`", other.escape_debug()),
                 "\"json\"",
             );
+        }
+    }
+}
+
+fn read_undeclared(section: &Section<'_>, findings: &mut Findings<'_>) -> Undeclared {
+    let example = "\"keep\" or \"drop\"";
+    let Some(entry) = section.get("extra") else {
+        return Undeclared::Keep;
+    };
+    match entry.string(example, findings) {
+        None | Some("keep") => Undeclared::Keep,
+        Some("drop") => Undeclared::Drop,
+        Some(other) => {
+            let what = format!("undeclared data can't be treated as `{}`", other.escape_debug());
+            findings.add(&entry.span, what, example);
+            Undeclared::Keep
         }
     }
 }

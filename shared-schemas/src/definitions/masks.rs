@@ -1,42 +1,86 @@
 //! A dataset's mask rules: what is done to values before anything is stored.
 
-use crate::dataset::{EventTime, Field, FieldSource, FieldType, Mask, Truncate};
+use crate::dataset::{EventTime, Field, FieldSource, FieldType, Mask, PathMask, Truncate, Undeclared};
 use crate::mistake::nearest;
 use crate::section::{Entry, Findings, Section};
 
+use super::keys::KeyUse;
+
+/// What a path of undeclared data may begin with, and must where it is a single key.
+const OF_EXTRA: &str = "_extra.";
+const MASKS: [&str; 4] = ["hash", "redact", "drop", "truncate"];
+
 const EXAMPLE: &str = "{ hash = \"KEY_VARIABLE\" }, \"redact\", \"drop\" or { truncate = 3 }";
 
-/// Reads the rules into the fields. `fields_sound`: a field that is not there was not declared at all.
+/// What of the dataset the rules have to agree with.
+pub(super) struct About<'a> {
+    pub(super) event_time: Option<&'a EventTime>,
+    pub(super) event_id: &'a [String],
+    pub(super) undeclared: Undeclared,
+    /// Whether a field that is not there was not declared at all.
+    pub(super) fields_sound: bool,
+}
+
+/// Reads the rules into the fields. Returns those for undeclared data, sorted, and where keys are named.
 pub(super) fn read(
     section: &Section<'_>,
     fields: &mut [Field],
-    fields_sound: bool,
-    event_time: Option<&EventTime>,
-    event_id: &[String],
+    about: &About<'_>,
     findings: &mut Findings<'_>,
-) {
+) -> (Vec<PathMask>, Vec<KeyUse>) {
+    let mut rules = Rules {
+        paths: Vec::new(),
+        keys: Vec::new(),
+    };
     for entry in section.entries() {
-        let mask = read_mask(section, &entry, findings);
-        let Some(field) = fields.iter_mut().find(|field| field.name == entry.key) else {
-            if fields_sound {
+        if let Some(field) = fields.iter_mut().find(|field| field.name == entry.key) {
+            rules.of_field(section, &entry, field, about, findings);
+        } else if let Some(path) = without_quotes(&entry) {
+            let what = format!("the mask is for `{}`, which is no field", entry.key);
+            findings.add(&entry.key_span, what, format!("a path in quotes: \"{path}\""));
+        } else if is_path(entry.key) {
+            rules.of_path(section, &entry, fields, about, findings);
+        } else {
+            read_mask(section, &entry, findings);
+            if about.fields_sound {
                 let near = nearest(entry.key, fields.iter().map(|field| field.name.as_str()));
-                let instead =
-                    near.map_or_else(|| "the name of a declared field".to_owned(), |name| format!("`{name}`"));
+                let field = near.map_or_else(|| "the name of a declared field".to_owned(), |name| format!("`{name}`"));
                 findings.add(
                     &entry.key_span,
                     format!("the mask is for `{}`, which is no field", entry.key),
-                    instead,
+                    format!("{field}; undeclared data is \"{OF_EXTRA}{}\"", entry.key.escape_debug()),
                 );
             }
-            continue;
-        };
-        if event_time == Some(&EventTime::Field(field.name.clone())) {
+        }
+    }
+    no_way_around(section, fields, findings);
+    rules.paths.sort_by(|left, right| left.path.cmp(&right.path));
+    (rules.paths, rules.keys)
+}
+
+/// The rules as far as they were read.
+struct Rules {
+    paths: Vec<PathMask>,
+    keys: Vec<KeyUse>,
+}
+
+impl Rules {
+    fn of_field(
+        &mut self,
+        section: &Section<'_>,
+        entry: &Entry<'_>,
+        field: &mut Field,
+        about: &About<'_>,
+        findings: &mut Findings<'_>,
+    ) {
+        let mask = read_mask(section, entry, findings);
+        if about.event_time == Some(&EventTime::Field(field.name.clone())) {
             let what = format!("`{}` is the event time, which can't be masked", field.name);
             findings.add(&entry.key_span, what, "leave the rule out");
-            continue;
+            return;
         }
-        let Some(mask) = mask else { continue };
-        if event_id.contains(&field.name) && !matches!(mask, Mask::Hash { .. }) {
+        let Some(mask) = mask else { return };
+        if about.event_id.contains(&field.name) && !matches!(mask, Mask::Hash { .. }) {
             let what = format!(
                 "`{}` is part of `event_id`, and this mask makes different events the same",
                 field.name
@@ -46,15 +90,136 @@ pub(super) fn read(
                 what,
                 format!("{{ hash = \"{}_KEY\" }}", field.name.to_uppercase()),
             );
-            continue;
+            return;
         }
         if let Err((what, instead)) = fits(&mask, field) {
             findings.add(&entry.span, what, instead);
-            continue;
+            return;
         }
+        self.keys.extend(KeyUse::of("field", entry, &mask, findings));
         field.mask = Some(mask);
     }
-    no_way_around(section, fields, findings);
+
+    /// Any mask fits a path: nobody declared what stands there.
+    fn of_path(
+        &mut self,
+        section: &Section<'_>,
+        entry: &Entry<'_>,
+        fields: &[Field],
+        about: &About<'_>,
+        findings: &mut Findings<'_>,
+    ) {
+        let mask = read_mask(section, entry, findings);
+        let path = match read_path(entry.key) {
+            Ok(path) => path,
+            Err((what, instead)) => {
+                findings.add(&entry.key_span, what, instead);
+                return;
+            }
+        };
+        let wrong = if about.undeclared == Undeclared::Drop {
+            let what = format!("`{}` is not declared, so nothing of it is kept", entry.key);
+            Some((what, "leave the rule out, or `extra = \"keep\"`".to_owned()))
+        } else {
+            self.in_the_way(&path, fields)
+        };
+        if let Some((what, instead)) = wrong {
+            findings.add(&entry.key_span, what, instead);
+            return;
+        }
+        let Some(mask) = mask else { return };
+        self.keys.extend(KeyUse::of("path", entry, &mask, findings));
+        self.paths.push(PathMask { path, mask });
+    }
+
+    /// What keeps a rule on that path from ever meeting anything, and what to do instead.
+    fn in_the_way(&self, path: &[String], fields: &[Field]) -> Option<(String, String)> {
+        let shown = path.join(".");
+        for field in fields {
+            let FieldSource::Path(declared) = &field.source else {
+                continue;
+            };
+            if declared == path {
+                let what = format!("`{shown}` is declared, as the field `{}`", field.name);
+                return Some((what, format!("a mask for `{}`", field.name)));
+            }
+            if path.starts_with(declared) {
+                let what = format!(
+                    "`{shown}` lies in the field `{}`, which is {}: nothing of it is undeclared",
+                    field.name, field.field_type
+                );
+                return Some((what, format!("a mask for `{}`", field.name)));
+            }
+        }
+        let other = self
+            .paths
+            .iter()
+            .find(|other| path.starts_with(&other.path) || other.path.starts_with(path))?;
+        let other = other.path.join(".");
+        let what = if other == shown {
+            format!("there is another mask for `{shown}`")
+        } else {
+            format!("there is a mask for `{other}`, and one of the two lies in the other")
+        };
+        Some((what, "one mask".to_owned()))
+    }
+}
+
+/// Whether a key can only mean undeclared data: no field has such a name.
+fn is_path(key: &str) -> bool {
+    key.contains(['.', '\\'])
+}
+
+/// `user.email = "redact"` is a table in TOML; the path that was meant.
+fn without_quotes(entry: &Entry<'_>) -> Option<String> {
+    let mut path = entry.key.to_owned();
+    let mut table = entry.value().as_table()?;
+    loop {
+        let (key, value) = table.iter().next().filter(|_| table.len() == 1)?;
+        let key: &str = key.get_ref();
+        if MASKS.contains(&key) {
+            return (path != entry.key).then_some(path);
+        }
+        path = format!("{path}.{key}");
+        match value.get_ref().as_table() {
+            Some(inside) => table = inside,
+            None => return Some(path),
+        }
+    }
+}
+
+/// Keys joined by points, [`OF_EXTRA`] before them or not; a backslash takes a point, or a backslash, for part of a key.
+fn read_path(key: &str) -> Result<Vec<String>, (String, String)> {
+    let shown = key.escape_debug().to_string().replace("\\\\", "\\");
+    let mut path = vec![String::new()];
+    let mut letters = key.strip_prefix(OF_EXTRA).unwrap_or(key).chars();
+    while let Some(letter) = letters.next() {
+        let letter = match letter {
+            '.' => {
+                path.push(String::new());
+                continue;
+            }
+            '\\' => match letters.next() {
+                Some(escaped @ ('.' | '\\')) => escaped,
+                _ => {
+                    let what = format!("a backslash in the path `{shown}` stands before neither a point nor another");
+                    return Err((
+                        what,
+                        "'a\\.b' for the key `a.b`, 'a\\\\b' for the key `a\\b`".to_owned(),
+                    ));
+                }
+            },
+            other => other,
+        };
+        if let Some(name) = path.last_mut() {
+            name.push(letter);
+        }
+    }
+    if path.iter().any(String::is_empty) {
+        let what = format!("the path `{shown}` has an empty part");
+        return Err((what, "keys joined by single points: \"user.email\"".to_owned()));
+    }
+    Ok(path)
 }
 
 fn read_mask(masks: &Section<'_>, entry: &Entry<'_>, findings: &mut Findings<'_>) -> Option<Mask> {
@@ -93,11 +258,11 @@ fn read_mask(masks: &Section<'_>, entry: &Entry<'_>, findings: &mut Findings<'_>
         return None;
     }
     let section = entry.section(&format!("{}.{}", masks.name, entry.key), findings)?;
-    section.only(&["hash", "redact", "drop", "truncate"], findings);
+    section.only(&MASKS, findings);
     let rules: Vec<Entry<'_>> = section
         .entries()
         .into_iter()
-        .filter(|rule| ["hash", "redact", "drop", "truncate"].contains(&rule.key))
+        .filter(|rule| MASKS.contains(&rule.key))
         .collect();
     match &rules[..] {
         [rule] => read_rule(rule, findings),

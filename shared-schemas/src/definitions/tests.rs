@@ -1,5 +1,6 @@
 //! Definitions against golden files, and against text that nobody would write.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
@@ -179,6 +180,77 @@ fn every_form_of_a_mask_is_read() {
     }
 }
 
+fn paths_of(rules: &str) -> Vec<(Vec<String>, Mask)> {
+    let head = "[dataset.d]\nevent_time = \"$kafka_time\"\nfields = { a = \"string?\" }\n[dataset.d.mask]\n";
+    let definitions = Definitions::parse([("a.toml", format!("{head}{rules}"))]).unwrap();
+    let paths = definitions.datasets[0].privacy.paths.clone();
+    paths.into_iter().map(|rule| (rule.path, rule.mask)).collect()
+}
+
+#[test]
+fn a_mask_may_be_for_a_path_of_undeclared_data() {
+    for (key, path) in [
+        ("\"user.email\"", &["user", "email"][..]),
+        ("\"_extra.user.email\"", &["user", "email"]),
+        ("\"_extra.email\"", &["email"]),
+        ("\"_extra._extra.x\"", &["_extra", "x"]),
+        ("'user\\.name.e\\\\mail'", &["user.name", "e\\mail"]),
+        ("'user\\.name'", &["user.name"]),
+        ("\"_extra.a\\\\.b\"", &["a.b"]),
+        ("\"a b.ü\"", &["a b", "ü"]),
+    ] {
+        let path: Vec<String> = path.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(
+            paths_of(&format!("{key} = \"redact\"")),
+            [(path, Mask::Redact)],
+            "{key}"
+        );
+    }
+    // Sorted, whatever the order of the file: the same rules are the same fingerprint.
+    assert_eq!(
+        paths_of("\"b.x\" = \"drop\"\n\"_extra.z\" = { truncate = \"day\" }\n\"b.a\" = \"redact\"")
+            .iter()
+            .map(|(path, _)| path.join("."))
+            .collect::<Vec<_>>(),
+        ["b.a", "b.x", "z"]
+    );
+}
+
+#[test]
+fn keys_that_are_missing_are_named_with_their_lines() {
+    let text = "[dataset.d]\nevent_time = \"$kafka_time\"\nfields = { a = \"string?\", b = \"string\" }\n\
+                [dataset.d.mask]\na = { hash = \"A\" }\nb = { hash = \"B\" }\n\"x.y\" = { hash = \"C\" }\n\
+                [dataset.open]\nevent_time = \"$kafka_time\"\nfields = { a = \"string?\" }\n\
+                [view.v]\ndataset = \"d\"\ngrain = \"1m\"\nmeasures = { n = \"count()\" }\n\
+                [view.w]\ndataset = \"open\"\ngrain = \"1m\"\nmeasures = { n = \"count()\" }\n";
+    let taken = |keys: &[(&str, &str)]| {
+        let keys: HashMap<String, Vec<u8>> = keys
+            .iter()
+            .map(|(name, key)| ((*name).to_owned(), key.as_bytes().to_vec()))
+            .collect();
+        let mut definitions = Definitions::parse([("a.toml", text)]).unwrap();
+        let missing: String = definitions.take_keys(&keys).iter().map(ToString::to_string).collect();
+        let fingerprints: Vec<_> = definitions.views.iter().map(|view| view.fingerprint).collect();
+        (missing, fingerprints)
+    };
+    let (missing, without) = taken(&[("A", "s"), ("B", "")]);
+    let said = [
+        "a.toml:6:5: field `b` is to be hashed with the key in B, which is empty\n",
+        "a.toml:7:9: path `x.y` is to be hashed with the key in C, which is not set\n",
+    ];
+    assert!(said.iter().all(|said| missing.contains(said)), "{missing}");
+    assert!(!missing.contains("a.toml:5"), "{missing}");
+    let (missing, whole) = taken(&[("A", "s"), ("B", "t"), ("C", "u")]);
+    assert_eq!(missing, "");
+    let (_, rotated) = taken(&[("A", "s"), ("B", "t2"), ("C", "u")]);
+    let (_, other_path) = taken(&[("A", "s"), ("B", "t"), ("C", "u2")]);
+    assert!(whole[0] != without[0] && rotated[0] != whole[0] && whole == other_path);
+    assert!(
+        whole[1] == without[1] && rotated[1] == whole[1],
+        "the other dataset hashes nothing"
+    );
+}
+
 #[test]
 fn a_folder_without_definitions_is_a_mistake() {
     let folder = tempfile::tempdir().unwrap();
@@ -233,7 +305,7 @@ fn the_documented_definitions_are_sound_and_their_defaults_true() {
             explicit.push_str(&format!("{} = {}\n", cells[1], cells[2]));
         }
     }
-    assert_eq!(explicit.lines().count(), 7, "{explicit}");
+    assert_eq!(explicit.lines().count(), 8, "{explicit}");
     let written_out = example.replacen("[dataset.flights]\n", &format!("[dataset.flights]\n{explicit}"), 1);
     assert_eq!(
         Definitions::parse([("a.toml", written_out)])
@@ -242,6 +314,16 @@ fn the_documented_definitions_are_sound_and_their_defaults_true() {
             .remove(0),
         dataset
     );
+}
+
+#[test]
+fn the_documented_privacy_rules_are_sound() {
+    let document = include_str!("../../../docs/privacy.md");
+    let example = document.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let dataset = Definitions::parse([("a.toml", example)]).unwrap().datasets.remove(0);
+    let paths: Vec<_> = dataset.privacy.paths.iter().map(|rule| rule.path.join("/")).collect();
+    assert_eq!(paths, ["labels/app.owner", "token", "user/email"]);
+    assert!(dataset.hides() && dataset.key_variables() == ["SIGNUP_KEY"].into());
 }
 
 /// Each mistake's place lies within its file.

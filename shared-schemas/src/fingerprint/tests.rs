@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Fingerprint, rules_text, view_text};
-use crate::dataset::{Dataset, EventTime, Mask, Truncate};
+use crate::dataset::{Dataset, EventTime, KeyCheck, Mask, PathMask, Truncate, Undeclared};
 use crate::view::fixture::{compile, dataset, every_measure, source};
 use crate::view::{MeasureSource, View, ViewSource};
 
@@ -137,4 +137,67 @@ fn what_changes_an_answer_changes_the_fingerprint() {
     for (number, change) in changes.into_iter().enumerate() {
         assert!(seen.insert(fingerprint(change)), "change {number}");
     }
+}
+
+/// A dataset as its definition has it, with what is known of its keys.
+fn with_key(key: &[u8]) -> Dataset {
+    let mut dataset = masked();
+    let check = KeyCheck::of(key).unwrap();
+    dataset.privacy.key_checks = [("KEY".to_owned(), check), ("OTHER".to_owned(), check)].into();
+    dataset
+}
+
+#[test]
+fn a_key_leaves_a_check_where_something_is_hashed_with_it() {
+    // HMAC-SHA-256 of the fixed text under the key `secret`, as Python's hmac module has it; never to change.
+    let line = "key \"KEY\" d951c79ab1b83fd2\n";
+    assert_eq!(
+        rules_text(&with_key(b"secret")),
+        format!("{}{line}", rules_text(&masked()))
+    );
+    assert!(!rules_text(&with_key(b"secret")).contains("secret"));
+
+    let rules = |key: &[u8]| Fingerprint::of_rules(&with_key(key));
+    assert_eq!(rules(b"secret"), rules(b"secret"));
+    assert_ne!(
+        rules(b"secret"),
+        rules(b"Secret"),
+        "a rotated key is another definition"
+    );
+    assert_ne!(rules(b"secret"), Fingerprint::of_rules(&masked()));
+    let view = |dataset: &Dataset| View::compile(&golden_view(), dataset).unwrap().fingerprint;
+    assert_ne!(view(&with_key(b"secret")), view(&with_key(b"Secret")));
+
+    // A dataset that hashes nothing is as it was.
+    let mut unhashed = dataset();
+    unhashed.privacy.key_checks = with_key(b"secret").privacy.key_checks;
+    assert_eq!(rules_text(&unhashed), rules_text(&dataset()));
+    assert_eq!(KeyCheck::of(b""), None);
+}
+
+#[test]
+fn rules_for_undeclared_data_are_rules_and_change_no_view() {
+    let rule = |path: &[&str], mask| PathMask {
+        path: path.iter().map(|name| (*name).to_owned()).collect(),
+        mask,
+    };
+    let mut dropping = with_key(b"secret");
+    dropping.privacy.undeclared = Undeclared::Drop;
+    let mut other = with_key(b"secret");
+    other.privacy.paths = vec![
+        rule(
+            &["a.b", "c"],
+            Mask::Hash {
+                key: "OTHER".to_owned(),
+            },
+        ),
+        rule(&["d"], Mask::Drop),
+    ];
+    let same = rules_text(&with_key(b"secret"));
+    assert_eq!(rules_text(&dropping), format!("{same}extra drop\n"));
+    let lines = "mask extra \"a.b\".\"c\" hash \"OTHER\"\nmask extra \"d\" drop\nkey \"OTHER\" d951c79ab1b83fd2\n";
+    assert_eq!(rules_text(&other), format!("{same}{lines}"));
+    let view = |dataset: &Dataset| View::compile(&golden_view(), dataset).unwrap().fingerprint;
+    assert_eq!(view(&dropping), view(&with_key(b"secret")));
+    assert_eq!(view(&other), view(&with_key(b"secret")));
 }

@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field as ArrowField, Schema};
 use proptest::prelude::*;
 
 use super::{DimensionSource, MeasureSource, UTC, View, ViewSource};
-use crate::dataset::{Dataset, EventTime, Field, FieldSource, FieldType, Format};
+use crate::dataset::{Dataset, EventTime, Field, FieldSource, FieldType, Format, Privacy};
 use crate::plan::{START_COLUMN, event_schema};
 
 /// A field of each type; all but `at`, `id` and `origin` may be null.
@@ -36,6 +36,7 @@ pub(crate) fn dataset() -> Dataset {
         dedupe_memory: 1 << 28,
         max_event_size: 1 << 20,
         chunk: 8,
+        privacy: Privacy::default(),
         fields: vec![
             field("at", FieldType::Timestamp { unit: None }, false),
             field("id", FieldType::Int64, false),

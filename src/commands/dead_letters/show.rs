@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 use shared_connections::log::Kafka;
 use shared_connections::log::letters::find::Order;
-use shared_connections::log::letters::{Letter, Record};
+use shared_connections::log::letters::{Letter, OWN, Record};
 
 use super::chosen;
 use super::list::Row;
@@ -22,12 +22,13 @@ const LINE: usize = 32;
 
 /// Show one dead letter: headers, key and value
 ///
-/// Where the letter has no value (its dataset is masked, or it did not fit) the record is read again from where it lay, for
-/// as long as Kafka has it: what is shown then is not masked. Bytes that are no text are shown in hexadecimal.
+/// Where the letter has no value because it did not fit, the record is read again from where it lay, for as long as Kafka
+/// has it. Of a dataset that hides something (it has mask rules, or `extra = "drop"`) nothing of the record is shown unless
+/// --unmasked is given. Bytes that are no text are shown in hexadecimal.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     highwater dead-letters show flights flights/3/81204\n  \
-    highwater dead-letters show flights 3/81204 --output json")]
+    highwater dead-letters show flights 3/81204 --unmasked --output json")]
 pub(super) struct Show {
     /// The dataset
     #[arg(value_name = "DATASET")]
@@ -35,6 +36,9 @@ pub(super) struct Show {
     /// Where the record lies: topic/partition/offset, or partition/offset
     #[arg(value_name = "SOURCE", value_parser = chosen::Place::parse)]
     source: chosen::Place,
+    /// Show the record as it lies in its topic, also what its dataset's rules hide
+    #[arg(long)]
+    unmasked: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -46,8 +50,10 @@ struct Shown {
     row: Row,
     /// The letter's headers, the record's own among them.
     letter_headers: Vec<Header>,
-    /// Whence key, value and headers are: `letter`, `source`, or null where the record is gone.
+    /// Whence key, value and headers are: `letter`, `source`, or null where the record is gone or hidden.
     from: Option<&'static str>,
+    /// Nothing of the record is shown, for its dataset's rules hide some of it.
+    hidden: bool,
     /// Why it is gone.
     gone: Option<String>,
     key: Option<Content>,
@@ -118,8 +124,9 @@ impl Show {
         let found = kafka.letters(&dataset.topic, Order::NewestFirst, &wanted)?;
         anyhow::ensure!(!found.letters.is_empty(), "there is no dead letter of {source}");
         let mut originals = Originals::of(&kafka, &dataset.topic)?;
+        let hidden = dataset.hides() && !self.unmasked;
         // More than one where the topic was made again.
-        let shown = found.letters.iter().map(|letter| shown(&mut originals, letter));
+        let shown = found.letters.iter().map(|letter| shown(&mut originals, letter, hidden));
         let shown = shown.collect::<anyhow::Result<Vec<_>>>()?;
         self.output
             .print_text(&shown, |shown| shown.iter().map(text).collect::<Vec<_>>().join("\n"))?;
@@ -127,12 +134,20 @@ impl Show {
     }
 }
 
-fn shown(originals: &mut Originals, letter: &Letter) -> anyhow::Result<Shown> {
-    let of_letter = originals.letter(letter)?;
-    let (from, record, gone) = match originals.get(letter)? {
-        Original::InLetter(record) => (Some("letter"), Some(record), None),
-        Original::AtSource(record) => (Some("source"), Some(record), None),
-        Original::Gone(why) => (None, None, Some(why)),
+fn shown(originals: &mut Originals, letter: &Letter, hidden: bool) -> anyhow::Result<Shown> {
+    let mut of_letter = originals.letter(letter)?;
+    let (from, record, gone) = if hidden {
+        // It may be of a time without rules, and have the record's headers and value.
+        if let Some(record) = &mut of_letter {
+            record.headers.retain(|(name, _)| name.starts_with(OWN));
+        }
+        (None, None, None)
+    } else {
+        match originals.get(letter)? {
+            Original::InLetter(record) => (Some("letter"), Some(record), None),
+            Original::AtSource(record) => (Some("source"), Some(record), None),
+            Original::Gone(why) => (None, None, Some(why)),
+        }
     };
     let record = record.unwrap_or(Record {
         kafka_time: None,
@@ -149,6 +164,7 @@ fn shown(originals: &mut Originals, letter: &Letter) -> anyhow::Result<Shown> {
             Vec::new()
         },
         from,
+        hidden,
         gone,
         key: record.key.map(Content::of),
         value: record.value.map(Content::of),
@@ -192,6 +208,13 @@ fn text(shown: &Shown) -> String {
     }
     if let Some(gone) = &shown.gone {
         line("record", gone);
+        return text;
+    }
+    if shown.hidden {
+        line(
+            "record",
+            "hidden, for its dataset's rules hide some of it: see --unmasked",
+        );
         return text;
     }
     if shown.from == Some("source") {

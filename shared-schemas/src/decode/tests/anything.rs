@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::schemas::dataset::{Dataset, EventTime, Field, FieldSource, FieldType, Format, Mask, TimeUnit, Truncate};
+use super::schemas::dataset::{
+    Dataset, EventTime, Field, FieldSource, FieldType, Format, Mask, PathMask, Privacy, TimeUnit, Truncate,
+};
 use super::schemas::decode::{Decoder, Options, Reason, Record};
 
 /// A dataset with every type, source and mask.
@@ -25,6 +27,10 @@ fn everything() -> Dataset {
     };
     let millis = FieldType::Timestamp {
         unit: Some(TimeUnit::Millisecond),
+    };
+    let rule = |path: &[&str], mask| PathMask {
+        path: path.iter().map(|name| (*name).to_owned()).collect(),
+        mask,
     };
     let mut fields = vec![
         path("s", FieldType::String),
@@ -75,6 +81,15 @@ fn everything() -> Dataset {
         dedupe_memory: 0,
         max_event_size: 1 << 16,
         chunk: 1 << 18,
+        privacy: Privacy {
+            paths: vec![
+                rule(&["a"], Mask::Truncate(Truncate::Characters(1))),
+                rule(&["m", "a"], Mask::Hash { key: "KEY".to_owned() }),
+                rule(&["m", "b"], Mask::Drop),
+                rule(&["o", "z"], Mask::Redact),
+            ],
+            ..Privacy::default()
+        },
         fields,
     }
 }
