@@ -175,14 +175,11 @@ impl DdSketch {
         out.extend(GAMMA.to_le_bytes());
         out.extend(0_f64.to_le_bytes());
         out.push(POSITIVE);
-        let ranges = &self.counted[positive..];
-        write_ranges(
-            ranges.iter().map(|(range, count)| (i64::from(range - MIDDLE), *count)),
-            out,
-        );
+        write_ranges(&self.counted[positive..], out);
         out.push(NEGATIVE);
-        let ranges = self.counted[..negative].iter().rev();
-        write_ranges(ranges.map(|(range, count)| (i64::from(-range - MIDDLE), *count)), out);
+        // By size: from zero outwards.
+        let negative = self.counted[..negative].iter().rev();
+        write_ranges(&negative.map(|(range, count)| (-range, *count)).collect::<Vec<_>>(), out);
         out.push(ZEROS);
         out.extend(zeros.map_or(0.0, |(_, count)| *count).to_le_bytes());
     }
@@ -238,33 +235,37 @@ fn sum(left: &[(i32, f64)], right: impl Iterator<Item = (i32, f64)>, most: usize
     out
 }
 
-fn write_ranges(ranges: impl Iterator<Item = (i64, f64)> + Clone, out: &mut Vec<u8>) {
-    let held = ranges.clone().count() as u64;
-    let first = ranges.clone().next().map_or(NOWHERE, |(k, _)| k);
-    let last = ranges.clone().last().map_or(first - 1, |(k, _)| k);
-    let span = (last - first + 1).cast_unsigned();
+fn write_ranges(ranges: &[(i32, f64)], out: &mut Vec<u8>) {
+    let held = ranges.len();
+    let k = |(range, _): &(i32, f64)| i64::from(range - MIDDLE);
+    let (first, last) = match (ranges.first(), ranges.last()) {
+        (Some(first), Some(last)) => (k(first), k(last)),
+        _ => (NOWHERE, NOWHERE - 1),
+    };
+    let span = usize::try_from(last - first + 1).unwrap_or(held);
+    out.reserve(32 + held * 10);
     // ClickHouse's estimate: eight bytes for each empty range, against two for each distance.
     if (span - held) * 8 <= held * 2 {
         out.push(IN_A_ROW);
-        varint(span, out);
+        varint(span as u64, out);
         signed(first, out);
         signed(1, out);
         let mut next = first;
-        for (k, count) in ranges {
-            for _ in next..k {
-                out.extend(0_f64.to_le_bytes());
+        for range in ranges {
+            for _ in next..k(range) {
+                out.extend_from_slice(&[0; 8]);
             }
-            out.extend(count.to_le_bytes());
-            next = k + 1;
+            out.extend_from_slice(&range.1.to_le_bytes());
+            next = k(range) + 1;
         }
     } else {
         out.push(APART);
-        varint(held, out);
+        varint(held as u64, out);
         let mut before = 0;
-        for (k, count) in ranges {
-            signed(k - before, out);
-            out.extend(count.to_le_bytes());
-            before = k;
+        for range in ranges {
+            signed(k(range) - before, out);
+            out.extend_from_slice(&range.1.to_le_bytes());
+            before = k(range);
         }
     }
 }
@@ -283,14 +284,15 @@ fn read(state: &[u8]) -> Result<Vec<(i32, f64)>, Malformed> {
     if reader.byte()? != POSITIVE {
         return Err(reader.malformed("no positive values follow"));
     }
-    let mut positive = Vec::new();
-    read_ranges(&mut reader, |k, count| positive.push((k + MIDDLE, count)))?;
+    let mut positive = read_ranges(&mut reader)?;
     if reader.byte()? != NEGATIVE {
         return Err(reader.malformed("no negative values follow"));
     }
-    let mut all = Vec::with_capacity(positive.len() + 1);
-    read_ranges(&mut reader, |k, count| all.push((-(k + MIDDLE), count)))?;
+    let mut all = read_ranges(&mut reader)?;
     all.reverse();
+    for (range, _) in &mut all {
+        *range = -*range;
+    }
     if reader.byte()? != ZEROS {
         return Err(reader.malformed("no zeros follow"));
     }
@@ -307,40 +309,43 @@ fn read(state: &[u8]) -> Result<Vec<(i32, f64)>, Malformed> {
     Ok(all)
 }
 
-fn read_ranges(reader: &mut Reader<'_>, mut take: impl FnMut(i32, f64)) -> Result<(), Malformed> {
+/// Ranges of one sign and their counts, by size.
+fn read_ranges(reader: &mut Reader<'_>) -> Result<Vec<(i32, f64)>, Malformed> {
     let form = reader.byte()?;
     let held = reader.varint()?;
-    let (mut k, step) = match form {
-        IN_A_ROW => (reader.signed()?, reader.signed()?),
-        APART => (0, 0),
+    let in_a_row = match form {
+        IN_A_ROW => true,
+        APART => false,
         _ => return Err(reader.malformed("ranges of no known form")),
     };
-    if form == IN_A_ROW && step != 1 {
+    let mut k = if in_a_row { reader.signed()?.saturating_sub(1) } else { 0 };
+    if in_a_row && reader.signed()? != 1 {
         return Err(reader.malformed("ranges that are not in a row"));
     }
+    // A count takes eight bytes, so no more are set aside than there may be.
+    let most = usize::try_from(held).unwrap_or(usize::MAX).min(reader.left() / 8);
+    let mut ranges = Vec::with_capacity(most);
     let mut before = -i64::from(MIDDLE);
     for _ in 0..held {
-        if form == APART {
-            k = k.saturating_add(reader.signed()?);
-        }
+        k = k.saturating_add(if in_a_row { 1 } else { reader.signed()? });
         let count = reader.double()?;
         counted(reader, count)?;
         let range = i32::try_from(k)
             .ok()
-            .filter(|range| (1 - MIDDLE..MIDDLE).contains(range));
-        match range {
-            Some(range) if k > before && count > 0.0 => take(range, count),
-            Some(_) if k > before => {}
-            _ => return Err(reader.malformed("a range that no double is in, or not in order")),
-        }
+            .filter(|range| k > before && *range < MIDDLE);
+        let Some(range) = range else {
+            return Err(reader.malformed("a range that no double is in, or not in order"));
+        };
         before = k;
-        if form == IN_A_ROW {
-            k += 1;
+        // Between others ClickHouse may write that there are none.
+        if count > 0.0 {
+            ranges.push((range + MIDDLE, count));
         }
     }
-    Ok(())
+    Ok(ranges)
 }
 
+#[inline]
 fn counted(reader: &Reader<'_>, count: f64) -> Result<(), Malformed> {
     if count.is_finite() && count >= 0.0 {
         Ok(())

@@ -40,22 +40,37 @@ impl<'a> Reader<'a> {
         Ok(bytes)
     }
 
+    #[inline]
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let mut array = [0; N];
-        array.copy_from_slice(self.bytes(N)?);
-        Ok(array)
+        let (array, rest) = self
+            .rest
+            .split_first_chunk()
+            .ok_or_else(|| self.malformed("they end too early"))?;
+        self.rest = rest;
+        Ok(*array)
     }
 
+    #[inline]
     pub(super) fn byte(&mut self) -> Result<u8, Malformed> {
         self.array().map(|[byte]| byte)
     }
 
+    #[inline]
     pub(super) fn double(&mut self) -> Result<f64, Malformed> {
         self.array().map(f64::from_le_bytes)
     }
 
     /// LEB128.
+    #[inline]
     pub(super) fn varint(&mut self) -> Result<u64, Malformed> {
+        if let [byte @ ..0x80, rest @ ..] = self.rest {
+            self.rest = rest;
+            return Ok(u64::from(*byte));
+        }
+        self.long_varint()
+    }
+
+    fn long_varint(&mut self) -> Result<u64, Malformed> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -68,6 +83,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Zigzag, then LEB128.
+    #[inline]
     pub(super) fn signed(&mut self) -> Result<i64, Malformed> {
         let value = self.varint()?;
         Ok((value >> 1).cast_signed() ^ -((value & 1).cast_signed()))
@@ -82,8 +98,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn rest(&self) -> &'a [u8] {
-        self.rest
+    /// How many bytes are left.
+    pub(super) fn left(&self) -> usize {
+        self.rest.len()
     }
 
     pub(super) fn end(&self) -> Result<(), Malformed> {

@@ -112,7 +112,10 @@ fn of(values: &ArrayRef) -> Result<ArrayRef> {
 }
 
 fn hashes(values: &ArrayRef, hash: impl Fn(usize) -> u128) -> Result<ArrayRef> {
-    let hashes: Vec<u8> = (0..values.len()).flat_map(|row| hash(row).to_le_bytes()).collect();
+    let mut hashes = vec![0; values.len() * 16];
+    for (row, place) in hashes.chunks_exact_mut(16).enumerate() {
+        place.copy_from_slice(&hash(row).to_le_bytes());
+    }
     let hashes = FixedSizeBinaryArray::try_new(16, Buffer::from_vec(hashes), values.nulls().cloned())?;
     Ok(Arc::new(hashes))
 }
