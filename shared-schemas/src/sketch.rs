@@ -16,7 +16,11 @@ mod distinct;
 mod extreme;
 mod form;
 mod function;
+#[cfg(test)]
+mod grouped;
 mod identity;
+#[cfg(test)]
+mod laws;
 mod sorted;
 #[cfg(test)]
 mod tests;

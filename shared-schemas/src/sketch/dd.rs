@@ -179,7 +179,10 @@ impl DdSketch {
         out.push(NEGATIVE);
         // By size: from zero outwards.
         let negative = self.counted[..negative].iter().rev();
-        write_ranges(&negative.map(|(range, count)| (-range, *count)).collect::<Vec<_>>(), out);
+        write_ranges(
+            &negative.map(|(range, count)| (-range, *count)).collect::<Vec<_>>(),
+            out,
+        );
         out.push(ZEROS);
         out.extend(zeros.map_or(0.0, |(_, count)| *count).to_le_bytes());
     }
@@ -318,7 +321,11 @@ fn read_ranges(reader: &mut Reader<'_>) -> Result<Vec<(i32, f64)>, Malformed> {
         APART => false,
         _ => return Err(reader.malformed("ranges of no known form")),
     };
-    let mut k = if in_a_row { reader.signed()?.saturating_sub(1) } else { 0 };
+    let mut k = if in_a_row {
+        reader.signed()?.saturating_sub(1)
+    } else {
+        0
+    };
     if in_a_row && reader.signed()? != 1 {
         return Err(reader.malformed("ranges that are not in a row"));
     }
@@ -330,9 +337,7 @@ fn read_ranges(reader: &mut Reader<'_>) -> Result<Vec<(i32, f64)>, Malformed> {
         k = k.saturating_add(if in_a_row { 1 } else { reader.signed()? });
         let count = reader.double()?;
         counted(reader, count)?;
-        let range = i32::try_from(k)
-            .ok()
-            .filter(|range| k > before && *range < MIDDLE);
+        let range = i32::try_from(k).ok().filter(|range| k > before && *range < MIDDLE);
         let Some(range) = range else {
             return Err(reader.malformed("a range that no double is in, or not in order"));
         };

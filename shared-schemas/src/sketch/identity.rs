@@ -75,7 +75,7 @@ impl ScalarUDFImpl for Identity {
 }
 
 /// The identities of a column.
-fn of(values: &ArrayRef) -> Result<ArrayRef> {
+pub(super) fn of(values: &ArrayRef) -> Result<ArrayRef> {
     Ok(match values.data_type() {
         DataType::Int64 => {
             let values = typed::<Int64Type>(values)?;
