@@ -30,7 +30,7 @@ use datafusion::logical_expr::Expr;
 
 use crate::view::ValueType;
 
-pub use dd::{DdSketch, QUANTILE_ERROR};
+pub use dd::{DdSketch, QUANTILE_ERROR, SMALLEST_VALUE};
 pub use distinct::{ExactSet, Identity};
 pub use extreme::{Extreme, Moment, Side};
 pub use form::Malformed;
@@ -62,7 +62,8 @@ pub fn merge_uniq_exact(states: Expr, limit: u64, wide: bool) -> Expr {
     call(Kind::UniqExact { limit, wide }, Act::Merge, vec![states])
 }
 
-/// Aggregate of doubles: the state of `quantilesDD(0.01, …)`. What is null or not finite is passed over.
+/// Aggregate of doubles: the state of `quantilesDD(0.01, …)`. What is null or not finite is passed over, what is smaller than
+/// [`SMALLEST_VALUE`] counts as zero.
 pub fn quantiles_dd(value: Expr) -> Expr {
     call(Kind::QuantilesDd, Act::Make, vec![value])
 }

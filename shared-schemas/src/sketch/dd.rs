@@ -7,8 +7,10 @@
 //!
 //! ClickHouse finds `k` by cutting a logarithm off *towards zero*. For values below 1 that is the range above theirs, and
 //! its own sketches answer 0.51 for 0.5. Here it is cut off downwards: for values from 1 on the bytes are those that ClickHouse
-//! writes, below they are better, and `-Merge` gives what the counts say. It also refuses values close to the largest double
-//! and takes those below 2.3e-308 for zero; here they have their ranges.
+//! writes, below they are better, and `-Merge` gives what the counts say. ClickHouse also refuses values close to the
+//! largest double, which here have their range, and any state whose ranges span more than 65,536: one record with
+//! 1e-300 and one with 1e300 in a cell, and no query over it would be answered any more. So what is smaller than 1e-260
+//! counts as zero here, and no state spans more than 65,421.
 //!
 //! Form: `02`, `γ` and an offset of zero as doubles; `01` and the ranges of positive values, `03` and those of negative ones,
 //! `04` and the count of zeros. Ranges are `0C` (all in a row: a varint count, the first's `k`, the distance 1, counts) or `04` (a
@@ -19,11 +21,15 @@ use super::form::{Malformed, Reader, signed, varint};
 
 /// How far a quantile may be from the value that it stands for, relative to that value.
 pub const QUANTILE_ERROR: f64 = 0.01;
+/// What is smaller counts as zero, so that the ranges of all values span less than ClickHouse can merge.
+pub const SMALLEST_VALUE: f64 = 1e-260;
+/// Its range.
+const LOWEST: i32 = -29_933;
 /// ClickHouse's own.
 const GAMMA: f64 = f64::from_bits(0x3FF0_52BF_5A81_4AFD);
 /// `1 / ln(GAMMA)`.
 const RANGES_PER_E: f64 = 49.998_333_288_886_78;
-/// Doubles lie in the ranges -37,221 to 35,487. A range is held as its number plus this, of negative values the
+/// Values lie in the ranges -29,933 to 35,487. A range is held as its number plus this, of negative values the
 /// negative of that, of zeros 0: so they are in the order of the values.
 const MIDDLE: i32 = 40_000;
 /// Below so many values it is cheaper to wait than to count them.
@@ -47,16 +53,10 @@ pub struct DdSketch {
     fresh: Vec<i32>,
 }
 
-/// The natural logarithm of a positive double. Not the system's, whose last bit depends on the machine: a state is the same
+/// The natural logarithm of a positive double that is not subnormal. Not the system's, whose last bit depends on the machine: a state is the same
 /// wherever it is made. Good to about 1e-13.
 #[inline]
 fn ln(value: f64) -> f64 {
-    // Subnormal numbers have no exponent: 2^54 makes them normal.
-    let (value, lifted) = if value < f64::MIN_POSITIVE {
-        (value * 18_014_398_509_481_984.0, 54.0)
-    } else {
-        (value, 0.0)
-    };
     // With the bits of 0.707 taken off, mantissas come to lie between 0.707 and 1.414, around 1.
     let shifted = value.to_bits().wrapping_sub(0x3FE6_A09E_667F_3BCD);
     let exponent = shifted.cast_signed() >> 52;
@@ -68,7 +68,7 @@ fn ln(value: f64) -> f64 {
     for odd in [17.0, 15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
         series = series * z + 1.0 / odd;
     }
-    (exponent as f64 - lifted) * std::f64::consts::LN_2 + 2.0 * s * series
+    exponent as f64 * std::f64::consts::LN_2 + 2.0 * s * series
 }
 
 /// The range of a finite value.
@@ -78,7 +78,7 @@ pub(super) fn range(value: f64) -> i32 {
     // Positive with the middle added: cut off downwards, without a call to `floor`.
     #[expect(clippy::cast_possible_truncation, reason = "cut off on purpose")]
     let range = (ln(size) * RANGES_PER_E + f64::from(MIDDLE)) as i32;
-    if size == 0.0 {
+    if size < SMALLEST_VALUE {
         0
     } else if value < 0.0 {
         -range
@@ -201,7 +201,7 @@ impl DdSketch {
     }
 
     /// The quantile at a level of 0 to 1, none of no values: within [`QUANTILE_ERROR`] of the value whose rank, from 0 on, is
-    /// `level · (count - 1)` rounded down.
+    /// `level · (count - 1)` rounded down, or of zero where that is smaller than [`SMALLEST_VALUE`].
     pub fn quantile(&mut self, level: f64) -> Option<f64> {
         let count = self.count();
         if count == 0.0 || !(0.0..=1.0).contains(&level) {
@@ -287,11 +287,11 @@ fn read(state: &[u8]) -> Result<Vec<(i32, f64)>, Malformed> {
     if reader.byte()? != POSITIVE {
         return Err(reader.malformed("no positive values follow"));
     }
-    let mut positive = read_ranges(&mut reader)?;
+    let (mut positive, small) = read_ranges(&mut reader)?;
     if reader.byte()? != NEGATIVE {
         return Err(reader.malformed("no negative values follow"));
     }
-    let mut all = read_ranges(&mut reader)?;
+    let (mut all, smaller) = read_ranges(&mut reader)?;
     all.reverse();
     for (range, _) in &mut all {
         *range = -*range;
@@ -301,6 +301,7 @@ fn read(state: &[u8]) -> Result<Vec<(i32, f64)>, Malformed> {
     }
     let zeros = reader.double()?;
     counted(&reader, zeros)?;
+    let zeros = zeros + small + smaller;
     reader.end()?;
     if zeros > 0.0 {
         all.push((0, zeros));
@@ -312,8 +313,8 @@ fn read(state: &[u8]) -> Result<Vec<(i32, f64)>, Malformed> {
     Ok(all)
 }
 
-/// Ranges of one sign and their counts, by size.
-fn read_ranges(reader: &mut Reader<'_>) -> Result<Vec<(i32, f64)>, Malformed> {
+/// Ranges of one sign and their counts, by size; and how many values are so small that they count as zero.
+fn read_ranges(reader: &mut Reader<'_>) -> Result<(Vec<(i32, f64)>, f64), Malformed> {
     let form = reader.byte()?;
     let held = reader.varint()?;
     let in_a_row = match form {
@@ -331,7 +332,7 @@ fn read_ranges(reader: &mut Reader<'_>) -> Result<Vec<(i32, f64)>, Malformed> {
     }
     // A count takes eight bytes, so no more are set aside than there may be.
     let most = usize::try_from(held).unwrap_or(usize::MAX).min(reader.left() / 8);
-    let mut ranges = Vec::with_capacity(most);
+    let (mut ranges, mut small) = (Vec::with_capacity(most), 0.0);
     let mut before = -i64::from(MIDDLE);
     for _ in 0..held {
         k = k.saturating_add(if in_a_row { 1 } else { reader.signed()? });
@@ -343,11 +344,13 @@ fn read_ranges(reader: &mut Reader<'_>) -> Result<Vec<(i32, f64)>, Malformed> {
         };
         before = k;
         // Between others ClickHouse may write that there are none.
-        if count > 0.0 {
+        if range < LOWEST {
+            small += count;
+        } else if count > 0.0 {
             ranges.push((range + MIDDLE, count));
         }
     }
-    Ok(ranges)
+    Ok((ranges, small))
 }
 
 #[inline]
