@@ -294,7 +294,7 @@ fn plans_make_and_merge_the_plain_states() {
 
 #[test]
 fn identities_tell_values_apart() {
-    use super::identity::of;
+    use super::identities as of;
     use arrow::array::{Date32Array, Decimal128Array};
     let narrow: [(ArrayRef, Vec<Option<u64>>); 4] = [
         (
