@@ -16,6 +16,9 @@ use shared_schemas::sketch::{DdSketch, ExactSet, Malformed, Uniq, empty_quantile
 /// Around where `uniq` begins to sample, and far beyond.
 const SIZES: [u64; 8] = [0, 1, 2, 1_000, 65_536, 65_537, 200_000, 1_000_000];
 
+/// A state, or why it cannot be read.
+type State = Result<Vec<u8>, Malformed>;
+
 /// A kind of state: how the engine makes it of `number`, and how we do.
 struct Kind {
     name: &'static str,
@@ -26,7 +29,7 @@ struct Kind {
     function: &'static str,
     parameters: &'static str,
     ours: fn(&mut dyn Iterator<Item = u64>) -> Vec<u8>,
-    merged: fn(&[&[u8]]) -> Result<Vec<u8>, Malformed>,
+    merged: fn(&[&[u8]]) -> State,
     /// The result, as the engine's text has it.
     result: fn(&[u8]) -> Result<String, Malformed>,
     empty: fn() -> Vec<u8>,

@@ -34,10 +34,11 @@ pub use dd::{DdSketch, QUANTILE_ERROR, SMALLEST_VALUE};
 pub use distinct::{ExactSet, Identity};
 pub use extreme::{Extreme, Moment, Side};
 pub use form::Malformed;
-pub use identity::{identity, identity_is_wide};
+pub use function::{Act, ByGroup, Kind};
+pub use identity::{identities, identity, identity_is_wide};
 pub use uniq::{KEPT_AT_MOST, Uniq, uniq_bound_sql};
 
-use function::{Act, Kind, call};
+use function::call;
 
 /// Aggregate of identities: the state of `uniq` over `UInt64`, of wide ones over their low 64 bits. Never null: no values
 /// give the empty state.

@@ -89,7 +89,7 @@ impl Slice {
 }
 
 /// Works until so much time has passed; events a second of processor time. `work` says how many events it worked on.
-fn rate(each: Duration, mut work: impl FnMut() -> anyhow::Result<u64>) -> anyhow::Result<f64> {
+pub(super) fn rate(each: Duration, mut work: impl FnMut() -> anyhow::Result<u64>) -> anyhow::Result<f64> {
     let (began, worked, mut events) = (Instant::now(), processor_time()?, 0);
     while began.elapsed() < each {
         events += work()?;

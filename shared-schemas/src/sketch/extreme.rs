@@ -202,12 +202,12 @@ impl State for Extreme {
             }
         });
         // Only what won in the end is copied.
-        let mut copy = Copy::of(values, rule.value_type)?;
+        let mut copy = copier(values, rule.value_type)?;
         Ok(scatter(groups, group_of, kept, |held, row| {
             if held.row == Some(row) {
                 held.row = None;
                 held.value.clear();
-                copy.copy(row, &mut held.value);
+                copy(row, &mut held.value);
             }
         }))
     }
@@ -229,47 +229,41 @@ impl State for Extreme {
     }
 }
 
-/// Copies values of a column in ClickHouse's form.
-struct Copy<'a>(Box<dyn FnMut(usize, &mut Vec<u8>) + 'a>);
+/// Puts the value of a row, in ClickHouse's form, behind what is there.
+type Copier<'a> = Box<dyn FnMut(usize, &mut Vec<u8>) + 'a>;
 
-impl<'a> Copy<'a> {
-    fn of(values: &'a ArrayRef, value_type: ValueType) -> Result<Self> {
-        let width = width(value_type).unwrap_or_default();
-        Ok(Self(match values.data_type() {
-            DataType::Utf8 => {
-                let values = values.as_string::<i32>();
-                Box::new(|row, out| out.extend_from_slice(values.value(row).as_bytes()))
-            }
-            DataType::Boolean => {
-                let values = values.as_boolean();
-                Box::new(|row, out| out.push(u8::from(values.value(row))))
-            }
-            DataType::Int64 => {
-                let values = typed::<Int64Type>(values)?;
-                Box::new(|row, out| out.extend(values.value(row).to_le_bytes()))
-            }
-            DataType::Float64 => {
-                let values = typed::<Float64Type>(values)?;
-                Box::new(|row, out| out.extend(values.value(row).to_le_bytes()))
-            }
-            DataType::Date32 => {
-                let values = typed::<Date32Type>(values)?;
-                Box::new(|row, out| out.extend(values.value(row).to_le_bytes()))
-            }
-            DataType::Timestamp(..) => {
-                let values = typed::<TimestampMicrosecondType>(values)?;
-                Box::new(|row, out| out.extend(values.value(row).to_le_bytes()))
-            }
-            // So many digits fit into so many bytes.
-            DataType::Decimal128(..) => {
-                let values = typed::<Decimal128Type>(values)?;
-                Box::new(move |row, out| out.extend_from_slice(&values.value(row).to_le_bytes()[..width]))
-            }
-            other => return Err(exec_datafusion_err!("first and last know no values of type {other}")),
-        }))
-    }
-
-    fn copy(&mut self, row: usize, out: &mut Vec<u8>) {
-        (self.0)(row, out);
-    }
+fn copier(values: &ArrayRef, value_type: ValueType) -> Result<Copier<'_>> {
+    let width = width(value_type).unwrap_or_default();
+    Ok(match values.data_type() {
+        DataType::Utf8 => {
+            let values = values.as_string::<i32>();
+            Box::new(|row, out| out.extend_from_slice(values.value(row).as_bytes()))
+        }
+        DataType::Boolean => {
+            let values = values.as_boolean();
+            Box::new(|row, out| out.push(u8::from(values.value(row))))
+        }
+        DataType::Int64 => {
+            let values = typed::<Int64Type>(values)?;
+            Box::new(|row, out| out.extend(values.value(row).to_le_bytes()))
+        }
+        DataType::Float64 => {
+            let values = typed::<Float64Type>(values)?;
+            Box::new(|row, out| out.extend(values.value(row).to_le_bytes()))
+        }
+        DataType::Date32 => {
+            let values = typed::<Date32Type>(values)?;
+            Box::new(|row, out| out.extend(values.value(row).to_le_bytes()))
+        }
+        DataType::Timestamp(..) => {
+            let values = typed::<TimestampMicrosecondType>(values)?;
+            Box::new(|row, out| out.extend(values.value(row).to_le_bytes()))
+        }
+        // So many digits fit into so many bytes.
+        DataType::Decimal128(..) => {
+            let values = typed::<Decimal128Type>(values)?;
+            Box::new(move |row, out| out.extend_from_slice(&values.value(row).to_le_bytes()[..width]))
+        }
+        other => return Err(exec_datafusion_err!("first and last know no values of type {other}")),
+    })
 }

@@ -1,11 +1,12 @@
 //! The aggregate functions, as DataFusion knows them.
 
+use arrow::array::ArrayRef;
 use arrow::datatypes::{DataType, FieldRef, TimeUnit};
 use datafusion::common::{Result, internal_err, plan_err};
 use datafusion::logical_expr::function::AccumulatorArgs;
 use datafusion::logical_expr::utils::AggregateOrderSensitivity;
 use datafusion::logical_expr::{
-    Accumulator, AggregateUDF, AggregateUDFImpl, Expr, GroupsAccumulator, Signature, Volatility,
+    Accumulator, AggregateUDF, AggregateUDFImpl, EmitTo, Expr, GroupsAccumulator, Signature, Volatility,
 };
 
 use super::aggregate::{Groups, Whole};
@@ -18,24 +19,33 @@ use crate::view::ValueType;
 
 /// What a state is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
+pub enum Kind {
+    /// A sample of the hashes of values.
     Uniq,
+    /// All values, or a hash of 128 bits of each.
     UniqExact {
+        /// How many there may be.
         limit: u64,
+        /// Whether they are hashes. In a plan that makes states the column says so as well.
         wide: bool,
     },
+    /// Counts of values by range.
     QuantilesDd,
-    /// The type is told where states are merged; where they are made, the column has it.
+    /// The first or the last value.
     Extreme {
+        /// Which of them.
         side: Side,
+        /// Of what type they are. In a plan that makes states the column says so as well.
         value_type: Option<ValueType>,
     },
 }
 
-/// What a function takes: values or states.
+/// What a function takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Act {
+pub enum Act {
+    /// Values.
     Make,
+    /// States.
     Merge,
 }
 
@@ -72,32 +82,71 @@ pub(super) fn call(kind: Kind, act: Act, arguments: Vec<Expr>) -> Expr {
     .call(arguments)
 }
 
+/// The states of all groups, for arguments of these types.
+fn groups(kind: Kind, act: Act, argument: Option<&DataType>) -> Result<Box<dyn GroupsAccumulator + Sync>> {
+    Ok(match kind {
+        Kind::Uniq => Box::new(Groups::<Uniq>::new((), act)),
+        Kind::QuantilesDd => Box::new(Groups::<DdSketch>::new((), act)),
+        Kind::UniqExact { limit, wide } => {
+            if wide || argument == Some(&WIDE) {
+                Box::new(Groups::<ExactSet<u128>>::new(limit, act))
+            } else {
+                Box::new(Groups::<ExactSet<u64>>::new(limit, act))
+            }
+        }
+        Kind::Extreme { side, value_type } => {
+            let value_type = value_type.or_else(|| argument.and_then(ValueType::of_arrow));
+            match value_type {
+                Some(value_type) => Box::new(Groups::<Extreme>::new(Rule { side, value_type }, act)),
+                None => return internal_err!("first or last of values of no known type"),
+            }
+        }
+    })
+}
+
+/// States by group, outside of a plan: what a grouping does with one of these functions, for those who measure it.
+pub struct ByGroup(Box<dyn GroupsAccumulator + Sync>);
+
+impl ByGroup {
+    /// No groups yet.
+    ///
+    /// # Errors
+    /// A kind that lacks the type of its values.
+    pub fn new(kind: Kind, act: Act) -> Result<Self> {
+        groups(kind, act, None).map(Self)
+    }
+
+    /// Takes a batch: of each row the group is told, below the number of groups.
+    ///
+    /// # Errors
+    /// Columns of other types, or what is no state.
+    pub fn take(&mut self, columns: &[ArrayRef], group_of: &[usize], groups: usize) -> Result<()> {
+        self.0.update_batch(columns, group_of, None, groups)
+    }
+
+    /// The states of all groups, which are none then.
+    ///
+    /// # Errors
+    /// More than 2 GiB of states.
+    pub fn states(&mut self) -> Result<ArrayRef> {
+        self.0.evaluate(EmitTo::All)
+    }
+
+    /// The bytes that they take.
+    pub fn bytes(&self) -> usize {
+        self.0.size()
+    }
+}
+
+impl std::fmt::Debug for ByGroup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ByGroup").field("bytes", &self.bytes()).finish()
+    }
+}
+
 impl Function {
     fn groups(&self, arguments: &[FieldRef]) -> Result<Box<dyn GroupsAccumulator + Sync>> {
-        let argument = arguments.first().map(|field| field.data_type());
-        let act = self.act;
-        Ok(match (self.kind, act) {
-            (Kind::Uniq, _) => Box::new(Groups::<Uniq>::new((), act)),
-            (Kind::QuantilesDd, _) => Box::new(Groups::<DdSketch>::new((), act)),
-            (Kind::UniqExact { limit, wide }, _) => {
-                let wide = match act {
-                    Act::Make => argument == Some(&WIDE),
-                    Act::Merge => wide,
-                };
-                if wide {
-                    Box::new(Groups::<ExactSet<u128>>::new(limit, act))
-                } else {
-                    Box::new(Groups::<ExactSet<u64>>::new(limit, act))
-                }
-            }
-            (Kind::Extreme { side, value_type }, _) => {
-                let value_type = value_type.or_else(|| argument.and_then(ValueType::of_arrow));
-                match value_type {
-                    Some(value_type) => Box::new(Groups::<Extreme>::new(Rule { side, value_type }, act)),
-                    None => return internal_err!("{} of values of no known type", self.name),
-                }
-            }
-        })
+        groups(self.kind, self.act, arguments.first().map(|field| field.data_type()))
     }
 
     fn accepts(&self, arguments: &[DataType]) -> bool {

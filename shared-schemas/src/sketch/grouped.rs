@@ -6,16 +6,18 @@ use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
-    TimestampMicrosecondArray,
+    TimestampMicrosecondArray, UInt64Array,
 };
 use arrow::datatypes::{Int64Type, Schema};
 use datafusion::dataframe::DataFrame;
 use datafusion::datasource::MemTable;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::{Expr, ExprFunctionExt, ident, lit};
+use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{DdSketch, ExactSet, Extreme, Moment, Side, Uniq};
+use super::{Act, ByGroup, DdSketch, ExactSet, Extreme, Kind, Moment, Side, Uniq};
 use crate::view::ValueType;
 
 /// An event.
@@ -294,7 +296,7 @@ fn plans_make_and_merge_the_plain_states() {
 
 #[test]
 fn identities_tell_values_apart() {
-    use super::identity::of;
+    use super::identities as of;
     use arrow::array::{Date32Array, Decimal128Array};
     let narrow: [(ArrayRef, Vec<Option<u64>>); 4] = [
         (
@@ -338,4 +340,88 @@ fn identities_tell_values_apart() {
     let nans = of(&nans).unwrap();
     let nans = nans.as_fixed_size_binary();
     assert!(nans.value(0) == nans.value(1) && nans.value(1) == nans.value(2));
+}
+
+/// With less memory than the states take, a grouping writes them to disk and reads them again: it has to be told how much
+/// they take, and what it reads has to be what it wrote.
+#[test]
+fn states_beyond_the_memory_are_spilled() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let spilled = |limit: usize| {
+        let memory = RuntimeEnvBuilder::new()
+            .with_memory_limit(limit, 1.0)
+            .build_arc()
+            .unwrap();
+        let settings = SessionConfig::new().with_target_partitions(1).with_batch_size(100);
+        let session = SessionContext::new_with_config_rt(settings, memory);
+        // 2,000 groups of 100 values: 4 bytes each, and as much again for what is not sorted yet.
+        let numbers = (0..200_000_i64).collect::<Int64Array>();
+        let groups = (0..200_000_i64).map(|at| at % 2_000).collect::<Int64Array>();
+        let columns: [(&str, ArrayRef); 2] = [("group", Arc::new(groups)), ("number", Arc::new(numbers))];
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        let made = super::uniq(super::identity(ident("number"), ValueType::Int64)).alias("uniq");
+        let frame = session
+            .read_batch(batch)
+            .unwrap()
+            .aggregate(vec![ident("group")], vec![made])
+            .unwrap();
+        runtime.block_on(async {
+            let plan = frame.create_physical_plan().await.unwrap();
+            let batches = collect(Arc::clone(&plan), session.task_ctx()).await.unwrap();
+            let mut found = BTreeMap::new();
+            for batch in batches {
+                let states = batch.column(1).as_binary::<i32>();
+                for (row, group) in batch.column(0).as_primitive::<Int64Type>().values().iter().enumerate() {
+                    assert!(found.insert(*group, states.value(row).to_vec()).is_none());
+                }
+            }
+            (found, spills(&plan))
+        })
+    };
+    let (in_memory, none) = spilled(1 << 30);
+    let (from_disk, some) = spilled(600_000);
+    assert_eq!((none, some > 0), (0, true), "spilled {some} times");
+    assert_eq!(in_memory.len(), 2_000);
+    assert!(in_memory == from_disk, "other states");
+}
+
+fn spills(plan: &Arc<dyn ExecutionPlan>) -> usize {
+    let here = plan.metrics().and_then(|metrics| metrics.spill_count()).unwrap_or(0);
+    here + plan.children().into_iter().map(spills).sum::<usize>()
+}
+
+#[test]
+fn what_states_take_is_told() {
+    let kinds = [
+        (Kind::Uniq, 4),
+        (
+            Kind::UniqExact {
+                limit: 1_000_000,
+                wide: false,
+            },
+            8,
+        ),
+        (Kind::UniqExact { limit: 10, wide: false }, 0),
+    ];
+    for (kind, width) in kinds {
+        let mut groups = ByGroup::new(kind, Act::Make).unwrap();
+        let empty = groups.bytes();
+        for batch in 0..50_u64 {
+            let values: ArrayRef = Arc::new((batch * 1_000..batch * 1_000 + 1_000).collect::<UInt64Array>());
+            groups
+                .take(&[values], &(0..1_000).map(|row| row % 7).collect::<Vec<_>>(), 7)
+                .unwrap();
+        }
+        let most = 50_000 * width * 4 + 4_096;
+        assert!(
+            (50_000 * width..=most).contains(&groups.bytes()),
+            "{kind:?}: {} bytes",
+            groups.bytes()
+        );
+        groups.states().unwrap();
+        assert_eq!(groups.bytes(), empty, "{kind:?}: nothing is held any more");
+    }
 }

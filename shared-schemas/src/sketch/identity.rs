@@ -70,12 +70,15 @@ impl ScalarUDFImpl for Identity {
         let [value] = args.args.as_slice() else {
             return internal_err!("identity was called with {} arguments", args.args.len());
         };
-        Ok(ColumnarValue::Array(of(&value.to_array(rows)?)?))
+        Ok(ColumnarValue::Array(identities(&value.to_array(rows)?)?))
     }
 }
 
 /// The identities of a column.
-pub(super) fn of(values: &ArrayRef) -> Result<ArrayRef> {
+///
+/// # Errors
+/// A column of a type that no value has.
+pub fn identities(values: &ArrayRef) -> Result<ArrayRef> {
     Ok(match values.data_type() {
         DataType::Int64 => {
             let values = typed::<Int64Type>(values)?;

@@ -180,7 +180,7 @@ fn quantiles_are_within_one_percent() {
     for (kind, make) in kinds.iter().enumerate() {
         for size in [1, 2, 3, 10, 100, 5_000] {
             let mut values: Vec<f64> = std::iter::repeat_with(&mut next)
-                .map(|bits| make(bits))
+                .map(make)
                 .filter(|value| value.is_finite())
                 .take(size)
                 .collect();
@@ -236,15 +236,12 @@ fn the_bound_of_uniq_holds_in_95_of_100_cases() {
             let count = state.count();
             held += u64::from(count.abs_diff(size) as f64 <= bound(count) * size as f64);
         }
-        let (held, sets) = (held as f64, sets as f64);
         // By chance as few as this once in some thousand.
-        assert!(
-            held / sets >= 0.95 - 3.2 * (0.95 * 0.05 / sets).sqrt(),
-            "{held} of {sets} at {size}"
-        );
+        let least = 0.95 - 3.2 * (0.95 * 0.05 / sets as f64).sqrt();
+        assert!(held as f64 / sets as f64 >= least, "{held} of {sets} at {size}");
         if size > KEPT_AT_MOST as u64 {
-            of_large += sets as u64;
-            within += held as u64;
+            of_large += sets;
+            within += held;
         }
     }
     println!("the bound holds in {within} of {of_large} sets of more than {KEPT_AT_MOST} values");
