@@ -83,8 +83,8 @@ async fn every_state_is_measured() -> anyhow::Result<()> {
     let stderr = String::from_utf8_lossy(&stderr);
     ensure!(status.success(), "{stderr}");
     let figures: Vec<serde_json::Value> = serde_json::from_slice(&stdout)?;
-    // Six kinds: made, merged, and the bytes of three sizes.
-    ensure!(figures.len() == 6 * 5, "{} figures", figures.len());
+    // Six kinds: made, merged, and the bytes of three sizes. Then the views.
+    ensure!(figures.len() == 6 * 5 + 3, "{} figures", figures.len());
     for figure in &figures {
         ensure!(figure["value"].as_f64() > Some(0.0), "{figure}");
     }

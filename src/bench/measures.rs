@@ -1,7 +1,7 @@
 //! What the states of distinct, quantiles, first and last cost: time to make and to merge them, and bytes.
 //!
-//! Without a plan around them, so that what is told is theirs alone: batches of events in a thousand groups, and states of
-//! them as often as a flush takes them. What counts is the processor time of the thread that works.
+//! Without a plan around them first, so that what is told is theirs alone: batches of events in a thousand groups, and states
+//! of them as often as a flush takes them. Then in the views that the speed layer is measured with, beside their counts. What counts is the processor time of the thread that works.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +12,9 @@ use arrow::array::{
 use shared_schemas::sketch::{Act, ByGroup, Kind, Side, identities};
 use shared_schemas::view::ValueType;
 
+use super::events::{self, DESTINATIONS, ROUTES};
 use super::figure::{Figure, number};
-use super::stages::rate;
+use super::stages::{PARTITIONS, aggregated, rate};
 
 /// Groups of a minute, as the larger of the views that the speed layer is measured with has them.
 const GROUPS: usize = 1_000;
@@ -93,6 +94,14 @@ const SUBJECTS: [Subject; 6] = [
         aim: false,
     },
 ];
+
+/// What a distinct and a quantiles beside two counts should leave of the stage's rate, in percent.
+const LEFT: f64 = 60.0;
+/// How often that is measured with and without them, in turns; the best of each counts.
+const TURNS: usize = 3;
+
+const DISTINCT: &str = r#"tails = "distinct(tail_number)""#;
+const QUANTILES: &str = r#"delays = "quantiles(departure_delay, [0.5, 0.99])""#;
 
 /// Any bits, the same for the same row.
 fn scattered(row: usize) -> u64 {
@@ -194,7 +203,47 @@ pub(crate) fn figures(each: Duration) -> anyhow::Result<Vec<Figure>> {
             ));
         }
     }
+    figures.extend(in_views(each)?);
     Ok(figures)
+}
+
+/// The rate of the stage that aggregates, with further measures, of its rate without them.
+fn in_views(each: Duration) -> anyhow::Result<[Figure; 3]> {
+    let variants = [
+        definitions(&[]),
+        definitions(&[(ROUTES, DISTINCT), (DESTINATIONS, QUANTILES)]),
+        definitions(&[(ROUTES, DISTINCT), (ROUTES, QUANTILES)]),
+    ];
+    let mut rates = [0.0_f64; 3];
+    for _ in 0..TURNS {
+        for (rate, definitions) in rates.iter_mut().zip(&variants) {
+            *rate = rate.max(aggregated(definitions, each)?);
+        }
+    }
+    let [without, apart, together] = rates;
+    Ok([
+        Figure::plain("group and aggregate alone, two views, per core", without, "events/s"),
+        Figure::at_least(
+            "its ratio with a distinct in one view and quantiles in the other",
+            100.0 * apart / without,
+            "%",
+            LEFT,
+        ),
+        Figure::plain(
+            "its ratio with both in the view of 1,000 groups",
+            100.0 * together / without,
+            "%",
+        ),
+    ])
+}
+
+/// The bench's views, with further measures.
+fn definitions(further: &[(&str, &str)]) -> String {
+    let usual = events::definitions("flights", PARTITIONS);
+    further.iter().fold(usual, |text, (view, measure)| {
+        let head = format!("[view.{view}.measures]\n");
+        text.replace(&head, &format!("{head}{measure}\n"))
+    })
 }
 
 /// What a state of so many values takes, as it is written.

@@ -21,7 +21,7 @@ use super::events::{self, Events};
 use super::figure::{Figure, number};
 
 /// Partitions that the events come from.
-const PARTITIONS: u32 = 8;
+pub(super) const PARTITIONS: u32 = 8;
 /// Events of one partition that come at once.
 const SLICE: u64 = 4_096;
 /// Slices that are measured with, again and again: about what 250 ms bring at 800,000 events a second.
@@ -61,6 +61,17 @@ pub(crate) fn figures(each: Duration) -> anyhow::Result<Vec<Figure>> {
         None => Figure::plain(name, rate, "events/s"),
     };
     Ok(aims.map(figure).to_vec())
+}
+
+/// Events a second that go from columns to whole cells, for a definition with the dataset of the bench.
+pub(super) fn aggregated(definitions: &str, each: Duration) -> anyhow::Result<f64> {
+    let definitions = Definitions::parse([("flights.toml", definitions.to_owned())])?;
+    let mut slices: Vec<Slice> = (0..SLICES)
+        .map(|at| Slice::new(at, &mut Events::since(SINCE)))
+        .collect();
+    // Once will do.
+    decode(&definitions, &mut slices, Duration::from_millis(1))?;
+    aggregate(&definitions, &slices, each)
 }
 
 impl Slice {
