@@ -3,6 +3,7 @@
 //! - [`figure`]: a figure and its aim
 //! - [`events`]: the events that are measured with
 //! - [`stages`]: what each stage does alone on one core
+//! - [`measures`]: what the states of measures cost that estimate
 //! - [`site`], [`topic`], [`process`]: servers, topics and processes of the bench's own
 //! - [`bare`]: a consumer that throws messages away
 //! - [`passage`]: from Kafka to visible in ClickHouse
@@ -15,6 +16,7 @@ mod bare;
 pub(crate) mod events;
 pub(crate) mod figure;
 mod freshness;
+pub(crate) mod measures;
 mod memory;
 mod passage;
 mod process;

@@ -76,6 +76,22 @@ async fn every_figure_is_measured_and_every_count_is_right() -> anyhow::Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_state_is_measured() -> anyhow::Result<()> {
+    let folder = tempfile::TempDir::with_prefix("highwater-test-")?;
+    let run = bench(&["measures", "--output", "json"], folder.path())?.output();
+    let Output { status, stdout, stderr } = tokio::time::timeout(PATIENCE, run).await??;
+    let stderr = String::from_utf8_lossy(&stderr);
+    ensure!(status.success(), "{stderr}");
+    let figures: Vec<serde_json::Value> = serde_json::from_slice(&stdout)?;
+    // Six kinds: made, merged, and the bytes of three sizes. Then the views.
+    ensure!(figures.len() == 6 * 5 + 3, "{} figures", figures.len());
+    for figure in &figures {
+        ensure!(figure["value"].as_f64() > Some(0.0), "{figure}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_bench_leaves_nothing_running_and_a_kept_topic_is_used_again() -> anyhow::Result<()> {
     let site = Site::new()?;
     let mut bench = site.start(&["bench", "speed", "--only", "throughput", "--data", "data"])?;

@@ -130,7 +130,7 @@ async fn assert_parts(world: &World, publication: Option<&Publication>) -> anyho
             ..Selection::default()
         };
         for line in world.part(publication, &one).await? {
-            assert_eq!(field(&line, 10), name);
+            assert_eq!(field(&line, 14), name);
             let cell = (0..3).map(|index| field(&line, index)).collect();
             *shares.entry(cell).or_default() += flights(&line);
         }

@@ -1,7 +1,7 @@
 //! States made in Rust and merged by the engine's SQL, one of each kind: the forms that ClickHouse itself writes.
 //!
-//! `distinct` and `quantiles` are not measures yet. Their states are written here by hand, to hold that their form can
-//! be made outside of ClickHouse, travels as Arrow `Binary`, and merges with the engine's own.
+//! Those of `distinct` and `quantiles` are written here once more by hand, from what is known of the forms and from none of the
+//! product's code; `sketches.rs` has the product's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

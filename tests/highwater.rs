@@ -45,6 +45,8 @@ mod serving;
 #[cfg(test)]
 mod several_workers;
 #[cfg(test)]
+mod sketches;
+#[cfg(test)]
 mod status;
 #[cfg(test)]
 mod tidy;

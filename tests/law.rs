@@ -64,6 +64,14 @@ mean = "avg(delay)"
 distance = "sum(distance)"
 paid = { measure = "sum(price)", where = "delay > 15" }
 share = { ratio = ["timed", "flights"] }
+planes = "distinct(flight)"
+prices = { measure = "distinct(price)", where = "delay > 15" }
+carriers = "distinct(carrier)"
+spread = "quantiles(delay, [0.5, 0.95])"
+far = { measure = "quantiles(distance - 20, [0, 1])", where = "delay > 15" }
+opening = "first(flight)"
+opening_price = "first(price)"
+closing = { measure = "last(distance)", where = "delay > 15" }
 "#;
 
 /// One record of a partition's log.
@@ -328,8 +336,19 @@ async fn check(logs: &[Vec<Entry>], marks: &[u64], how: &[Reading]) -> anyhow::R
         let written = speed(dataset, view, u32::try_from(number)?, log, marks[number], &how[number]).await?;
         parts.extend(as_the_store_keeps(&written, view, Mark(Offset(marks[number])))?);
     }
-    let merge = MergePlan::new(view, CellKey::Cell)?;
-    let (merged, whole) = (merge.run(parts).await?, merge.run(batch(&everything).await?).await?);
+    // The states that both layers have.
+    let merge = MergePlan::new(view, CellKey::OneStart)?;
+    let of_both = |cells: Vec<RecordBatch>| -> anyhow::Result<Vec<RecordBatch>> {
+        let names = merge.schema().fields().iter().map(|field| field.name().as_str());
+        let names: Vec<_> = names.collect();
+        let project = |cells: RecordBatch| {
+            let columns: Result<Vec<_>, _> = names.iter().map(|name| cells.schema().index_of(name)).collect();
+            cells.project(&columns?)
+        };
+        Ok(cells.into_iter().map(project).collect::<Result<_, _>>()?)
+    };
+    let merged = merge.run(of_both(parts)?).await?;
+    let whole = merge.run(of_both(batch(&everything).await?)?).await?;
     anyhow::ensure!(
         show(&merged)? == show(&whole)?,
         "merged:\n{}\nwhole:\n{}",

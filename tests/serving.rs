@@ -1,6 +1,7 @@
 //! The query API as callers have it: `highwater serve` on the real engine, asked over HTTP.
 
 mod documents;
+mod estimates;
 mod problems;
 mod selections;
 mod world;

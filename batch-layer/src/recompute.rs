@@ -74,9 +74,21 @@ impl Recompute {
     /// # Errors
     /// DataFusion's, where it cannot plan what the view's compiler let pass, or has no place to spill to.
     pub fn new(view: &View, dataset: &Dataset, memory: u64) -> Result<Self> {
+        Self::with_states(view, dataset, memory, CellKey::Cell)
+    }
+
+    /// The same, but with only those states that the speed layer has too.
+    ///
+    /// # Errors
+    /// DataFusion's, where it cannot plan what the view's compiler let pass, or has no place to spill to.
+    pub(crate) fn of_both_layers(view: &View, dataset: &Dataset, memory: u64) -> Result<Self> {
+        Self::with_states(view, dataset, memory, CellKey::OneStart)
+    }
+
+    fn with_states(view: &View, dataset: &Dataset, memory: u64, key: CellKey) -> Result<Self> {
         Ok(Self {
             session: session(memory)?,
-            plan: CellPlan::new(view, dataset, CellKey::Cell)?,
+            plan: CellPlan::new(view, dataset, key)?,
             event_id: dataset.event_id.clone(),
             window: dataset.dedupe_window,
         })

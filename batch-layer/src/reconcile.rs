@@ -267,8 +267,10 @@ impl OfView<'_> {
 
     async fn compare(&self, ground: &Ground) -> Result<Compare, RunError> {
         let plan_error = |error: datafusion::error::DataFusionError| RunError::Plan(error.to_string());
-        let recompute = Recompute::new(self.view, self.dataset, self.batch.config.batch.memory).map_err(plan_error)?;
-        let merge = MergePlan::new(self.view, CellKey::Cell).map_err(plan_error)?;
+        let memory = self.batch.config.batch.memory;
+        let recompute = Recompute::new(self.view, self.dataset, memory).map_err(plan_error)?;
+        let of_both = Recompute::of_both_layers(self.view, self.dataset, memory).map_err(plan_error)?;
+        let merge = MergePlan::new(self.view, CellKey::OneStart).map_err(plan_error)?;
         let publication = ground.facts.newest().map(|newest| &newest.publication);
         let cut_short = self.cut_short(ground).await?;
         let ranges = ground.pinned.ranges();
@@ -288,7 +290,7 @@ impl OfView<'_> {
             let exact = self.exact(&recompute, ground, &group).await?;
             let mut found = Compare::of(self.view, &held, &exact);
             if !found.different.is_empty() {
-                let predicted = self.predicted(&recompute, &merge, ground, &group).await?;
+                let predicted = self.predicted(&of_both, &merge, ground, &group).await?;
                 found.explain(self.view, &held, &predicted, cut_short);
             }
             all.compared += found.compared;

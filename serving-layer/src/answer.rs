@@ -12,6 +12,7 @@ use serde_json::Value;
 use shared_connections::store::{Facts, FreshnessOfPartition, Published};
 use shared_schemas::handoff::{Partition, TopicId};
 use shared_schemas::measure::ResultType;
+use shared_schemas::store::{confidence_column, error_column};
 use shared_schemas::units::show_duration;
 use shared_schemas::view::{Measure, MeasureForm, ValueType, View};
 
@@ -77,6 +78,7 @@ struct Row {
     values: Vec<(String, Value)>,
     layer: String,
     exact: bool,
+    estimates: Vec<(String, Estimate)>,
     coverage: Extent,
     reason: Option<Reason>,
 }
@@ -89,13 +91,30 @@ impl Serialize for Row {
         }
         map.serialize_entry("layer", &self.layer)?;
         map.serialize_entry("exact", &self.exact)?;
-        // No kind of measure so far is an estimate.
-        map.serialize_entry("estimates", &serde_json::Map::new())?;
+        map.serialize_entry("estimates", &Estimates(&self.estimates))?;
         map.serialize_entry("coverage", &self.coverage)?;
         if let Some(reason) = self.reason {
             map.serialize_entry("coverage_reason", &reason)?;
         }
         map.end()
+    }
+}
+
+/// How far a value may be off.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+struct Estimate {
+    /// As a part of the truth.
+    error: f64,
+    /// In which share of cases it is no further off.
+    confidence: f64,
+}
+
+/// The estimates of a row, by measure, in the order of its columns.
+struct Estimates<'a>(&'a [(String, Estimate)]);
+
+impl Serialize for Estimates<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, estimate)| (name, estimate)))
     }
 }
 
@@ -143,6 +162,8 @@ enum Form {
     Float,
     /// A truth value.
     Bool,
+    /// A list of numbers.
+    Floats,
 }
 
 /// A column of the answer: its name, its type, its form.
@@ -173,6 +194,18 @@ impl Answer {
         };
         let places: Vec<usize> = columns.iter().map(|(name, ..)| place(name)).collect::<Result<_, _>>()?;
         let layer_place = place("layer")?;
+        // Only measures that can be estimates have these columns.
+        let estimated: Vec<(&String, usize, usize)> = query
+            .measures
+            .iter()
+            .filter_map(|name| {
+                Some((
+                    name,
+                    place(&error_column(name)).ok()?,
+                    place(&confidence_column(name)).ok()?,
+                ))
+            })
+            .collect();
         let row = |mut cells: Vec<Value>| {
             let values = places
                 .iter()
@@ -189,13 +222,26 @@ impl Answer {
                 .to_owned();
             let (start, end) = bucket(&query.range, &values)?;
             let (extent, reason) = coverage.bucket(&query.range, start, end);
-            // What the speed layer could not know to be a repeat is the one source of inexact counts. A result in
-            // float64 counts as exact: it is as near as its additions can bring it, in either layer.
-            let exact = extent == Extent::Complete && (!has_event_id || layer == "batch");
+            let mut estimates = Vec::new();
+            for (name, error, confidence) in &estimated {
+                let mut number = |place: usize, column: String| {
+                    let cell = cells.get_mut(place).map(Value::take).unwrap_or_default();
+                    Ok::<_, Unreadable>(Form::Float.read(&column, cell)?.as_f64())
+                };
+                let error = number(*error, error_column(name))?;
+                let confidence = number(*confidence, confidence_column(name))?;
+                if let (Some(error), Some(confidence)) = (error, confidence) {
+                    estimates.push(((*name).clone(), Estimate { error, confidence }));
+                }
+            }
+            // Besides estimates, what the speed layer could not know to be a repeat is the one source of inexact values. A
+            // result in float64 counts as exact: it is as near as its additions can bring it, in either layer.
+            let exact = extent == Extent::Complete && (!has_event_id || layer == "batch") && estimates.is_empty();
             Ok(Row {
                 values,
                 layer,
                 exact,
+                estimates,
                 coverage: extent,
                 reason,
             })
@@ -269,6 +315,10 @@ impl Form {
             (Self::Count, Value::String(digits)) => digits.parse::<u64>().ok().map(Value::from),
             // What is not finite has no form in JSON.
             (Self::Float, Value::String(digits)) => digits.parse::<f64>().ok().map(Value::from),
+            (Self::Floats, Value::Array(cells)) => {
+                let read = cells.iter().map(|cell| Self::Float.read(column, cell.clone()));
+                read.collect::<Result<_, _>>().ok().map(Value::Array)
+            }
             _ => None,
         };
         read.ok_or_else(|| Unreadable::Value {
@@ -305,9 +355,10 @@ fn result(measure: &Measure) -> (String, Form) {
     let of_value = |value| (type_name(value, true), Form::of(value));
     match &measure.form {
         MeasureForm::Ratio { .. } => of_value(ValueType::Float64),
-        MeasureForm::Aggregate(aggregate) => match aggregate.kind.result_type(aggregate.argument_type()) {
+        MeasureForm::Aggregate(aggregate) => match aggregate.result_type() {
             ResultType::Count => ("UInt64".to_owned(), Form::Count),
             ResultType::Value(value) => of_value(value),
+            ResultType::Levels => ("Array(Nullable(Float64))".to_owned(), Form::Floats),
         },
     }
 }

@@ -40,6 +40,8 @@ fare = "sum(fare)"
 distance = "avg(distance)"
 share = { ratio = ["late_flights", "flights"] }
 late_flights = { measure = "count()", where = "delay > 15" }
+planes = "distinct(flight)"
+delay_q = "quantiles(delay, [0.5, 0.95])"
 "#;
 
 /// A view with dimensions of every type and measures of every form, over chunks of 8 offsets.

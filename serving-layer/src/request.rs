@@ -12,8 +12,9 @@ mod tests;
 use std::time::Duration;
 
 pub use fields::{Fields, FilterField};
+use shared_schemas::measure::ResultType;
 use shared_schemas::store::{Filter, Layers, Order};
-use shared_schemas::view::View;
+use shared_schemas::view::{MeasureForm, View};
 
 use crate::problem::Fault;
 
@@ -241,6 +242,10 @@ fn order(
                     "add it to `measures` or `dimensions`, or order by another",
                 )
             });
+        } else if is_list(view, column) {
+            let detail = format!("`{column}` is a list of quantiles, which has no order");
+            let mend = "a column that is one value";
+            faults.push(Fault::malformed("order", "not_orderable", detail, mend));
         } else if order.iter().any(|other| other.column == column) {
             let detail = format!("`{column}` is named twice");
             faults.push(Fault::malformed("order", "malformed_value", detail, "each name once"));
@@ -252,6 +257,17 @@ fn order(
         }
     }
     order
+}
+
+/// Whether a measure's result is a list.
+fn is_list(view: &View, column: &str) -> bool {
+    view.measures.iter().any(|measure| {
+        let of_levels = match &measure.form {
+            MeasureForm::Aggregate(aggregate) => aggregate.result_type() == ResultType::Levels,
+            MeasureForm::Ratio { .. } => false,
+        };
+        measure.name == column && of_levels
+    })
 }
 
 fn limit(given: &str, faults: &mut Vec<Fault>) -> Option<u32> {

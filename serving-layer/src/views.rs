@@ -48,7 +48,7 @@ struct Field {
     role: &'static str,
     r#type: String,
     expression: String,
-    /// Measures only: `exact`, or `rounded` for float64.
+    /// Measures only: `exact`, `rounded` for float64, `exact_in_batch` where speed rows make it an estimate, `estimated`.
     #[serde(skip_serializing_if = "Option::is_none")]
     exactness: Option<&'static str>,
 }
@@ -101,6 +101,8 @@ fn field(column: ResultColumn) -> Field {
         exactness: column.exactness.map(|exactness| match exactness {
             Exactness::Exact => "exact",
             Exactness::Rounded => "rounded",
+            Exactness::ExactInBatch => "exact_in_batch",
+            Exactness::Estimated => "estimated",
         }),
     }
 }

@@ -150,6 +150,12 @@ pub fn view_text(view: &View, dataset: &Dataset) -> String {
                         quoted(&argument.text)
                     ));
                 }
+                if !aggregate.call.levels.is_empty() {
+                    text.line(format_args!("at {:?}", aggregate.call.levels));
+                }
+                if let Some(limit) = aggregate.call.limit {
+                    text.line(format_args!("limit {limit}"));
+                }
                 if let Some(condition) = &aggregate.condition {
                     text.line(format_args!("where {}", quoted(&condition.text)));
                 }

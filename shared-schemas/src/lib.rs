@@ -10,6 +10,7 @@ pub mod measure;
 pub mod mistake;
 pub mod plan;
 mod section;
+pub mod sketch;
 pub mod store;
 pub mod units;
 pub mod view;

@@ -6,8 +6,10 @@
 //! measures; so `plan(all events) == merge(plan(each part))` for every way to part the events.
 //!
 //! The speed layer keeps cells per partition and start. Events of many starts may be handed in at once, with a column
-//! [`START_COLUMN`]: [`CellKey::Start`] keeps their cells apart. Where all events are of one start it is cheaper to add
-//! the two columns to the cells ([`of_start`]) than to group by them.
+//! [`START_COLUMN`]: [`CellKey::Start`] keeps their cells apart. Where all events are of one start
+//! ([`CellKey::OneStart`]) it is cheaper to add the two columns to the cells ([`of_start`]) than to group by them.
+//!
+//! Some states are the batch layer's alone: only its cells, [`CellKey::Cell`], have them.
 
 #[cfg(test)]
 mod tests;
@@ -27,8 +29,8 @@ use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, iden
 use datafusion::physical_plan::{ChildrenPropertiesMode, ExecutionPlan, ReplaceChildrenOptions};
 
 use crate::dataset::{Dataset, EVENT_TIME_COLUMN, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
-use crate::measure::State;
-use crate::view::{self, MeasureForm, UTC, ValueType, View};
+use crate::measure::Held;
+use crate::view::{self, MeasureForm, StateColumn, UTC, ValueType, View};
 
 /// Name of the column that holds a cell's window: its start, `Timestamp(Microsecond, "UTC")`.
 pub const WINDOW_COLUMN: &str = "_window";
@@ -56,21 +58,29 @@ pub fn event_schema(dataset: &Dataset) -> Schema {
     Schema::new(declared.chain(added).collect::<Vec<_>>())
 }
 
-/// What tells one row from another.
+/// What tells one row from another, and whose rows they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CellKey {
-    /// The window and the dimensions.
+    /// The window and the dimensions, as in the batch layer's rows.
     Cell,
-    /// The same within one partition and start. Events then carry [`START_COLUMN`].
+    /// The same within one partition and start, as in the speed layer's rows. Events then carry [`START_COLUMN`].
     Start,
+    /// The window and the dimensions where all is of one partition and start; with the speed layer's states.
+    OneStart,
 }
 
 impl CellKey {
     fn columns(self) -> &'static [&'static str] {
         match self {
-            Self::Cell => &[],
+            Self::Cell | Self::OneStart => &[],
             Self::Start => &[PARTITION_COLUMN, START_COLUMN],
         }
+    }
+
+    /// The state columns of such rows.
+    pub(crate) fn states(self, view: &View) -> impl Iterator<Item = StateColumn<'_>> {
+        view.states()
+            .filter(move |column| self == Self::Cell || column.state.held == Held::Both)
     }
 }
 
@@ -173,8 +183,8 @@ impl CellPlan {
     }
 }
 
-/// The cells of events of one partition and start: those of [`CellKey::Cell`] as [`CellKey::Start`] has them, in that
-/// schema.
+/// The cells of events of one partition and start: those of [`CellKey::OneStart`] as [`CellKey::Start`] has them, in
+/// that schema.
 ///
 /// # Errors
 /// Cells of another view.
@@ -203,11 +213,14 @@ impl MergePlan {
     /// DataFusion's.
     pub fn new(view: &View, key: CellKey) -> Result<Self> {
         let schema = cell_schema(view, key);
-        let states: Vec<_> = view.states().map(|(name, state, _)| (name, state)).collect();
+        let states: Vec<_> = key.states(view).collect();
         let plan = Runner::new(Arc::clone(&schema), schema, |cells| {
             let group: Vec<_> = key_fields(view, key).iter().map(|key| ident(key.name())).collect();
             let mut merged = vec![sum(ident(FAILED_COLUMN)).alias(FAILED_COLUMN)];
-            merged.extend(states.iter().map(|(name, state)| state.merge(ident(name)).alias(name)));
+            merged.extend(states.iter().filter_map(|column| {
+                let merged = column.state.merge(&column.siblings())?;
+                Some(merged.alias(&column.name))
+            }));
             let output = group.iter().cloned().chain(settled(&states)).collect::<Vec<_>>();
             LogicalPlanBuilder::from(cells)
                 .aggregate(group, merged)?
@@ -239,7 +252,7 @@ pub(crate) fn key_fields(view: &View, key: CellKey) -> Vec<Field> {
         Field::new(&dimension.name, expression.value_type.arrow(), expression.nullable)
     });
     let start = match key {
-        CellKey::Cell => vec![],
+        CellKey::Cell | CellKey::OneStart => vec![],
         CellKey::Start => vec![
             Field::new(PARTITION_COLUMN, DataType::Int32, false),
             Field::new(START_COLUMN, DataType::UInt64, false),
@@ -251,9 +264,9 @@ pub(crate) fn key_fields(view: &View, key: CellKey) -> Vec<Field> {
 /// The columns of cells: the key, the count of failures, the states.
 fn cell_schema(view: &View, key: CellKey) -> SchemaRef {
     let failed = Field::new(FAILED_COLUMN, DataType::UInt64, false);
-    let states = view
-        .states()
-        .map(|(name, state, _)| Field::new(name, state.arrow(), state.nullable));
+    let states = key
+        .states(view)
+        .map(|column| Field::new(&column.name, column.state.arrow(), column.state.is_nullable()));
     Arc::new(Schema::new(
         key_fields(view, key)
             .into_iter()
@@ -276,12 +289,13 @@ fn over(view: &View, key: CellKey, events: LogicalPlan) -> Result<LogicalPlan> {
             .map(|dimension| dimension.expression.expr.clone().alias(&dimension.name)),
     );
     group.extend(key.columns().iter().map(|column| ident(*column)));
-    let states: Vec<_> = view.states().map(|(name, state, _)| (name, state)).collect();
+    let states: Vec<_> = key.states(view).collect();
     let mut aggregates = vec![sum(cast(failures(view), DataType::UInt64)).alias(FAILED_COLUMN)];
-    aggregates.extend(view.states().map(|(name, state, aggregate)| {
+    aggregates.extend(states.iter().filter_map(|column| {
+        let StateColumn { state, aggregate, .. } = column;
         let argument = aggregate.argument.as_ref().map(|argument| argument.expr.clone());
         let condition = aggregate.condition.as_ref().map(|condition| condition.expr.clone());
-        state.make(argument, condition).alias(name)
+        Some(state.make(argument, condition)?.alias(&column.name))
     }));
     let names = key_fields(view, key);
     let output = names
@@ -293,9 +307,13 @@ fn over(view: &View, key: CellKey, events: LogicalPlan) -> Result<LogicalPlan> {
 }
 
 /// The aggregated columns, brought to their types.
-fn settled(states: &[(String, State)]) -> impl Iterator<Item = Expr> {
+fn settled(states: &[StateColumn<'_>]) -> impl Iterator<Item = Expr> {
     let failed = std::iter::once(ident(FAILED_COLUMN));
-    failed.chain(states.iter().map(|(name, state)| state.settle(ident(name)).alias(name)))
+    failed.chain(
+        states
+            .iter()
+            .map(|column| column.state.settle(&column.siblings()).alias(&column.name)),
+    )
 }
 
 /// How often any expression of the view failed on an event that it counts.

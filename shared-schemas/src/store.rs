@@ -23,5 +23,6 @@ mod tests;
 pub use rows::{SpeedVersions, arrow_stream, batch_rows, speed_rows};
 pub use statement::{
     Filter, FilterValues, Layers, Merging, Order, STATEMENT_LIMIT, Selection, Statement, StatementError, bound_column,
+    confidence_column, error_column,
 };
 pub use tables::{Table, batch_table, control_tables, speed_table, view_tables};

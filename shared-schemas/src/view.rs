@@ -22,12 +22,12 @@ use datafusion::logical_expr::Expr;
 
 pub use expression::Expression;
 pub(crate) use expression::{add, session};
-pub use source::{DimensionSource, MeasureSource, ViewMistake, ViewPlace, ViewSource};
+pub use source::{DISTINCT_LIMIT, DimensionSource, MeasureSource, ViewMistake, ViewPlace, ViewSource};
 pub(crate) use total::{magnitude, window_start};
 pub use value::{UTC, ValueType};
 
 use crate::fingerprint::Fingerprint;
-use crate::measure::{Exactness, Kind, ResultType, State};
+use crate::measure::{Call, Columns, Exactness, Kind, ResultType, State};
 
 /// A checked view.
 #[derive(Debug, Clone)]
@@ -88,6 +88,8 @@ pub enum MeasureForm {
 pub struct Aggregate {
     /// Its entry in the table of measures.
     pub kind: &'static Kind,
+    /// What it is called with.
+    pub call: Call,
     /// What it aggregates.
     pub argument: Option<Expression>,
     /// Only events for which this is true count.
@@ -95,14 +97,14 @@ pub struct Aggregate {
 }
 
 impl Aggregate {
-    /// The type of the argument's values.
-    pub fn argument_type(&self) -> Option<ValueType> {
-        self.argument.as_ref().map(|argument| argument.value_type)
-    }
-
     /// Its state columns.
     pub fn states(&self) -> Vec<State> {
-        self.kind.states(self.argument_type())
+        self.kind.states(&self.call)
+    }
+
+    /// The type of its result.
+    pub fn result_type(&self) -> ResultType {
+        self.kind.result_type(&self.call)
     }
 
     /// How often its expressions fail on an event; the argument's count only where the condition holds.
@@ -120,7 +122,11 @@ impl Aggregate {
     /// The call and its condition, as parsed.
     pub fn text(&self) -> String {
         let argument = self.argument.as_ref().map_or("", |argument| argument.text.as_str());
-        let call = format!("{}({argument})", self.kind.name);
+        let levels = match self.call.levels.as_slice() {
+            [] => String::new(),
+            levels => format!(", {levels:?}"),
+        };
+        let call = format!("{}({argument}{levels})", self.kind.name);
         match &self.condition {
             Some(condition) => format!("{call} where {}", condition.text),
             None => call,
@@ -178,15 +184,13 @@ impl View {
         let measures = self.measures.iter().map(|measure| {
             let (type_name, expression, exactness) = match &measure.form {
                 MeasureForm::Aggregate(aggregate) => {
-                    let type_name = match aggregate.kind.result_type(aggregate.argument_type()) {
+                    let type_name = match aggregate.result_type() {
                         ResultType::Count => "uint64".to_owned(),
                         ResultType::Value(value) => optional(value.to_string(), true),
+                        ResultType::Levels => "list(float64?)".to_owned(),
                     };
-                    (
-                        type_name,
-                        aggregate.text(),
-                        aggregate.kind.exactness(aggregate.argument_type()),
-                    )
+                    let exactness = aggregate.kind.exactness(&aggregate.call);
+                    (type_name, aggregate.text(), exactness)
                 }
                 MeasureForm::Ratio { numerator, denominator } => {
                     let name = |index: usize| self.measures.get(index).map_or("", |measure| measure.name.as_str());
@@ -205,15 +209,40 @@ impl View {
         std::iter::once(time).chain(dimensions).chain(measures).collect()
     }
 
-    /// The state columns of all measures, each with its measure's aggregate.
-    pub fn states(&self) -> impl Iterator<Item = (String, State, &Aggregate)> {
+    /// The state columns of all measures.
+    pub fn states(&self) -> impl Iterator<Item = StateColumn<'_>> {
         self.measures.iter().flat_map(|measure| match &measure.form {
             MeasureForm::Aggregate(aggregate) => aggregate
                 .states()
                 .into_iter()
-                .map(|state| (state.column(&measure.name), state, aggregate))
+                .map(|state| StateColumn {
+                    name: state.column(&measure.name),
+                    measure: &measure.name,
+                    state,
+                    aggregate,
+                })
                 .collect::<Vec<_>>(),
             MeasureForm::Ratio { .. } => vec![],
         })
+    }
+}
+
+/// A state column of a view.
+#[derive(Debug, Clone)]
+pub struct StateColumn<'a> {
+    /// The column's name.
+    pub name: String,
+    /// The measure whose state it is.
+    pub measure: &'a str,
+    /// What it holds.
+    pub state: State,
+    /// The measure's aggregate.
+    pub aggregate: &'a Aggregate,
+}
+
+impl<'a> StateColumn<'a> {
+    /// All columns of its measure.
+    pub fn siblings(&self) -> Columns<'a> {
+        Columns::of(self.measure)
     }
 }

@@ -49,7 +49,7 @@ impl Aggregate {
     pub fn new(view: &View, dataset: &Dataset) -> Result<Self, DataFusionError> {
         let schema = event_schema(dataset);
         Ok(Self {
-            plan: CellPlan::new(view, dataset, CellKey::Cell)?,
+            plan: CellPlan::new(view, dataset, CellKey::OneStart)?,
             schema: Arc::new(schema),
             pending: BTreeMap::new(),
             rows: 0,

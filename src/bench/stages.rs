@@ -21,7 +21,7 @@ use super::events::{self, Events};
 use super::figure::{Figure, number};
 
 /// Partitions that the events come from.
-const PARTITIONS: u32 = 8;
+pub(super) const PARTITIONS: u32 = 8;
 /// Events of one partition that come at once.
 const SLICE: u64 = 4_096;
 /// Slices that are measured with, again and again: about what 250 ms bring at 800,000 events a second.
@@ -63,6 +63,17 @@ pub(crate) fn figures(each: Duration) -> anyhow::Result<Vec<Figure>> {
     Ok(aims.map(figure).to_vec())
 }
 
+/// Events a second that go from columns to whole cells, for a definition with the dataset of the bench.
+pub(super) fn aggregated(definitions: &str, each: Duration) -> anyhow::Result<f64> {
+    let definitions = Definitions::parse([("flights.toml", definitions.to_owned())])?;
+    let mut slices: Vec<Slice> = (0..SLICES)
+        .map(|at| Slice::new(at, &mut Events::since(SINCE)))
+        .collect();
+    // Once will do.
+    decode(&definitions, &mut slices, Duration::from_millis(1))?;
+    aggregate(&definitions, &slices, each)
+}
+
 impl Slice {
     fn new(at: u64, events: &mut Events) -> Self {
         let partitions = u64::from(PARTITIONS);
@@ -89,7 +100,7 @@ impl Slice {
 }
 
 /// Works until so much time has passed; events a second of processor time. `work` says how many events it worked on.
-fn rate(each: Duration, mut work: impl FnMut() -> anyhow::Result<u64>) -> anyhow::Result<f64> {
+pub(super) fn rate(each: Duration, mut work: impl FnMut() -> anyhow::Result<u64>) -> anyhow::Result<f64> {
     let (began, worked, mut events) = (Instant::now(), processor_time()?, 0);
     while began.elapsed() < each {
         events += work()?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Place;
 use super::output::Output;
 use crate::bench::speed::{self, Part, Settings};
-use crate::bench::{Figure, stages};
+use crate::bench::{Figure, measures, stages};
 use crate::signals::Signals;
 
 /// Measure how fast Highwater is on this machine
@@ -55,6 +55,21 @@ enum Name {
         #[command(flatten)]
         output: Output,
     },
+    /// What the states of distinct, quantiles, first and last cost, on one core, without Kafka and ClickHouse
+    #[command(after_help = "Examples:\n  \
+        highwater bench measures\n  \
+        highwater bench measures --output json")]
+    Measures {
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// What is measured.
+enum Task {
+    Stages,
+    Measures,
+    Speed(Settings),
 }
 
 /// Events of the filled topic.
@@ -65,6 +80,8 @@ const PART: u64 = 5;
 const ENDING: Duration = Duration::from_secs(2);
 /// How long each stage works.
 const STAGE: Duration = Duration::from_secs(3);
+/// How long each measure is worked on.
+const MEASURE: Duration = Duration::from_secs(1);
 /// How long events are produced for freshness.
 const FRESHNESS: Duration = Duration::from_secs(30);
 /// Each of these when it is to be quick.
@@ -95,8 +112,9 @@ impl Bench {
 
 impl Name {
     fn measure(self, place: &Place) -> (impl Future<Output = anyhow::Result<Vec<Figure>>>, Output) {
-        let (settings, output) = match self {
-            Self::Stages { output } => (None, output),
+        let (task, output) = match self {
+            Self::Stages { output } => (Task::Stages, output),
+            Self::Measures { output } => (Task::Measures, output),
             Self::Speed {
                 only,
                 events,
@@ -116,13 +134,14 @@ impl Name {
                     freshness: usual(FRESHNESS),
                     memory: usual(Duration::from_secs(60 * minutes)),
                 };
-                (Some(settings), output)
+                (Task::Speed(settings), output)
             }
         };
         let measured = async move {
-            match settings {
-                Some(settings) => Box::pin(speed::figures(&settings)).await,
-                None => tokio::task::spawn_blocking(|| stages::figures(STAGE)).await?,
+            match task {
+                Task::Speed(settings) => Box::pin(speed::figures(&settings)).await,
+                Task::Stages => tokio::task::spawn_blocking(|| stages::figures(STAGE)).await?,
+                Task::Measures => tokio::task::spawn_blocking(|| measures::figures(MEASURE)).await?,
             }
         };
         (measured, output)

@@ -245,5 +245,7 @@ fn exactness(exactness: Exactness) -> &'static str {
     match exactness {
         Exactness::Exact => "exact",
         Exactness::Rounded => "rounded",
+        Exactness::ExactInBatch => "exact_in_batch",
+        Exactness::Estimated => "estimated",
     }
 }

@@ -204,6 +204,49 @@ fn lost_and_changed_rows_are_found() -> anyhow::Result<()> {
             "{:?}",
             found[1]
         );
+
+        // States in a function's own form, in either layer's rows; and a set, which is what batch rows are answered from.
+        let (batch, speed) = (
+            batch_table_name(world.view("kinds")),
+            speed_table_name(world.view("kinds")),
+        );
+        for (table, measure, change) in [
+            (
+                &speed,
+                "carriers",
+                "carriers__sketch = arrayReduce('uniqState', [toUInt64(9)])",
+            ),
+            (
+                &batch,
+                "carriers",
+                "carriers__exact = arrayReduce('uniqExactState', [toUInt128(9)])",
+            ),
+            (&batch, "fares", "fares__beyond = 1"),
+            (
+                &batch,
+                "delay_q",
+                "delay_q__sketch = arrayReduce('quantilesDDState(0.01, 0.5, 0.95)', [7.5])",
+            ),
+            (
+                &speed,
+                "closing",
+                "closing__last = arrayReduce('argMaxState', [CAST(1, 'Decimal(10, 2)')], \
+                 [CAST((1, 2, 3), 'Tuple(Int64, UInt64, UInt32)')])",
+            ),
+        ] {
+            let change = format!(
+                "ALTER TABLE `{}`.`{table}` UPDATE {change} WHERE 1 SETTINGS mutations_sync = 2",
+                store.database()
+            );
+            let before = reconciled(&world).await[2].clone();
+            store.execute("change states", &change).await?;
+            let found = reconciled(&world).await[2].clone();
+            let of = |found: &Reconciled| found.differences.iter().filter(|one| one.measure == measure).count();
+            assert!(
+                of(&found) > of(&before) && found.unexplained > before.unexplained,
+                "{measure}: {found:?}"
+            );
+        }
         Ok(())
     })
 }

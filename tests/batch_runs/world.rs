@@ -88,6 +88,11 @@ last_carrier = "max(carrier)"
 any_late = "max(delay > 20)"
 delayed = { measure = "count()", where = "delay > 15" }
 share_delayed = { ratio = ["delayed", "flights"] }
+carriers = "distinct(carrier)"
+fares = { measure = "distinct(fare)", where = "delay > 5" }
+delay_q = "quantiles(distance, [0.5, 0.95])"
+opening = "first(carrier)"
+closing = "last(fare)"
 "#;
 
 /// An event of the log.

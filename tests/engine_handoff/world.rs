@@ -17,6 +17,7 @@ use shared_schemas::handoff::{
     ChunkSize, EventDay, Mark, Offset, Partition, Publication, RunId, Start, TopicId, counts,
 };
 use shared_schemas::plan::{CellKey, CellPlan, START_COLUMN, WINDOW_COLUMN};
+use shared_schemas::sketch::DdSketch;
 use shared_schemas::store::tables::{batch_table_name, speed_table_name};
 use shared_schemas::store::{Merging, Selection, batch_rows, speed_rows, view_tables};
 use shared_schemas::view::View;
@@ -25,6 +26,8 @@ use shared_schemas::view::View;
 pub(super) const TOPIC: TopicId = TopicId(u128::MAX - 6);
 pub(super) const PARTITIONS: u32 = 2;
 pub(super) const LOG: u64 = 40;
+/// The levels of the view's quantiles.
+const SPREAD: [f64; 2] = [0.5, 0.95];
 /// Cuts that every writer keeps; the second lies in a chunk of its own.
 pub(super) const CUTS: [u64; 2] = [11, 29];
 
@@ -83,6 +86,8 @@ pub(super) fn line(cell: &Cell, events: &[&Flight], layer: &str) -> String {
     };
     let total: i64 = distances.iter().map(|&distance| i64::from(distance)).sum();
     let first = events.iter().map(|event| FIRST_SECOND + event.at).min();
+    let mut ordered = events.to_vec();
+    ordered.sort_by_key(|event| (event.at, event.offset, event.partition));
     let mean = if delays.is_empty() {
         null()
     } else {
@@ -107,15 +112,61 @@ pub(super) fn line(cell: &Cell, events: &[&Flight], layer: &str) -> String {
         first.map_or_else(null, |first| moment(first) + ".000000"),
         delays.iter().max().map_or_else(null, ToString::to_string),
         mean,
+        delays.iter().collect::<BTreeSet<_>>().len().to_string(),
+        spread(&delays),
+        end(ordered.iter(), |event| event.delay),
+        end(ordered.iter().rev(), |event| event.distance.map(i64::from)),
         layer.to_owned(),
     ];
     fields.join("\t")
 }
 
-/// A line as the engine wrote it, without `_failed`, and the bound as Rust writes it.
+/// The value of the first event that has one.
+fn end<'a>(mut events: impl Iterator<Item = &'a &'a Flight>, value: impl Fn(&Flight) -> Option<i64>) -> String {
+    let value = events.find_map(|event| value(event));
+    value.map_or_else(|| "\\N".to_owned(), |value| value.to_string())
+}
+
+/// The quantiles of all delays; that these are near the truth is the sketches' own tests' to hold.
+fn spread(delays: &[i64]) -> String {
+    let mut sketch = DdSketch::default();
+    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+    delays.iter().for_each(|delay| sketch.insert(*delay as f64));
+    let levels = SPREAD.map(|level| sketch.quantile(level).map_or("NULL".to_owned(), rounded));
+    format!("[{}]", levels.join(","))
+}
+
+/// Without the last digits, in which the engine's logarithm and ours may differ.
+fn rounded(value: f64) -> String {
+    format!("{value:.9e}")
+}
+
+/// A line as the engine wrote it, without `_failed`, the bound as Rust writes it, and without how far estimates may be off
+/// once that is looked at.
 pub(super) fn normal(line: &str) -> String {
     let mut fields: Vec<_> = line.split('\t').map(str::to_owned).collect();
     fields.pop();
+    let estimates: Vec<_> = [11, 11, 12, 12].map(|at| fields.remove(at)).into();
+    let values: Vec<_> = fields[11]
+        .trim_matches(['[', ']'])
+        .split(',')
+        .map(str::to_owned)
+        .collect();
+    let has_values = values[0] != "NULL";
+    let none = || "\\N".to_owned();
+    let error = |is: bool, error: &str| if is { error.to_owned() } else { none() };
+    // Few values: how many of them there are is known but for hashes that collide.
+    let of_distinct = estimates[0].parse::<f64>().map(|error| error <= 1.0);
+    let is_estimate = fields[10] != "0" && fields.last().is_none_or(|layer| layer != "batch");
+    assert_eq!(of_distinct.is_ok(), is_estimate, "{line}");
+    assert!(of_distinct.unwrap_or(true), "{line}");
+    assert_eq!(
+        estimates[1..],
+        ["0.95".to_owned(), error(has_values, "0.01"), "1".to_owned()],
+        "{line}"
+    );
+    let values = values.iter().map(|value| value.parse().map_or(value.clone(), rounded));
+    fields[11] = format!("[{}]", values.collect::<Vec<_>>().join(","));
     if let Ok(bound) = fields[6].parse::<f64>() {
         fields[6] = format!("{bound:e}");
     }
@@ -257,7 +308,9 @@ impl World {
             to: 1 << 34,
             bucket: Some(Duration::from_secs(3600)),
             dimensions: &["carrier", "late"],
-            measures: &["flights", "delay", "distance", "first", "worst", "mean"],
+            measures: &[
+                "flights", "delay", "distance", "first", "worst", "mean", "delays", "spread", "opening", "closing",
+            ],
         }
     }
 

@@ -1,6 +1,6 @@
 //! Filters, order, limit and layers on the engine, against a count of the events in plain Rust.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -246,6 +246,35 @@ async fn every_measure_is_what_the_events_add_up_to() -> anyhow::Result<()> {
     assert_eq!(row["first"], "2013-11-01T00:00:00.000000Z");
     assert_eq!(row["late_flights"], json!(late));
     assert_eq!(row["share_late"], json!(share));
+    let apart = |values: BTreeSet<String>| json!(values.len());
+    let planes = log.iter().map(|event| event.value["flight"].to_string()).collect();
+    assert_eq!(row["planes"], apart(planes));
+    let is_late = |event: &&Event| event.value["delay"].as_i64() > Some(15);
+    let origins = log
+        .iter()
+        .filter(is_late)
+        .map(|event| event.value["origin"].to_string());
+    assert_eq!(row["origins"], apart(origins.collect()));
+    let mut sorted = delays;
+    sorted.sort_unstable();
+    let expected = [sorted[sorted.len() - 1], sorted[0], sorted[(sorted.len() - 1) / 2]];
+    let answered: Vec<f64> = serde_json::from_value(row["delay_q"].clone())?;
+    for (answered, expected) in answered.iter().zip(expected) {
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        let expected = expected as f64;
+        assert!(
+            (answered - expected).abs() <= 0.010_000_1 * expected.abs(),
+            "{answered} for {expected}"
+        );
+    }
+    // Events are numbered by time; offset and partition follow it.
+    let first = log.iter().find_map(|event| event.value["carrier"].as_str());
+    assert_eq!(row["opening"].as_str(), first);
+    let last = log.iter().rev().find_map(|event| event.value["fare"].as_str());
+    assert_eq!(
+        row["closing_fare"].as_str().map(str::parse::<f64>),
+        last.map(str::parse::<f64>)
+    );
     Ok(())
 }
 

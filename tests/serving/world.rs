@@ -66,6 +66,12 @@ fare = "sum(fare)"
 first = "min(at)"
 late_flights = { measure = "count()", where = "delay > 15" }
 share_late = { ratio = ["late_flights", "flights"] }
+planes = "distinct(flight)"
+origins = { measure = "distinct(origin)", where = "delay > 15" }
+flights_a_plane = { ratio = ["flights", "planes"] }
+delay_q = "quantiles(delay, [1, 0, 0.5])"
+opening = "first(carrier)"
+closing_fare = "last(fare)"
 
 [dataset.tickets]
 topic = "tickets"
@@ -86,6 +92,15 @@ dimensions = ["origin"]
 
 [view.tracked.measures]
 flights = "count()"
+
+[view.limited]
+dataset = "flights"
+grain = "1h"
+dimensions = ["origin"]
+distinct_limit = 5
+
+[view.limited.measures]
+planes = "distinct(flight)"
 "#;
 
 /// What a merging statement has that no other has.

@@ -91,7 +91,13 @@ pub fn view() -> anyhow::Result<View> {
             call("first", "min(at)"),
             call("worst", "max(delay)"),
             call("mean", "avg(delay)"),
+            call("delays", "distinct(delay)"),
+            call("carriers", "distinct(carrier)"),
+            call("spread", "quantiles(delay, [0.5, 0.95])"),
+            call("opening", "first(delay)"),
+            call("closing", "last(distance)"),
         ],
+        distinct_limit: None,
     };
     View::compile(&source, &dataset()).map_err(|mistakes| anyhow::anyhow!("{mistakes:?}"))
 }

@@ -129,6 +129,23 @@ fn dead_ends(documents: &[Document]) -> Vec<String> {
     complaints
 }
 
+/// Complaints about blocks that say which file they are a part of, and are none.
+fn misquoted(documents: &[Document]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for document in documents.iter().filter(|document| document.is("md")) {
+        for block in split(&document.text).0 {
+            let Some(("rust", path)) = block.info.split_once(' ') else {
+                continue;
+            };
+            let quoted = documents.iter().find(|other| other.path == path);
+            if !quoted.is_some_and(|quoted| quoted.text.contains(&block.text)) {
+                complaints.push(format!("{}:{}: {path} does not say this", document.path, block.line));
+            }
+        }
+    }
+    complaints
+}
+
 /// The command lines in a Markdown file: lines of blocks, and backticked spans.
 fn commands(text: &str) -> Vec<(usize, String)> {
     let (blocks, prose) = split(text);
@@ -216,6 +233,23 @@ fn is_name(word: &str) -> bool {
 #[test]
 fn links_and_paths_in_the_documents_lead_somewhere() {
     super::assert_tidy(&dead_ends(&super::repository()));
+}
+
+#[test]
+fn code_in_the_documents_is_the_code() {
+    super::assert_tidy(&misquoted(&super::repository()));
+}
+
+#[test]
+fn code_that_is_not_the_code_is_found() {
+    let documents = [
+        Document::new("src/a.rs", "fn a() {\n    1\n}\n"),
+        Document::new(
+            "a.md",
+            "```rust src/a.rs\n    1\n```\n```rust\nfn b() {}\n```\n```rust src/a.rs\n    2\n```\n",
+        ),
+    ];
+    assert_eq!(misquoted(&documents), ["a.md:7: src/a.rs does not say this"]);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Cells beside cells: equal, different and why.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, Float64Array, RecordBatch};
 use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Schema, SchemaRef, UInt8Type, UInt64Type};
 use arrow::error::ArrowError;
@@ -10,10 +11,10 @@ use arrow::ipc::reader::StreamReader;
 use arrow::row::{OwnedRow, RowConverter, SortField};
 use arrow::util::display::array_value_to_string;
 use serde::Serialize;
-use shared_schemas::measure::{Merge, State, StateType};
+use shared_schemas::measure::{Held, State};
 use shared_schemas::plan::WINDOW_COLUMN;
 use shared_schemas::store::cells::LAYERS_COLUMN;
-use shared_schemas::view::{MeasureForm, ValueType, View};
+use shared_schemas::view::{MeasureForm, View};
 
 /// A measure of a cell that is not what the archive gives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -70,6 +71,7 @@ impl Cells {
         let layers = Field::new(LAYERS_COLUMN, DataType::UInt8, false).into();
         let all: Vec<FieldRef> = schema.fields().iter().cloned().chain([layers]).collect();
         let all = SchemaRef::new(Schema::new(all));
+        let states: Vec<_> = view.states().collect();
         let mut batches = Vec::new();
         for batch in StreamReader::try_new(body, None)? {
             let batch = batch?;
@@ -78,7 +80,10 @@ impl Cells {
                 let column = batch
                     .column_by_name(field.name())
                     .ok_or_else(|| ArrowError::SchemaError(format!("the store sent no column `{}`", field.name())))?;
-                columns.push(cast(column, field.data_type())?);
+                columns.push(match states.iter().find(|held| held.name == *field.name()) {
+                    Some(held) if held.state.is_serialized() => canonical(&held.state, column)?,
+                    _ => cast(column, field.data_type())?,
+                });
             }
             batches.push(RecordBatch::try_new(SchemaRef::clone(&all), columns)?);
         }
@@ -100,6 +105,37 @@ impl Cells {
             _ => "merged",
         })
     }
+}
+
+/// States that came as hexadecimal digits, each in the form that all equal ones have.
+fn canonical(state: &State, digits: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+    let broken = |why: &dyn std::fmt::Display| ArrowError::ParseError(format!("the store sent a broken state: {why}"));
+    let digits = cast(digits, &DataType::Utf8)?;
+    let read = |digits: &str| {
+        let bytes = bytes(digits).ok_or_else(|| broken(&"it is not made of hexadecimal digits"))?;
+        match state.read(&bytes) {
+            Some(Ok(reading)) => Ok(reading.canonical),
+            Some(Err(error)) => Err(broken(&error)),
+            None => Ok(bytes),
+        }
+    };
+    let states: Vec<_> = digits
+        .as_string::<i32>()
+        .iter()
+        .map(|digits| read(digits.unwrap_or_default()))
+        .collect::<Result<_, _>>()?;
+    Ok(Arc::new(states.iter().map(Some).collect::<BinaryArray>()))
+}
+
+/// The bytes that hexadecimal digits stand for.
+fn bytes(digits: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+    let byte = |pair: &[u8; 2]| {
+        let digit = |digit: u8| char::from(digit).to_digit(16);
+        u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).ok()
+    };
+    let bytes: Option<Vec<u8>> = pairs.iter().map(byte).collect();
+    bytes.filter(|_| rest.is_empty())
 }
 
 fn key_columns(view: &View) -> usize {
@@ -175,7 +211,12 @@ impl Compare {
         let measures = measures(view);
         let mut explained: BTreeMap<MeasureOfCell, &'static str> = BTreeMap::new();
         each_cell(held, predicted, |held_at, predicted_at| {
+            let all_batch = held_at.and_then(|at| held.layer(at)) == Some("batch");
             for measure in &measures {
+                // Sets are not predicted; where they count, no speed row does, so no repeat is in them.
+                if all_batch && measure.keeps_sets() {
+                    continue;
+                }
                 let why = if measure.is_equal(held, held_at, predicted, predicted_at) {
                     REPEATS
                 } else if cut_short && measure.counts_more(held, held_at, predicted, predicted_at) {
@@ -216,6 +257,11 @@ fn each_cell(a: &Cells, b: &Cells, mut call: impl FnMut(Option<usize>, Option<us
 }
 
 impl Compared<'_> {
+    /// Whether it has states that only the batch layer keeps.
+    fn keeps_sets(&self) -> bool {
+        self.states.iter().flatten().any(|(_, state)| state.held == Held::Batch)
+    }
+
     fn is_equal(&self, a: &Cells, a_at: Option<usize>, b: &Cells, b_at: Option<usize>) -> bool {
         let (Some(a_at), Some(b_at)) = (a_at, b_at) else {
             return false;
@@ -224,8 +270,13 @@ impl Compared<'_> {
             let tolerance = tolerance(of_aggregate, b, b_at);
             of_aggregate
                 .iter()
+                .filter(|(name, state)| match state.held {
+                    Held::Both => true,
+                    // What speed rows don't have is whole in batch rows alone, and predicted for none.
+                    Held::Batch => a.layer(a_at) == Some("batch") && b.state(name, b_at).is_some(),
+                })
                 .all(|(name, state)| match (a.state(name, a_at), b.state(name, b_at)) {
-                    (Some((a, a_at)), Some((b, b_at))) => match tolerance.filter(|_| is_rounded(state)) {
+                    (Some((a, a_at)), Some((b, b_at))) => match tolerance.filter(|_| state.is_rounded()) {
                         Some(tolerance) => close(float(a, a_at), float(b, b_at), tolerance),
                         None => same(a, a_at, b, b_at),
                     },
@@ -240,11 +291,7 @@ impl Compared<'_> {
             let (column, at) = cells.state(name, at?)?;
             column.as_primitive_opt::<UInt64Type>().map(|counts| counts.value(at))
         };
-        let counts = self
-            .states
-            .iter()
-            .flatten()
-            .filter(|(_, state)| state.state_type == StateType::Count);
+        let counts = self.states.iter().flatten().filter(|(_, state)| state.is_count());
         a_at.is_some()
             && counts
                 .clone()
@@ -252,14 +299,9 @@ impl Compared<'_> {
     }
 }
 
-/// Whether additions in another order give another value.
-fn is_rounded(state: &State) -> bool {
-    state.merge == Merge::Sum && state.state_type == StateType::Value(ValueType::Float64)
-}
-
 /// How far sums of doubles may lie apart: twice `n · ε · Σ |x|`, each side's bound. `None` where nothing is rounded.
 fn tolerance(states: &[(String, State)], exact: &Cells, at: usize) -> Option<f64> {
-    states.iter().find(|(_, state)| is_rounded(state))?;
+    states.iter().find(|(_, state)| state.is_rounded())?;
     let of = |suffix: &str| {
         states
             .iter()
@@ -300,6 +342,16 @@ fn text(column: &ArrayRef, at: usize) -> Option<String> {
         .then(|| array_value_to_string(column, at).unwrap_or_default())
 }
 
+/// A state for people: of a serialized one the result, and how many bytes it is made of, which may tell two apart.
+fn shown(state: &State, column: &ArrayRef, at: usize) -> Option<String> {
+    let bytes = column.as_binary_opt::<i32>().map(|states| states.value(at));
+    match bytes.and_then(|bytes| Some((state.read(bytes)?, bytes.len()))) {
+        Some((Ok(reading), bytes)) => Some(format!("{} ({bytes} bytes)", reading.result)),
+        Some((Err(error), _)) => Some(error.to_string()),
+        None => text(column, at),
+    }
+}
+
 fn key(
     view: &View,
     (a, a_at): (&Cells, Option<usize>),
@@ -323,10 +375,10 @@ fn difference(
     exact: (&Cells, Option<usize>),
 ) -> Difference {
     let (window, dimensions) = key(view, held, exact);
-    let shown = |(cells, at): (&Cells, Option<usize>)| {
+    let all = |(cells, at): (&Cells, Option<usize>)| {
         let at = at?;
-        let states = measure.states.iter().flatten().map(|(name, _)| {
-            let value = cells.state(name, at).and_then(|(column, at)| text(column, at));
+        let states = measure.states.iter().flatten().map(|(name, state)| {
+            let value = cells.state(name, at).and_then(|(column, at)| shown(state, column, at));
             format!("{name}={}", value.as_deref().unwrap_or("null"))
         });
         Some(states.collect::<Vec<_>>().join(" "))
@@ -336,8 +388,8 @@ fn difference(
         window,
         dimensions,
         measure: measure.name.to_owned(),
-        held: shown(held),
-        exact: shown(exact),
+        held: all(held),
+        exact: all(exact),
         layer: held.1.and_then(|at| held.0.layer(at)),
         explained: None,
     }

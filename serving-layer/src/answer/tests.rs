@@ -130,6 +130,25 @@ fn without_a_grain_there_is_one_bucket_and_no_time() {
 }
 
 #[test]
+fn estimates_are_named_with_how_far_they_may_be_off() {
+    let body = r#"{
+        "meta": [{"name": "planes"}, {"name": "_error_planes"}, {"name": "_confidence_planes"},
+                 {"name": "delay_q"}, {"name": "_error_delay_q"}, {"name": "_confidence_delay_q"}, {"name": "layer"}],
+        "data": [["3", "0.01", "0.95", ["-1.5", null], "0.01", "1", "speed"],
+                 ["3", null, "0.95", [null, null], null, "1", "batch"]]}"#;
+    let answer = answer("from=0&to=600&measures=delay_q,planes", false, body).unwrap();
+    assert_eq!(
+        answer["data"][0].to_string(),
+        r#"{"coverage":"complete","delay_q":[-1.5,null],"estimates":{"delay_q":{"confidence":1.0,"error":0.01},"planes":{"confidence":0.95,"error":0.01}},"exact":false,"layer":"speed","planes":3}"#
+    );
+    assert_eq!(
+        answer["data"][1].to_string(),
+        r#"{"coverage":"complete","delay_q":[null,null],"estimates":{},"exact":true,"layer":"batch","planes":3}"#
+    );
+    assert_eq!(answer["meta"][0]["type"], "Array(Nullable(Float64))");
+}
+
+#[test]
 fn rows_of_another_form_are_told_from_numbers() {
     let wrong = |body: &str| {
         answer("from=0&to=600&measures=flights", false, body)

@@ -166,6 +166,7 @@ fn every_fault_names_its_parameter_and_the_mend() {
         ("order=time", "order", "not_selected", true),
         ("order=origin", "order", "not_selected", true),
         ("order=-flights,flights", "order", "malformed_value", false),
+        ("order=-delay_q", "order", "not_orderable", false),
         ("limit=0", "limit", "malformed_value", false),
         ("limit=ten", "limit", "malformed_value", false),
         ("limit=50001", "limit", "limit_too_high", false),

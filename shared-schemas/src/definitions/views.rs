@@ -8,12 +8,14 @@ use std::time::Duration;
 use crate::dataset::{Dataset, Field, FieldType};
 use crate::mistake::nearest;
 use crate::section::{Entry, Findings, Section, Span, quoted};
-use crate::view::{DimensionSource, MeasureSource, View, ViewMistake, ViewPlace, ViewSource};
+use crate::view::{DISTINCT_LIMIT, DimensionSource, MeasureSource, View, ViewMistake, ViewPlace, ViewSource};
 
 use super::datasets::DatasetReading;
 use super::names;
 
-const KEYS: [&str; 5] = ["dataset", "grain", "filter", "dimensions", "measures"];
+const KEYS: [&str; 6] = ["dataset", "grain", "filter", "dimensions", "measures", "distinct_limit"];
+/// The highest limit of a set: one of so many values takes gigabytes.
+const MOST_DISTINCT: u64 = 100_000_000;
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// Where the parts of a view stand.
@@ -28,6 +30,7 @@ struct Spots<'t> {
     /// Each measure's call or ratio.
     measures: BTreeMap<String, Entry<'t>>,
     conditions: BTreeMap<String, Entry<'t>>,
+    distinct_limit: Option<Entry<'t>>,
 }
 
 /// Reads a view and compiles it, if its dataset is known well enough.
@@ -50,6 +53,7 @@ pub(super) fn read(
     let filter = read_expression(section, "filter", &mut spots.filter, findings);
     let dimensions = read_dimensions(section, &mut spots, findings);
     let measures = read_measures(section, &dimensions, &mut spots, findings);
+    let distinct_limit = read_distinct_limit(section, &mut spots, findings);
     let DatasetReading {
         dataset,
         fields_sound: true,
@@ -65,6 +69,7 @@ pub(super) fn read(
         filter,
         dimensions,
         measures,
+        distinct_limit,
     };
     match View::compile(&source, dataset) {
         Ok(view) => Some(view),
@@ -87,6 +92,7 @@ fn note(mistake: ViewMistake, spots: &Spots<'_>, dataset: &Dataset, findings: &m
         ViewPlace::Dimension(index) => spots.dimensions.get(*index),
         ViewPlace::Measure(name) | ViewPlace::Ratio(name) => spots.measures.get(name),
         ViewPlace::Condition(name) => spots.conditions.get(name),
+        ViewPlace::DistinctLimit => spots.distinct_limit.as_ref(),
     };
     let span = match (entry, mistake.at) {
         (None, _) => spots.whole.clone(),
@@ -123,6 +129,7 @@ fn example(place: &ViewPlace, spots: &Spots<'_>, dataset: &Dataset) -> String {
             let others: Vec<&String> = spots.measures.keys().filter(|name| *name != own).collect();
             format!("one of {}", quoted(others))
         }
+        ViewPlace::DistinctLimit => DISTINCT_LIMIT.to_string(),
     }
 }
 
@@ -188,6 +195,12 @@ fn read_grain<'t>(section: &Section<'t>, spots: &mut Spots<'t>, findings: &mut F
         );
     }
     Some(grain)
+}
+
+fn read_distinct_limit<'t>(section: &Section<'t>, spots: &mut Spots<'t>, findings: &mut Findings<'_>) -> Option<u64> {
+    let entry = section.get("distinct_limit")?;
+    spots.distinct_limit = Some(entry.clone());
+    entry.integer(1..=MOST_DISTINCT, &DISTINCT_LIMIT.to_string(), findings)
 }
 
 fn read_expression<'t>(

@@ -97,16 +97,47 @@ fn fingerprint(change: impl FnOnce(&mut ViewSource, &mut Dataset)) -> Fingerprin
     View::compile(&source, &dataset).unwrap().fingerprint
 }
 
+/// Asks for other quantiles of the delay.
+fn requantile(view: &mut ViewSource, call: &str) {
+    let measure = view.measures.iter_mut().find(|(name, _)| name == "delay_q").unwrap();
+    measure.1 = MeasureSource::Aggregate {
+        call: call.to_owned(),
+        condition: None,
+    };
+}
+
+/// What is said of quantiles and sets is part of the text where there are some, and nowhere else.
+#[test]
+fn levels_and_limits_are_pinned() {
+    let calls = [
+        ("carriers", "distinct(carrier)"),
+        ("delay", "quantiles( delay,[ 0.5,.95, 1 ] )"),
+    ];
+    let mut of_sets = source(None, &[], &calls);
+    of_sets.distinct_limit = Some(7);
+    let text = view_text(&compile(&of_sets), &dataset());
+    let expected = "\
+measure \"carriers\" distinct
+of string \"carrier\"
+limit 7
+measure \"delay\" quantiles
+of int64 \"delay\"
+at [0.5, 0.95, 1.0]
+";
+    assert!(text.ends_with(expected), "{text}");
+}
+
 #[test]
 fn what_changes_no_answer_changes_no_fingerprint() {
     let same = fingerprint(|_, _| {});
-    let unchanged: [fn(&mut ViewSource, &mut Dataset); 6] = [
+    let unchanged: [fn(&mut ViewSource, &mut Dataset); 7] = [
         |view, _| view.name = "another".to_owned(),
         |_, dataset| dataset.name = "another".to_owned(),
         |_, dataset| dataset.partitions = 9,
         |_, dataset| dataset.lateness = Duration::from_secs(1),
         |_, dataset| dataset.dedupe_memory = 1,
         |view, _| view.filter = Some(" id<>7 -- all but 7".to_owned()),
+        |view, _| requantile(view, "quantiles(delay, [.50, 0.0, 1e0])"),
     ];
     for (number, change) in unchanged.into_iter().enumerate() {
         assert_eq!(fingerprint(change), same, "change {number}");
@@ -115,7 +146,7 @@ fn what_changes_no_answer_changes_no_fingerprint() {
 
 #[test]
 fn what_changes_an_answer_changes_the_fingerprint() {
-    let changes: [fn(&mut ViewSource, &mut Dataset); 16] = [
+    let changes: [fn(&mut ViewSource, &mut Dataset); 18] = [
         |_, _| {},
         |view, _| view.grain = Duration::from_secs(60),
         |view, _| view.filter = None,
@@ -124,6 +155,8 @@ fn what_changes_an_answer_changes_the_fingerprint() {
         |view, _| view.dimensions[0].name = "airline".to_owned(),
         |view, _| view.measures.swap(0, 1),
         |view, _| view.measures[1].0 = "n".to_owned(),
+        |view, _| view.distinct_limit = Some(4),
+        |view, _| requantile(view, "quantiles(delay, [0.5, 1, 0])"),
         |_, dataset| dataset.topic = "other".to_owned(),
         |_, dataset| dataset.chunk = 16,
         |_, dataset| dataset.event_id.clear(),

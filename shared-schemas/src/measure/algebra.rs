@@ -1,45 +1,83 @@
-//! The table itself, and what its entries can do.
+//! The table itself, and what an entry of it says.
 
-use arrow::datatypes::DataType;
-use datafusion::common::ScalarValue;
-use datafusion::functions::expr_fn::coalesce;
-use datafusion::functions_aggregate::expr_fn::{count, max, min, sum};
-use datafusion::logical_expr::{Expr, ExprFunctionExt, cast, lit};
-
-use crate::view::{ValueType, magnitude};
+use super::state::State;
+use super::{counts, distinct, ends, extremes, quantiles, sums};
+use crate::mistake::nearest;
+use crate::view::ValueType;
 
 /// One kind of measure.
 #[derive(Debug)]
 pub struct Kind {
     /// The name by which definitions call it.
     pub name: &'static str,
+    /// What others call it, for messages.
+    pub also: &'static [&'static str],
     /// Which arguments it takes.
     pub takes: Takes,
     /// What values it can work on.
-    accepts: fn(ValueType) -> bool,
+    pub(super) accepts: fn(ValueType) -> bool,
     /// The same in words, for messages.
     pub accepts_what: &'static str,
-    states: fn(Option<ValueType>) -> Vec<State>,
-    result_type: fn(Option<ValueType>) -> ResultType,
-    result: fn(Option<ValueType>, &[String]) -> String,
+    /// Whether it adds values up, so that they must not have too many digits.
+    pub(super) adds_up: bool,
+    /// Whether it keeps sets of values, which a limit bounds: [`Call::limit`].
+    pub keeps_sets: bool,
+    /// Its state columns.
+    pub(super) states: fn(&Call) -> Vec<State>,
+    pub(super) result_type: fn(&Call) -> ResultType,
+    /// ClickHouse SQL for its result.
+    pub(super) result: fn(&Call, &Merged<'_>) -> String,
+    pub(super) exactness: fn(&Call) -> Exactness,
+    /// ClickHouse SQL for the largest possible error of a rounded result.
+    pub(super) bound: fn(&Call, &Merged<'_>) -> Option<String>,
+    /// How an estimated result is bounded.
+    pub(super) estimate: fn(&Call, &Merged<'_>) -> Option<Estimate>,
 }
 
-/// How many arguments a kind takes.
+/// Every kind.
+pub static KINDS: &[Kind] = &[
+    counts::COUNT,
+    sums::SUM,
+    extremes::MIN,
+    extremes::MAX,
+    sums::AVG,
+    distinct::DISTINCT,
+    quantiles::QUANTILES,
+    ends::FIRST,
+    ends::LAST,
+];
+
+/// What a kind is called with: all that its states and its result depend on besides events.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Call {
+    /// The type of the argument's values; `None` without an argument.
+    pub argument: Option<ValueType>,
+    /// Which quantiles, in the order of the definition.
+    pub levels: Vec<f64>,
+    /// How many values a set may hold; `None` for kinds that keep none.
+    pub limit: Option<u64>,
+}
+
+/// Which arguments a kind takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Takes {
     /// One or none.
     AtMostOne,
     /// Exactly one.
     One,
+    /// One, and a list of quantiles.
+    OneAndLevels,
 }
 
 /// The type of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResultType {
-    /// A number of events, never null.
+    /// A number of events or values, never null.
     Count,
     /// A value, null where no value was seen.
     Value(ValueType),
+    /// A list of float64, one for each level; null where no value was seen.
+    Levels,
 }
 
 /// How close a result is to the truth.
@@ -49,170 +87,29 @@ pub enum Exactness {
     Exact,
     /// Rounded: the error is at most `n · ε · Σ |x|`.
     Rounded,
+    /// Exact where all rows are the batch layer's, else an estimate.
+    ExactInBatch,
+    /// Always an estimate.
+    Estimated,
 }
 
-/// One column of a measure's state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct State {
-    /// Added to the measure's name, after two underscores, it makes the column's name.
-    pub suffix: &'static str,
-    /// What the column holds.
-    pub state_type: StateType,
-    /// Whether it is null where no value was seen.
-    pub nullable: bool,
-    /// How two states become one.
-    pub merge: Merge,
-    make: Make,
+/// SQL for the merged states of a measure, in the order of its columns, and for what they were merged from.
+#[derive(Debug, Clone, Copy)]
+pub struct Merged<'a> {
+    /// For each state the SQL that stands for it.
+    pub states: &'a [String],
+    /// SQL that is true where all rows were the batch layer's. States that only that layer keeps are whole there, and
+    /// nowhere else.
+    pub all_batch: &'a str,
 }
 
-/// What a state column holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum StateType {
-    /// A count.
-    Count,
-    /// Values as they are.
-    Value(ValueType),
-}
-
-/// How two states become one: a commutative monoid each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Merge {
-    /// By adding them up.
-    Sum,
-    /// By taking the least.
-    Min,
-    /// By taking the greatest.
-    Max,
-}
-
-/// How a state is made from events.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Make {
-    Count,
-    Sum,
-    Magnitude,
-    Min,
-    Max,
-}
-
-/// Every kind.
-pub static KINDS: &[Kind] = &[
-    Kind {
-        name: "count",
-        takes: Takes::AtMostOne,
-        accepts: |_| true,
-        accepts_what: "any value",
-        states: |_| vec![COUNT],
-        result_type: |_| ResultType::Count,
-        result: |_, states| states.join(""),
-    },
-    Kind {
-        name: "sum",
-        takes: Takes::One,
-        accepts: ValueType::is_number,
-        accepts_what: "a number",
-        states: sum_states,
-        result_type: |argument| ResultType::Value(sum_type(argument)),
-        result: |argument, states| match states {
-            [sum, _, count] if is_float(argument) => format!("if({count} = 0 OR NOT isFinite({sum}), NULL, {sum})"),
-            _ => states.join(""),
-        },
-    },
-    Kind {
-        name: "min",
-        takes: Takes::One,
-        accepts: |_| true,
-        accepts_what: "any value",
-        states: |argument| vec![extreme("min", argument, Make::Min, Merge::Min)],
-        result_type: |argument| ResultType::Value(argument.unwrap_or(ValueType::Int64)),
-        result: |_, states| states.join(""),
-    },
-    Kind {
-        name: "max",
-        takes: Takes::One,
-        accepts: |_| true,
-        accepts_what: "any value",
-        states: |argument| vec![extreme("max", argument, Make::Max, Merge::Max)],
-        result_type: |argument| ResultType::Value(argument.unwrap_or(ValueType::Int64)),
-        result: |_, states| states.join(""),
-    },
-    Kind {
-        name: "avg",
-        takes: Takes::One,
-        accepts: ValueType::is_number,
-        accepts_what: "a number",
-        states: |argument| {
-            let mut states = sum_states(argument);
-            if !is_float(argument) {
-                states.push(COUNT);
-            }
-            states
-        },
-        result_type: |_| ResultType::Value(ValueType::Float64),
-        result: |argument, states| match states {
-            [sum, _, count] if is_float(argument) => {
-                format!("if({count} = 0 OR NOT isFinite({sum}), NULL, {sum} / {count})")
-            }
-            [sum, count] => format!("if({count} = 0, NULL, toFloat64({sum}) / {count})"),
-            _ => String::new(),
-        },
-    },
-];
-
-const COUNT: State = State {
-    suffix: "count",
-    state_type: StateType::Count,
-    nullable: false,
-    merge: Merge::Sum,
-    make: Make::Count,
-};
-
-fn is_float(argument: Option<ValueType>) -> bool {
-    argument == Some(ValueType::Float64)
-}
-
-/// A sum that cannot overflow: 38 digits, of which a value may have 28.
-fn sum_type(argument: Option<ValueType>) -> ValueType {
-    match argument {
-        Some(ValueType::Float64) => ValueType::Float64,
-        Some(ValueType::Decimal { scale, .. }) => ValueType::Decimal { precision: 38, scale },
-        _ => ValueType::Decimal {
-            precision: 38,
-            scale: 0,
-        },
-    }
-}
-
-fn sum_states(argument: Option<ValueType>) -> Vec<State> {
-    let float = is_float(argument);
-    let sum = State {
-        suffix: "sum",
-        state_type: StateType::Value(sum_type(argument)),
-        nullable: !float,
-        merge: Merge::Sum,
-        make: Make::Sum,
-    };
-    if float {
-        let magnitude = State {
-            suffix: "magnitude",
-            make: Make::Magnitude,
-            ..sum
-        };
-        vec![sum, magnitude, COUNT]
-    } else {
-        vec![sum]
-    }
-}
-
-fn extreme(suffix: &'static str, argument: Option<ValueType>, make: Make, merge: Merge) -> State {
-    let value = argument.unwrap_or(ValueType::Int64);
-    State {
-        suffix,
-        state_type: StateType::Value(value),
-        nullable: true,
-        merge,
-        make,
-    }
+/// How far an estimated result may be off.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Estimate {
+    /// ClickHouse SQL for the largest relative error, null where the result is exact.
+    pub error: String,
+    /// In which share of cases it holds.
+    pub confidence: f64,
 }
 
 /// The kind of that name.
@@ -220,12 +117,55 @@ pub fn kind(name: &str) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| kind.name == name)
 }
 
+/// The kind that somebody may have meant by a name that none has.
+pub fn meant(name: &str) -> Option<&'static Kind> {
+    let also = |kind: &&Kind| kind.also.contains(&name);
+    let near = || kind(nearest(name, KINDS.iter().map(|kind| kind.name))?);
+    KINDS.iter().find(also).or_else(near)
+}
+
 /// The names of all kinds, for messages.
 pub fn kind_names() -> String {
     KINDS.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ")
 }
 
+impl Call {
+    /// A call with one argument of that type, and nothing else.
+    pub fn of(argument: ValueType) -> Self {
+        Self {
+            argument: Some(argument),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn is_of_float(&self) -> bool {
+        self.argument == Some(ValueType::Float64)
+    }
+
+    /// The argument's type, for kinds that always have one.
+    pub(super) fn value(&self) -> ValueType {
+        self.argument.unwrap_or(ValueType::Int64)
+    }
+}
+
 impl Kind {
+    /// What most kinds are: of one value of any type, with an exact result. Entries say what is theirs.
+    pub(super) const PLAIN: Self = Self {
+        name: "",
+        also: &[],
+        takes: Takes::One,
+        accepts: |_| true,
+        accepts_what: "any value",
+        adds_up: false,
+        keeps_sets: false,
+        states: |_| vec![],
+        result_type: |call| ResultType::Value(call.value()),
+        result: |_, merged| merged.states.join(""),
+        exactness: |_| Exactness::Exact,
+        bound: |_, _| None,
+        estimate: |_, _| None,
+    };
+
     /// Whether it can work on values of that type, or the reason why not.
     pub fn accepts(&self, argument: ValueType) -> Result<(), String> {
         if !(self.accepts)(argument) {
@@ -235,7 +175,7 @@ impl Kind {
             ));
         }
         match argument {
-            ValueType::Decimal { precision, scale } if precision > 28 && self.adds_up() => Err(format!(
+            ValueType::Decimal { precision, scale } if precision > 28 && self.adds_up => Err(format!(
                 "this is decimal({precision}, {scale}), and at most 28 digits can be added up without overflow: \
                  write CAST(… AS DECIMAL(28, {}))",
                 scale.min(28)
@@ -244,131 +184,33 @@ impl Kind {
         }
     }
 
-    fn adds_up(&self) -> bool {
-        matches!(self.name, "sum" | "avg")
-    }
-
-    /// Its state columns for an argument of that type.
-    pub fn states(&self, argument: Option<ValueType>) -> Vec<State> {
-        (self.states)(argument)
+    /// Its state columns.
+    pub fn states(&self, call: &Call) -> Vec<State> {
+        (self.states)(call)
     }
 
     /// The type of its result.
-    pub fn result_type(&self, argument: Option<ValueType>) -> ResultType {
-        (self.result_type)(argument)
+    pub fn result_type(&self, call: &Call) -> ResultType {
+        (self.result_type)(call)
     }
 
     /// How close its result is to the truth.
-    pub fn exactness(&self, argument: Option<ValueType>) -> Exactness {
-        if self.adds_up() && is_float(argument) || self.name == "avg" {
-            Exactness::Rounded
-        } else {
-            Exactness::Exact
-        }
+    pub fn exactness(&self, call: &Call) -> Exactness {
+        (self.exactness)(call)
     }
 
-    /// ClickHouse SQL for the result, given SQL for each merged state.
-    pub fn result_sql(&self, argument: Option<ValueType>, states: &[String]) -> String {
-        (self.result)(argument, states)
+    /// ClickHouse SQL for the result.
+    pub fn result_sql(&self, call: &Call, merged: &Merged<'_>) -> String {
+        (self.result)(call, merged)
     }
 
     /// ClickHouse SQL for the largest possible error of the result, where it is rounded.
-    pub fn bound_sql(&self, argument: Option<ValueType>, states: &[String]) -> Option<String> {
-        // ε is 2^-52. Each of n additions rounds by at most half of it, in any order and in any pieces.
-        match (self.name, states) {
-            ("sum", [_, magnitude, count]) if is_float(argument) => Some(format!(
-                "if({count} = 0, NULL, {count} * 2.220446049250313e-16 * {magnitude})"
-            )),
-            ("avg", [_, magnitude, count]) if is_float(argument) => Some(format!(
-                "if({count} = 0, NULL, ({count} + 1) * 2.220446049250313e-16 * {magnitude} / {count})"
-            )),
-            _ => None,
-        }
-    }
-}
-
-impl State {
-    /// The column's name for a measure.
-    pub fn column(&self, measure: &str) -> String {
-        format!("{measure}__{}", self.suffix)
+    pub fn bound_sql(&self, call: &Call, merged: &Merged<'_>) -> Option<String> {
+        (self.bound)(call, merged)
     }
 
-    /// The column's Arrow type.
-    pub fn arrow(&self) -> DataType {
-        self.state_type.arrow()
-    }
-
-    /// The column's ClickHouse type.
-    pub fn clickhouse(&self) -> String {
-        let plain = match self.state_type {
-            StateType::Count => "UInt64".to_owned(),
-            StateType::Value(value) => value.clickhouse(),
-        };
-        if self.nullable {
-            format!("Nullable({plain})")
-        } else {
-            plain
-        }
-    }
-
-    /// The DataFusion aggregate that makes the state from the argument's values where the condition is true.
-    pub fn make(&self, argument: Option<Expr>, condition: Option<Expr>) -> Expr {
-        let value = argument.unwrap_or_else(|| lit(1_i64));
-        let aggregate = match self.make {
-            Make::Count => count(value),
-            Make::Sum => sum(cast(value, self.arrow())),
-            Make::Magnitude => sum(magnitude(value)),
-            Make::Min => min(value),
-            Make::Max => max(value),
-        };
-        match condition {
-            // `build` refuses only what is no aggregate.
-            Some(condition) => aggregate.clone().filter(condition).build().unwrap_or(aggregate),
-            None => aggregate,
-        }
-    }
-
-    /// The DataFusion aggregate that merges a column of states.
-    pub fn merge(&self, states: Expr) -> Expr {
-        match self.merge {
-            Merge::Sum => sum(states),
-            Merge::Min => min(states),
-            Merge::Max => max(states),
-        }
-    }
-
-    /// Brings the column of an aggregate to the state's type and nullability.
-    pub fn settle(&self, aggregated: Expr) -> Expr {
-        let settled = cast(aggregated, self.arrow());
-        if self.nullable {
-            settled
-        } else {
-            coalesce(vec![settled, lit(self.state_type.zero())])
-        }
-    }
-
-    /// ClickHouse SQL that merges a column of states, given SQL for the column.
-    pub fn merge_sql(&self, states: &str) -> String {
-        match self.merge {
-            Merge::Sum => format!("sum({states})"),
-            Merge::Min => format!("min({states})"),
-            Merge::Max => format!("max({states})"),
-        }
-    }
-}
-
-impl StateType {
-    fn arrow(self) -> DataType {
-        match self {
-            Self::Count => DataType::UInt64,
-            Self::Value(value) => value.arrow(),
-        }
-    }
-
-    fn zero(self) -> ScalarValue {
-        match self {
-            Self::Count => ScalarValue::UInt64(Some(0)),
-            Self::Value(_) => ScalarValue::Float64(Some(0.0)),
-        }
+    /// How far the result may be off, where it can be an estimate.
+    pub fn estimate(&self, call: &Call, merged: &Merged<'_>) -> Option<Estimate> {
+        (self.estimate)(call, merged)
     }
 }

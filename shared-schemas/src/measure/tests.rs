@@ -3,9 +3,11 @@
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{Decimal128Type, Float64Type, Int64Type, UInt64Type};
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
-use super::{KINDS, Takes};
+use super::{Call, KINDS, Merged, Takes};
 use crate::plan::{CellKey, CellPlan, MergePlan};
+use crate::sketch::SMALLEST_VALUE;
 use crate::view::fixture::{Event, batch, compile, dataset, events, source};
 use crate::view::{ValueType, View};
 
@@ -27,13 +29,23 @@ fn states_view() -> View {
             ("least", "min(delay)"),
             ("most", "max(distance)"),
             ("carrier", "min(carrier)"),
+            ("carriers", "distinct(carrier)"),
+            ("delays_apart", "distinct(delay)"),
+            ("far", "quantiles(distance, [0, 0.5, 1])"),
+            ("opening", "first(carrier)"),
+            ("closing", "last(delay)"),
         ],
     );
+    source.distinct_limit = Some(LIMIT);
     source.grain = std::time::Duration::from_secs(86_400);
     compile(&source)
 }
 
+/// So few that sets are let go of.
+const LIMIT: u64 = 5;
+
 struct Plans {
+    view: View,
     cells: CellPlan,
     merge: MergePlan,
 }
@@ -44,7 +56,15 @@ impl Plans {
         Self {
             cells: CellPlan::new(&view, &dataset(), CellKey::Cell).unwrap(),
             merge: MergePlan::new(&view, CellKey::Cell).unwrap(),
+            view,
         }
+    }
+
+    /// What a serialized state of the only cell says.
+    fn result(&self, cells: &RecordBatch, name: &str) -> String {
+        let of_name = self.view.states().find(|held| held.name == name).unwrap();
+        let reading = of_name.state.read(column(cells, name).as_binary::<i32>().value(0));
+        reading.unwrap().unwrap().result
     }
 
     fn cells(&self, events: &[Event]) -> RecordBatch {
@@ -106,9 +126,10 @@ proptest! {
     /// What each state holds, said a second time in plain Rust.
     #[test]
     fn states_are_what_they_say(events in events(1..40)) {
-        let cells = Plans::new().cells(&events);
+        let plans = Plans::new();
+        let cells = plans.cells(&events);
         prop_assert_eq!(cells.num_rows(), 1);
-        let count = |name| column(&cells, name).as_primitive::<UInt64Type>().value(0);
+        let count = |name: &str| column(&cells, name).as_primitive::<UInt64Type>().value(0);
         let delays: Vec<_> = events.iter().filter_map(|event| event.delay).collect();
         prop_assert_eq!(count("events__count"), events.len() as u64);
         prop_assert_eq!(count("delays__count"), delays.len() as u64);
@@ -127,6 +148,35 @@ proptest! {
         let carrier = column(&cells, "carrier__min").as_string::<i32>();
         let expected = events.iter().filter_map(|event| event.carrier.as_deref()).min();
         prop_assert_eq!(carrier.is_valid(0).then(|| carrier.value(0)), expected);
+        for (name, apart) in [
+            ("carriers", events.iter().filter_map(|event| event.carrier.as_deref()).collect::<BTreeSet<_>>().len()),
+            ("delays_apart", delays.iter().collect::<BTreeSet<_>>().len()),
+        ] {
+            prop_assert_eq!(plans.result(&cells, &format!("{name}__sketch")), apart.to_string());
+            let beyond = apart as u64 > LIMIT;
+            prop_assert_eq!(count(&format!("{name}__beyond")), u64::from(beyond));
+            let held = if beyond { 0 } else { apart };
+            prop_assert_eq!(plans.result(&cells, &format!("{name}__exact")), held.to_string());
+        }
+        let mut ordered: Vec<&Event> = events.iter().collect();
+        ordered.sort_by_key(|event| (event.at, event.offset, event.partition));
+        let opening = ordered.iter().find_map(|event| Some(format!("{} at offset {}", event.carrier.as_deref()?, event.offset)));
+        prop_assert_eq!(plans.result(&cells, "opening__first"), opening.unwrap_or("none".to_owned()));
+        let closing = ordered.iter().rev().find_map(|event| Some(format!("{} at offset {}", event.delay?, event.offset)));
+        prop_assert_eq!(plans.result(&cells, "closing__last"), closing.unwrap_or("none".to_owned()));
+        // What is smaller counts as zero.
+        let sketched = |value: &f64| if value.abs() < SMALLEST_VALUE { 0.0 } else { *value };
+        let mut distances: Vec<f64> = distances.iter().map(sketched).collect();
+        distances.sort_by(f64::total_cmp);
+        let far = plans.result(&cells, "far__sketch");
+        if let (Some(least), Some(most)) = (distances.first(), distances.last()) {
+            let far: Vec<f64> = far.trim_matches(['[', ']']).split(", ").map(|level| level.parse().unwrap()).collect();
+            let within = |found: f64, value: f64| (found - value).abs() <= 0.010_000_1 * value.abs();
+            prop_assert!(within(far[0], *least) && within(far[2], *most), "{far:?} of {distances:?}");
+            prop_assert!(within(far[1], distances[(distances.len() - 1) / 2]), "{far:?} of {distances:?}");
+        } else {
+            prop_assert_eq!(far, "none");
+        }
     }
 }
 
@@ -174,22 +224,38 @@ fn the_table_is_whole() {
             .map(Some)
             .chain((kind.takes == Takes::AtMostOne).then_some(None));
         for argument in arguments.filter(|argument| argument.is_none_or(|argument| kind.accepts(argument).is_ok())) {
-            let states = kind.states(argument);
+            let levels = if kind.takes == Takes::OneAndLevels {
+                vec![0.5, 1.0]
+            } else {
+                vec![]
+            };
+            let call = Call {
+                argument,
+                levels,
+                limit: kind.keeps_sets.then_some(9),
+            };
+            let states = kind.states(&call);
             let names: Vec<_> = states.iter().map(|state| state.column("m")).collect();
-            let result = kind.result_sql(argument, &names);
+            let merged = Merged {
+                states: &names,
+                all_batch: "all_batch",
+            };
+            let result = kind.result_sql(&call, &merged);
             assert!(!result.is_empty(), "{} of {argument:?}", kind.name);
-            assert!(
-                states
-                    .iter()
-                    .all(|state| names.iter().filter(|name| **name == state.column("m")).count() == 1)
-            );
+            for state in &states {
+                assert_eq!(names.iter().filter(|name| **name == state.column("m")).count(), 1);
+                assert!(
+                    !state.is_serialized() || state.clickhouse().starts_with("AggregateFunction("),
+                    "{state:?}"
+                );
+            }
         }
     }
     let refused = KINDS
         .iter()
         .filter(|kind| kind.accepts(ValueType::String).is_err())
         .map(|kind| kind.name);
-    assert_eq!(refused.collect::<Vec<_>>(), ["sum", "avg"]);
+    assert_eq!(refused.collect::<Vec<_>>(), ["sum", "avg", "quantiles"]);
     let wide = ValueType::Decimal {
         precision: 29,
         scale: 29,

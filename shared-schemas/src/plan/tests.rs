@@ -73,7 +73,7 @@ proptest! {
     fn cells_of_one_start_need_not_be_grouped_by_it(events in events(0..60)) {
         let view = compile(&every_measure());
         let plan = CellPlan::new(&view, &dataset(), CellKey::Start).unwrap();
-        let of_one = CellPlan::new(&view, &dataset(), CellKey::Cell).unwrap();
+        let of_one = CellPlan::new(&view, &dataset(), CellKey::OneStart).unwrap();
         let mut starts: BTreeMap<(i32, u64), Vec<Event>> = BTreeMap::new();
         for event in &events {
             let start = event.offset.cast_unsigned() / 8 * 8;
@@ -125,15 +125,34 @@ fn cells_have_the_columns_of_the_tables() {
         .collect();
     assert_eq!(names[..5], [WINDOW_COLUMN, "carrier", "late", "on", FAILED_COLUMN]);
     assert_eq!(names.len(), 5 + view.states().count());
-    for (name, state, _) in view.states() {
+    for column in view.states() {
         let schema = cells.schema();
-        let field = schema.field_with_name(&name).unwrap();
+        let field = schema.field_with_name(&column.name).unwrap();
         assert_eq!(
             (field.data_type(), field.is_nullable()),
-            (&state.arrow(), state.nullable),
-            "{name}"
+            (&column.state.arrow(), column.state.is_nullable()),
+            "{}",
+            column.name
         );
     }
+}
+
+/// What a set in each of its cells would cost the speed layer, it does not pay.
+#[test]
+fn exact_sets_are_the_batch_layers_alone() {
+    let view = compile(&every_measure());
+    for key in [CellKey::Start, CellKey::OneStart] {
+        let plan = CellPlan::new(&view, &dataset(), key).unwrap();
+        let merge = MergePlan::new(&view, key).unwrap();
+        for schema in [plan.schema(), merge.schema()] {
+            assert!(schema.column_with_name("carriers__sketch").is_some());
+            for of_batch in ["carriers__exact", "carriers__beyond"] {
+                assert!(schema.column_with_name(of_batch).is_none(), "{key:?} {of_batch}");
+            }
+        }
+    }
+    let plan = CellPlan::new(&view, &dataset(), CellKey::Cell).unwrap();
+    assert!(plan.schema().column_with_name("carriers__exact").is_some());
 }
 
 /// An event of few values.

@@ -11,8 +11,9 @@ use super::statement::Statement;
 use super::tables::{DAY_COLUMN, NEXT_COLUMN, RUN_COLUMN, TOPIC_COLUMN, batch_table_name, speed_table_name};
 use crate::dataset::PARTITION_COLUMN;
 use crate::handoff::{EventDay, Mark, Partition, Publication, RunId, Start};
+use crate::measure::Held;
 use crate::plan::{CellKey, FAILED_COLUMN, START_COLUMN, WINDOW_COLUMN, key_fields};
-use crate::view::View;
+use crate::view::{StateColumn, View};
 
 /// Name of the column that says which layers' rows made a cell: 1 batch, 2 speed, 3 both.
 pub const LAYERS_COLUMN: &str = "_layers";
@@ -35,21 +36,22 @@ pub struct HeldCells<'a> {
 }
 
 impl HeldCells<'_> {
-    /// The statement: one row for each cell, with the columns of the plan's cells and [`LAYERS_COLUMN`]. `None` where
-    /// nothing counts. Ask for `ArrowStream`.
+    /// The statement: one row for each cell, with the columns of the plan's cells and [`LAYERS_COLUMN`]. States that only the
+    /// batch layer keeps are whole where all rows are its. States of ClickHouse's functions come as hexadecimal digits. `None` where nothing counts. Ask for `ArrowStream`.
     pub fn statement(&self) -> Option<Statement> {
         let keys: Vec<_> = key_fields(self.view, CellKey::Cell)
             .iter()
             .map(|field| identifier(field.name()))
             .collect();
         let states: Vec<_> = self.view.states().collect();
-        let columns: Vec<_> = keys
-            .iter()
-            .cloned()
-            .chain([identifier(FAILED_COLUMN)])
-            .chain(states.iter().map(|(name, _, _)| identifier(name)))
-            .collect();
-        let columns = columns.join(", ");
+        let columns = |of_batch: bool| {
+            let of_state = |column: &StateColumn<'_>| match column.state.held {
+                Held::Batch if !of_batch => format!("{} AS {}", column.state.empty_sql(), identifier(&column.name)),
+                Held::Batch | Held::Both => identifier(&column.name),
+            };
+            let key = keys.iter().cloned().chain([identifier(FAILED_COLUMN)]);
+            key.chain(states.iter().map(of_state)).collect::<Vec<_>>().join(", ")
+        };
         let mut parameters = Vec::new();
         let mut add = |clickhouse_type: &str, value: String| {
             let name = format!("p{}", parameters.len());
@@ -70,7 +72,8 @@ impl HeldCells<'_> {
             .collect();
         if !batch.is_empty() {
             parts.push(format!(
-                "SELECT {columns}, 1 AS _layer FROM {} FINAL WHERE {}",
+                "SELECT {}, 1 AS _layer FROM {} FINAL WHERE {}",
+                columns(true),
                 table(self.database, &batch_table_name(self.view)),
                 batch.join(" OR ")
             ));
@@ -103,9 +106,10 @@ impl HeldCells<'_> {
                 list(&self.days.iter().map(|day| day.0).collect::<Vec<_>>()),
             );
             parts.push(format!(
-                "SELECT {columns}, 2 AS _layer FROM {} FINAL WHERE {window} >= toDateTime64({from}, 0, 'UTC') AND \
+                "SELECT {}, 2 AS _layer FROM {} FINAL WHERE {window} >= toDateTime64({from}, 0, 'UTC') AND \
                  {window} < toDateTime64({to}, 0, 'UTC') AND \
                  toDate32({window}) IN arrayMap(day -> toDate32(day), {days}) AND ({})",
+                columns(false),
                 table(self.database, &speed_table_name(self.view)),
                 speed.join(" OR "),
             ));
@@ -118,13 +122,13 @@ impl HeldCells<'_> {
             states
                 .iter()
                 .enumerate()
-                .map(|(at, (name, state, _))| format!("{} AS _s{at}", state.merge_sql(&identifier(name)))),
+                .map(|(at, column)| format!("{} AS _s{at}", column.state.merge_states_sql(&identifier(&column.name)))),
         );
         let named = std::iter::once(format!("_f AS {}", identifier(FAILED_COLUMN))).chain(
             states
                 .iter()
                 .enumerate()
-                .map(|(at, (name, _, _))| format!("_s{at} AS {}", identifier(name))),
+                .map(|(at, column)| format!("_s{at} AS {}", identifier(&column.name))),
         );
         let by = keys.join(", ");
         let sql = format!(

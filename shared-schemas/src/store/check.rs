@@ -6,7 +6,6 @@ use super::quote::{identifier, table};
 use super::statement::Statement;
 use super::tables::{DAY_COLUMN, RUN_COLUMN, batch_table_name};
 use crate::handoff::{EventDay, RunId};
-use crate::measure::{Merge, StateType};
 use crate::plan::FAILED_COLUMN;
 use crate::view::View;
 
@@ -14,8 +13,8 @@ use crate::view::View;
 pub fn exact_sums(view: &View) -> Vec<String> {
     let counts = view
         .states()
-        .filter(|(_, state, _)| state.state_type == StateType::Count && state.merge == Merge::Sum)
-        .map(|(name, _, _)| name);
+        .filter(|column| column.state.is_count())
+        .map(|column| column.name);
     std::iter::once(FAILED_COLUMN.to_owned()).chain(counts).collect()
 }
 

@@ -24,7 +24,7 @@ use crate::view::{Dimension, Measure, View};
 
 pub use selection::{Filter, FilterValues, Layers, Order, Selection};
 use states::States;
-pub use states::bound_column;
+pub use states::{bound_column, confidence_column, error_column};
 
 /// What the error says when the floor has risen above the publication.
 pub const BELOW_FLOOR: &str = "this publication lies below the floor";
@@ -122,7 +122,8 @@ impl Merging<'_> {
     }
 
     /// The statement that answers with a part: `time` (unless it is one bucket), the dimensions, the measures, each with
-    /// [`bound_column`] where its result is rounded, `layer` (`batch`, `speed` or `merged`) and `_failed`.
+    /// [`bound_column`] where its result is rounded, and with [`error_column`] and [`confidence_column`] where it can be an
+    /// estimate, `layer` (`batch`, `speed` or `merged`) and `_failed`.
     ///
     /// # Errors
     /// A name that the view or the answer does not have, values of another type than their dimension, or a bucket that
@@ -144,14 +145,14 @@ impl Merging<'_> {
         }
 
         let keys: Vec<_> = dimensions.iter().map(|dimension| identifier(&dimension.name)).collect();
-        let columns = states.columns(&keys);
         let mut parts = Vec::new();
         if selection.layers != Layers::Speed {
             // Where no run holds a day of the range there is nothing to read, but there are columns.
             let days = self.days(&mut parameters);
             if days.is_some() || selection.layers == Layers::Batch {
                 parts.push(format!(
-                    "SELECT {columns}, 0 AS _layer FROM {} FINAL WHERE {rows} AND {}",
+                    "SELECT {}, 0 AS _layer FROM {} FINAL WHERE {rows} AND {}",
+                    states.columns_of_batch(&keys),
                     table(self.database, &batch_table_name(self.view)),
                     days.as_deref().unwrap_or("0"),
                 ));
@@ -161,8 +162,9 @@ impl Merging<'_> {
             let mark = self.mark(&mut parameters);
             let start = identifier(START_COLUMN);
             parts.push(format!(
-                "SELECT {columns}, 1 AS _layer FROM {} FINAL WHERE {rows} AND \
+                "SELECT {}, 1 AS _layer FROM {} FINAL WHERE {rows} AND \
                  ({start} = {mark} OR ({start} >= {mark} AND {start} % {} = 0))",
+                states.columns_of_speed(&keys),
                 table(self.database, &speed_table_name(self.view)),
                 self.view.chunk,
             ));

@@ -132,7 +132,7 @@ pub fn speed_table(view: &View) -> Table {
             .into_iter()
             .chain(place)
             .chain([next])
-            .chain(state_columns(view))
+            .chain(state_columns(view, CellKey::Start))
             .collect(),
         engine: format!("ReplacingMergeTree({})", identifier(NEXT_COLUMN)),
         partition_by: format!("toYYYYMM({})", identifier(WINDOW_COLUMN)),
@@ -147,7 +147,7 @@ pub fn batch_table(view: &View) -> Table {
     let order_by = key.iter().map(|(name, _)| name.clone()).collect();
     Table {
         name: batch_table_name(view),
-        columns: key.into_iter().chain(state_columns(view)).collect(),
+        columns: key.into_iter().chain(state_columns(view, CellKey::Cell)).collect(),
         engine: "ReplacingMergeTree".to_owned(),
         partition_by: format!("toYYYYMM({})", identifier(DAY_COLUMN)),
         order_by,
@@ -285,9 +285,8 @@ fn cell_columns(view: &View) -> Vec<(String, String)> {
 }
 
 /// The count of failures and the states of all measures.
-fn state_columns(view: &View) -> Vec<(String, String)> {
+fn state_columns(view: &View, key: CellKey) -> Vec<(String, String)> {
     let failed = owned((FAILED_COLUMN, "UInt64"));
-    std::iter::once(failed)
-        .chain(view.states().map(|(name, state, _)| (name, state.clickhouse())))
-        .collect()
+    let states = key.states(view).map(|column| (column.name, column.state.clickhouse()));
+    std::iter::once(failed).chain(states).collect()
 }

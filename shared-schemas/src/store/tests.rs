@@ -7,8 +7,8 @@ use super::tables::{batch_table, control_tables, speed_table};
 use super::{Filter, FilterValues, Layers, Merging, Order, STATEMENT_LIMIT, Selection, StatementError, bound_column};
 use crate::handoff::floor::COLLECT_WAITS;
 use crate::handoff::{EventDay, Mark, Offset, Partition, Publication, RunId, TopicId};
-use crate::view::View;
 use crate::view::fixture::{compile, source};
+use crate::view::{MeasureSource, View};
 
 fn view() -> View {
     let mut view = compile(&source(
@@ -178,6 +178,90 @@ fn a_statement_is_pinned() {
     ];
     for part in parts {
         assert!(statement.sql.contains(&part), "{}\nlacks\n{part}", statement.sql);
+    }
+}
+
+fn view_of_sketches() -> View {
+    let mut source = source(
+        None,
+        &[],
+        &[
+            ("flights", "count()"),
+            ("planes", "distinct(carrier)"),
+            ("delay_q", "quantiles(delay, [0.5, 1])"),
+            ("opening", "first(carrier)"),
+        ],
+    );
+    source.measures.push((
+        "share".to_owned(),
+        MeasureSource::Ratio {
+            numerator: "planes".to_owned(),
+            denominator: "flights".to_owned(),
+        },
+    ));
+    let mut view = compile(&source);
+    view.fingerprint = crate::fingerprint::Fingerprint(0xAB);
+    view
+}
+
+#[test]
+fn columns_of_sketches_are_pinned() {
+    let view = view_of_sketches();
+    let of_both = [
+        ("planes__sketch", "AggregateFunction(uniq, UInt64)"),
+        (
+            "delay_q__sketch",
+            "AggregateFunction(quantilesDD(0.01, 0.5, 1.0), Float64)",
+        ),
+        (
+            "opening__first",
+            "AggregateFunction(argMin, String, Tuple(Int64, UInt64, UInt32))",
+        ),
+    ];
+    let of_batch = [
+        ("planes__exact", "AggregateFunction(uniqExact, UInt128)"),
+        ("planes__beyond", "UInt64"),
+    ];
+    let has = |table: &super::Table, (name, of_type): (&str, &str)| {
+        table.columns.contains(&(name.to_owned(), of_type.to_owned()))
+    };
+    for column in of_both {
+        assert!(
+            has(&speed_table(&view), column) && has(&batch_table(&view), column),
+            "{column:?}"
+        );
+    }
+    for column in of_batch {
+        assert!(
+            !has(&speed_table(&view), column) && has(&batch_table(&view), column),
+            "{column:?}"
+        );
+    }
+}
+
+#[test]
+fn a_statement_over_sketches_is_pinned() {
+    let (view, publication) = (view_of_sketches(), publication());
+    let statement = Merging {
+        dimensions: &[],
+        measures: &["share", "planes", "delay_q", "opening"],
+        ..question(&view, Some(&publication))
+    };
+    let sql = statement.statement().unwrap().sql;
+    for part in [
+        // Speed rows have no sets.
+        "`planes__sketch`, arrayReduce('uniqExactState', CAST([], 'Array(UInt128)')) AS `planes__exact`, \
+         CAST(0, 'UInt64') AS `planes__beyond`",
+        "uniqMerge(`planes__sketch`) AS _s0, uniqExactMerge(`planes__exact`) AS _s1, sum(`planes__beyond`) AS _s2",
+        "quantilesDDMerge(0.01, 0.5, 1.0)(`delay_q__sketch`) AS _s4",
+        "argMinMergeState(`opening__first`) AS _s5",
+        "if(_last_layer = 0 AND _s2 = 0, _s1, _s0) AS `planes`",
+        "AS `_error_planes`, 0.95 AS `_confidence_planes`",
+        "AS `_error_share`, round(1 - if(isNull(if((_last_layer = 0 AND _s2 = 0) OR _s0 = 0, NULL,",
+        "arrayMap(level -> if(isFinite(level), level, NULL), _s4) AS `delay_q`",
+        "if(hex(_s5) = 'FFFFFFFF00', NULL, finalizeAggregation(_s5)) AS `opening`",
+    ] {
+        assert!(sql.contains(part), "{sql}\nlacks\n{part}");
     }
 }
 

@@ -7,13 +7,13 @@ use datafusion::common::DFSchema;
 use datafusion::sql::sqlparser::ast::Expr as Ast;
 
 use super::expression::{Compiler, Expression};
-use super::source::{MeasureSource, ViewMistake, ViewPlace, ViewSource};
+use super::source::{DISTINCT_LIMIT, MeasureSource, ViewMistake, ViewPlace, ViewSource};
 use super::syntax::{self, Mistake, Text};
 use super::value::ValueType;
 use super::{Aggregate, Dimension, Measure, MeasureForm, View};
 use crate::dataset::Dataset;
 use crate::fingerprint::Fingerprint;
-use crate::measure::{self, ResultType, Takes};
+use crate::measure::{self, Call, Kind, ResultType, Takes};
 use crate::mistake::nearest;
 use crate::plan::event_schema;
 
@@ -32,6 +32,7 @@ impl View {
         })?;
         let mut work = Work {
             compiler: Compiler::new(dataset, schema),
+            limit: source.distinct_limit.unwrap_or(DISTINCT_LIMIT),
             mistakes: Vec::new(),
         };
         work.check_grain(source.grain);
@@ -52,6 +53,7 @@ impl View {
             })
             .collect();
         let measures = work.measures(&source.measures);
+        work.check_limit(source.distinct_limit, &source.measures, &measures);
         work.check_columns(&dimensions, &measures);
         if !work.mistakes.is_empty() {
             return Err(work.mistakes);
@@ -74,6 +76,8 @@ impl View {
 /// A compilation under way.
 struct Work<'a> {
     compiler: Compiler<'a>,
+    /// How many values a set may hold.
+    limit: u64,
     mistakes: Vec<ViewMistake>,
 }
 
@@ -214,13 +218,13 @@ impl Work<'_> {
                 let MeasureForm::Aggregate(aggregate) = &part.form else {
                     continue;
                 };
-                let result = aggregate.kind.result_type(aggregate.argument_type());
-                let number = match result {
-                    ResultType::Count => true,
-                    ResultType::Value(value) => value.is_number(),
+                let (number, is) = match aggregate.result_type() {
+                    ResultType::Count => (true, "a number"),
+                    ResultType::Value(value) => (value.is_number(), "no number"),
+                    ResultType::Levels => (false, "a list of numbers"),
                 };
                 if !number {
-                    let what = format!("`{}` is no number, so it has no ratio", part.name);
+                    let what = format!("`{}` is {is}, so it has no ratio", part.name);
                     let instead = Some("a ratio of counts, sums or averages".to_owned());
                     let place = ViewPlace::Ratio(measure.name.clone());
                     self.mistake(
@@ -279,10 +283,16 @@ impl Work<'_> {
         };
         let kind_name = syntax::function_name(&function.name);
         let Some(kind) = measure::kind(&kind_name) else {
-            let near = nearest(&kind_name, measure::KINDS.iter().map(|kind| kind.name)).map(|near| format!("{near}()"));
-            let all = format!("one of {}", measure::kind_names());
-            return Err(wrong(format!("there is no measure {kind_name}()"), near.or(Some(all))));
+            let instead = match measure::meant(&kind_name) {
+                Some(kind) => format!("{}()", kind.name),
+                None => format!("one of {}", measure::kind_names()),
+            };
+            return Err(wrong(format!("there is no measure {kind_name}()"), Some(instead)));
         };
+        if let Some(of) = syntax::counted_distinct(function) {
+            let what = format!("{}(DISTINCT …) is a measure of its own", kind.name);
+            return Err(wrong(what, Some(format!("\"distinct({of})\""))));
+        }
         if function.filter.is_some() {
             let instead = format!("{{ measure = \"{}(…)\", where = \"…\" }}", kind.name);
             return Err(wrong(
@@ -294,30 +304,70 @@ impl Work<'_> {
             "(*)" => vec![],
             _ => syntax::arguments(function).map_err(|what| wrong(format!("{what} cannot be used here"), None))?,
         };
-        let argument = match (arguments.as_slice(), kind.takes) {
-            ([], Takes::AtMostOne) => None,
-            ([argument], _) => Some(self.compiler.compile_part(text, argument)?),
+        let (argument, levels) = match (arguments.as_slice(), kind.takes) {
+            ([], Takes::AtMostOne) => (None, vec![]),
+            ([argument], Takes::AtMostOne | Takes::One) => (Some(self.argument(kind, text, argument)?), vec![]),
+            ([argument, levels], Takes::OneAndLevels) => {
+                let argument = self.argument(kind, text, argument);
+                match (argument, syntax::levels(text, kind.name, levels)) {
+                    (Ok(argument), Ok(levels)) => (Some(argument), levels),
+                    (argument, levels) => {
+                        let mistakes = argument.err().into_iter().flatten();
+                        return Err(mistakes.chain(levels.err()).collect());
+                    }
+                }
+            }
             (arguments, takes) => {
-                let wanted = if takes == Takes::One {
-                    "one argument"
-                } else {
-                    "at most one argument"
+                let (wanted, instead) = match takes {
+                    Takes::AtMostOne => (format!("at most one argument, not {}", arguments.len()), None),
+                    Takes::One => (format!("one argument, not {}", arguments.len()), None),
+                    Takes::OneAndLevels => {
+                        let of = arguments.first().map_or_else(|| "…".to_owned(), ToString::to_string);
+                        let instead = format!("\"{}({of}, [0.5, 0.95])\"", kind.name);
+                        ("a value and one list of levels".to_owned(), Some(instead))
+                    }
                 };
-                return Err(wrong(
-                    format!("{}() takes {wanted}, not {}", kind.name, arguments.len()),
-                    None,
-                ));
+                return Err(wrong(format!("{}() takes {wanted}", kind.name), instead));
             }
         };
-        if let (Some(argument), [part]) = (&argument, arguments.as_slice()) {
-            kind.accepts(argument.value_type)
-                .map_err(|what| vec![text.mistake(*part, what, None)])?;
-        }
         Ok(Aggregate {
             kind,
+            call: Call {
+                argument: argument.as_ref().map(|argument| argument.value_type),
+                levels,
+                limit: kind.keeps_sets.then_some(self.limit),
+            },
             argument,
             condition: None,
         })
+    }
+
+    fn argument(&self, kind: &Kind, text: Text<'_>, part: &Ast) -> Result<Expression, Vec<Mistake>> {
+        let argument = self.compiler.compile_part(text, part)?;
+        kind.accepts(argument.value_type)
+            .map_err(|what| vec![text.mistake(part, what, None)])?;
+        Ok(argument)
+    }
+
+    /// A limit of sets that no set meets.
+    fn check_limit(&mut self, limit: Option<u64>, sources: &[(String, MeasureSource)], measures: &[Measure]) {
+        let keeps_sets = |measure: &Measure| match &measure.form {
+            MeasureForm::Aggregate(aggregate) => aggregate.kind.keeps_sets,
+            MeasureForm::Ratio { .. } => false,
+        };
+        // A measure that has a mistake may have been meant to.
+        let all_known = measures.len() == sources.len();
+        if limit.is_none() || !all_known || measures.iter().any(keeps_sets) {
+            return;
+        }
+        self.mistake(
+            ViewPlace::DistinctLimit,
+            Mistake {
+                at: None,
+                what: "a limit for the sets of distinct(), but no measure of the view is one".to_owned(),
+                instead: Some("leave it out".to_owned()),
+            },
+        );
     }
 
     /// Two columns of one name, in answers or in tables.

@@ -192,6 +192,7 @@ pub(crate) fn source(filter: Option<&str>, dimensions: &[(&str, &str)], measures
                 )
             })
             .collect(),
+        distinct_limit: None,
     }
 }
 
@@ -221,6 +222,23 @@ pub(crate) fn every_measure() -> ViewSource {
             ("mean_distance", "avg(distance)"),
             ("mean_fare", "avg(fare)"),
             ("speed", "sum(id / (delay - delay % 2))"),
+            ("carriers", "distinct(carrier)"),
+            ("delays_apart", "distinct(delay)"),
+            ("distances_apart", "distinct(distance)"),
+            ("fares_apart", "distinct(fare)"),
+            ("moments_apart", "distinct(at)"),
+            ("days_apart", "distinct(day)"),
+            ("truths_apart", "distinct(cancelled)"),
+            ("delay_q", "quantiles(delay, [0.5, 0, 1])"),
+            ("far_q", "quantiles(distance, [0.95])"),
+            ("fare_q", "quantiles(fare, [0.25, 0.75])"),
+            ("opening", "first(carrier)"),
+            ("opening_fare", "first(fare)"),
+            ("opening_day", "first(day)"),
+            ("closing_delay", "last(delay)"),
+            ("closing_far", "last(distance)"),
+            ("closing_at", "last(at)"),
+            ("closing_cancelled", "last(cancelled)"),
         ],
     );
     source.measures.push((
@@ -231,12 +249,28 @@ pub(crate) fn every_measure() -> ViewSource {
         },
     ));
     source.measures.push((
+        "cancelled_carriers".to_owned(),
+        MeasureSource::Aggregate {
+            call: "distinct(carrier)".to_owned(),
+            condition: Some("cancelled".to_owned()),
+        },
+    ));
+    source.measures.push((
+        "share_of_carriers".to_owned(),
+        MeasureSource::Ratio {
+            numerator: "cancelled_carriers".to_owned(),
+            denominator: "carriers".to_owned(),
+        },
+    ));
+    source.measures.push((
         "share_cancelled".to_owned(),
         MeasureSource::Ratio {
             numerator: "cancelled".to_owned(),
             denominator: "events".to_owned(),
         },
     ));
+    // Some sets of a few events are larger.
+    source.distinct_limit = Some(3);
     source
 }
 

@@ -20,7 +20,12 @@ pub struct ViewSource {
     pub dimensions: Vec<DimensionSource>,
     /// The measures by name, in the order of the definition.
     pub measures: Vec<(String, MeasureSource)>,
+    /// How many values the set of a `distinct` may hold in one cell; [`DISTINCT_LIMIT`] where it is not said.
+    pub distinct_limit: Option<u64>,
 }
+
+/// How many values the set of a `distinct` may hold in one cell where the definition does not say: some 16 MB of them.
+pub const DISTINCT_LIMIT: u64 = 1_000_000;
 
 /// One thing to group by.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -78,4 +83,6 @@ pub enum ViewPlace {
     Condition(String),
     /// The `ratio` of the measure of that name.
     Ratio(String),
+    /// The limit of sets.
+    DistinctLimit,
 }

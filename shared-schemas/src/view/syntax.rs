@@ -6,8 +6,8 @@
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    BinaryOperator, CastKind, CeilFloorKind, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident,
-    ObjectName, ObjectNamePart, Spanned, UnaryOperator, Value, visit_expressions_mut,
+    BinaryOperator, CastKind, CeilFloorKind, DuplicateTreatment, Expr, Function, FunctionArg, FunctionArgExpr,
+    FunctionArguments, Ident, ObjectName, ObjectNamePart, Spanned, UnaryOperator, Value, visit_expressions_mut,
 };
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
@@ -321,6 +321,17 @@ pub(super) fn arguments(function: &Function) -> Result<Vec<&Expr>, &'static str>
     }
 }
 
+/// What stands behind `DISTINCT` in a call.
+pub(super) fn counted_distinct(function: &Function) -> Option<String> {
+    match &function.args {
+        FunctionArguments::List(list) if list.duplicate_treatment == Some(DuplicateTreatment::Distinct) => {
+            let arguments: Vec<_> = list.args.iter().map(ToString::to_string).collect();
+            Some(arguments.join(", "))
+        }
+        _ => None,
+    }
+}
+
 /// The name of a function, in lower case.
 pub(super) fn function_name(name: &ObjectName) -> String {
     name.to_string().to_lowercase()
@@ -396,4 +407,55 @@ fn check_function(text: Text<'_>, function: &Function, mistakes: &mut Vec<Mistak
         )
     };
     mistakes.push(text.mistake(&function.name, what, instead));
+}
+
+/// The most levels that one measure of quantiles may have.
+const MOST_LEVELS: usize = 20;
+
+/// The levels of quantiles, as in `[0.5, 0.95]`.
+pub(super) fn levels(text: Text<'_>, kind: &str, list: &Expr) -> Result<Vec<f64>, Mistake> {
+    let example = || Some("levels from 0 to 1, such as [0.5, 0.95]".to_owned());
+    let Expr::Array(array) = list else {
+        let what = format!("the second argument of {kind}() is a list of levels in square brackets");
+        let instead = match level(list) {
+            Some(level) if (0.0..=1.0).contains(&level) => Some(format!("[{list}]")),
+            _ => example(),
+        };
+        return Err(text.mistake(list, what, instead));
+    };
+    if array.elem.is_empty() || array.elem.len() > MOST_LEVELS {
+        let what = match array.elem.len() {
+            0 => format!("{kind}() has no level"),
+            many => format!("{kind}() has {many} levels, at most {MOST_LEVELS} are allowed"),
+        };
+        return Err(text.mistake(list, what, example()));
+    }
+    let read = |element: &Expr| match level(element) {
+        Some(level) if (0.0..=1.0).contains(&level) => Ok(level.abs()),
+        Some(level) if (1.0..=100.0).contains(&level) => {
+            let what = format!("the level {element} does not lie between 0 and 1");
+            Err(text.mistake(element, what, Some(format!("{}", level / 100.0))))
+        }
+        Some(_) => {
+            let what = format!("the level {element} does not lie between 0 and 1");
+            Err(text.mistake(element, what, example()))
+        }
+        None => Err(text.mistake(element, "a level is a number", example())),
+    };
+    array.elem.iter().map(read).collect()
+}
+
+/// A plain number.
+fn level(expr: &Expr) -> Option<f64> {
+    match expr {
+        Expr::Value(value) => match &value.value {
+            Value::Number(digits, _) => digits.to_string().parse().ok(),
+            _ => None,
+        },
+        Expr::UnaryOp {
+            op: UnaryOperator::Minus,
+            expr,
+        } => level(expr).map(|level| -level),
+        _ => None,
+    }
 }

@@ -242,8 +242,9 @@ fn all_mistakes_of_a_view_come_at_once() {
         "Filter a condition is true or false, but this is int64 / a comparison",
         "Grain a grain of 7m does not divide a day / \"",
         "Measure(\"a\") sum() needs a number, but this is string / -",
-        "Measure(\"b\") there is no measure median() / one of count, sum, min, max, avg",
-        "Measure(\"c\") a measure is a call of an aggregate / one of count, sum, min, max, avg, such as \"sum(delay)\"",
+        "Measure(\"b\") there is no measure median() / quantiles()",
+        "Measure(\"c\") a measure is a call of an aggregate / one of count, sum, min, max, avg, distinct, quantiles, first, last, \
+         such as \"sum(delay)\"",
         "Measure(\"e\") count() takes at most one argument, not 2 / -",
         "Ratio(\"h\") the view has no measure `bb` / `b`",
         "Ratio(\"i\") `h` is a ratio itself / a ratio of two aggregates",
