@@ -157,6 +157,7 @@ fn session(memory: u64) -> Result<SessionContext> {
     let mut config = SessionConfig::new().with_target_partitions((memory / MEMORY_OF_A_CORE).clamp(1, cores));
     let options = config.options_mut();
     options.execution.time_zone = Some("+00:00".to_owned());
+    options.execution.skip_physical_aggregate_schema_check = true;
     options.execution.sort_spill_reservation_bytes = SPILL_RESERVE.min(memory / SPILL_RESERVE_PART);
     options.execution.parquet.schema_force_view_types = false;
     options.sql_parser.enable_ident_normalization = false;

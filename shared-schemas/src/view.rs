@@ -112,10 +112,10 @@ impl Aggregate {
         let argument = self.argument.as_ref().and_then(|argument| argument.failures.clone());
         match &self.condition {
             None => argument,
-            Some(condition) => {
-                let holds = condition.expr.clone().is_true();
-                expression::add(condition.failures.clone(), expression::guarded(holds, argument))
-            }
+            Some(condition) => expression::add(
+                condition.failures.clone(),
+                expression::guarded(condition.expr.clone(), argument),
+            ),
         }
     }
 

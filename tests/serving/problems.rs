@@ -96,7 +96,7 @@ async fn what_is_wrong_with_a_request_is_told_with_the_mend() -> anyhow::Result<
         (&document["status"], &document["code"]),
         (&json!(404), &json!("unknown_view"))
     );
-    assert_eq!(document["errors"][0]["mend"], "one of departures, tracked");
+    assert_eq!(document["errors"][0]["mend"], "one of departures, tracked, limited");
     let document = problem(get("/api/v1/views/arrivals").await?).await?;
     assert_eq!(document["code"], "unknown_view");
     assert_eq!(problem(get("/api/v2/views").await?).await?["code"], "no_such_path");

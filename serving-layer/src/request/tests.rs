@@ -35,7 +35,16 @@ fn nothing_said_is_all_measures_of_the_last_day() {
     assert_eq!((query.range.grain, query.range.now), (None, NOW));
     assert_eq!(
         query.measures,
-        ["flights", "delay", "fare", "distance", "share", "late_flights"]
+        [
+            "flights",
+            "delay",
+            "fare",
+            "distance",
+            "share",
+            "late_flights",
+            "planes",
+            "delay_q"
+        ]
     );
     assert!(query.dimensions.is_empty() && query.filters.is_empty() && query.order.is_empty());
     assert_eq!((query.limit, query.layers), (1_000, Layers::Merged));

@@ -8,8 +8,8 @@ use arrow::datatypes::{TimestampMicrosecondType, UInt64Type};
 use proptest::prelude::*;
 
 use super::{CellKey, CellPlan, FAILED_COLUMN, Filtered, MergePlan, START_COLUMN, WINDOW_COLUMN, key_fields, of_start};
-use crate::view::View;
 use crate::view::fixture::{Event, batch, batch_with_starts, compile, dataset, events, every_measure, source};
+use crate::view::{MeasureSource, View};
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().build().unwrap()
@@ -189,6 +189,35 @@ fn windows_begin_at_or_before_their_events() {
             .unwrap()
             .as_primitive::<TimestampMicrosecondType>();
         assert_eq!(windows.value(0), window, "{at}");
+    }
+}
+
+/// DataFusion shares what several measures have in common, a condition too; what it makes of that must still fit its plan.
+#[test]
+fn measures_may_share_a_condition() {
+    for condition in ["delay > 15", "(delay > 15) IS TRUE", "(delay > 15) IS NOT TRUE"] {
+        let mut source = source(None, &[("late", condition)], &[("n", "count()")]);
+        for (name, call) in [
+            ("far", "sum(distance - 20)"),
+            ("most", "max(distance)"),
+            ("far_q", "quantiles(distance, [0.5])"),
+        ] {
+            let measure = MeasureSource::Aggregate {
+                call: call.to_owned(),
+                condition: Some(condition.to_owned()),
+            };
+            source.measures.push((name.to_owned(), measure));
+        }
+        let plan = CellPlan::new(&compile(&source), &dataset(), CellKey::Cell).unwrap();
+        let late = Event {
+            delay: Some(16),
+            distance: Some(25.0),
+            ..plain_event(0)
+        };
+        let cells = runtime()
+            .block_on(plan.run(vec![batch(&[late, plain_event(0)])]))
+            .unwrap();
+        assert_eq!(cells.num_rows(), 2, "{condition}");
     }
 }
 
