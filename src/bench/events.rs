@@ -70,6 +70,25 @@ longest = "max(distance)"
     )
 }
 
+/// A measure beside the usual ones: of which view, and its line.
+pub(crate) type Further = (&'static str, &'static str);
+
+const DISTINCT: &str = r#"tails = "distinct(tail_number)""#;
+const QUANTILES: &str = r#"delays = "quantiles(departure_delay, [0.5, 0.99])""#;
+/// One in each view.
+pub(crate) const APART: [Further; 2] = [(ROUTES, DISTINCT), (DESTINATIONS, QUANTILES)];
+/// Both in the view of more groups.
+pub(crate) const TOGETHER: [Further; 2] = [(ROUTES, DISTINCT), (ROUTES, QUANTILES)];
+
+/// The same as [`definitions`], with further measures.
+pub(crate) fn definitions_with(topic: &str, partitions: u32, further: &[Further]) -> String {
+    let usual = definitions(topic, partitions);
+    further.iter().fold(usual, |text, (view, measure)| {
+        let head = format!("[view.{view}.measures]\n");
+        text.replace(&head, &format!("{head}{measure}\n"))
+    })
+}
+
 /// Writes events, one at a time.
 #[derive(Debug)]
 pub(crate) struct Events {

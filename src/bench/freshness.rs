@@ -37,7 +37,7 @@ type Sent = Arc<Mutex<Vec<(u64, Instant)>>>;
 /// Produces for so long, and measures.
 pub(crate) async fn figures(site: &Site, length: Duration, cancel: &CancellationToken) -> anyhow::Result<Vec<Figure>> {
     let mut topic = Topic::create(site, PARTITIONS, chrono::Utc::now().timestamp(), &[]).await?;
-    let trial = site.trial(&topic)?;
+    let trial = site.trial(&topic, &[])?;
     trial.begin().await?;
     let workers = Workers::start(&trial, 1).await?;
     let serve = trial.serve()?;

@@ -12,7 +12,7 @@ use arrow::array::{
 use shared_schemas::sketch::{Act, ByGroup, Kind, Side, identities};
 use shared_schemas::view::ValueType;
 
-use super::events::{self, DESTINATIONS, ROUTES};
+use super::events::{APART, TOGETHER, definitions_with};
 use super::figure::{Figure, number};
 use super::stages::{PARTITIONS, aggregated, rate};
 
@@ -96,12 +96,9 @@ const SUBJECTS: [Subject; 6] = [
 ];
 
 /// What a distinct and a quantiles beside two counts should leave of the stage's rate, in percent.
-const LEFT: f64 = 60.0;
+pub(crate) const LEFT: f64 = 60.0;
 /// How often that is measured with and without them, in turns; the best of each counts.
 const TURNS: usize = 3;
-
-const DISTINCT: &str = r#"tails = "distinct(tail_number)""#;
-const QUANTILES: &str = r#"delays = "quantiles(departure_delay, [0.5, 0.99])""#;
 
 /// Any bits, the same for the same row.
 fn scattered(row: usize) -> u64 {
@@ -210,9 +207,9 @@ pub(crate) fn figures(each: Duration) -> anyhow::Result<Vec<Figure>> {
 /// The rate of the stage that aggregates, with further measures, of its rate without them.
 fn in_views(each: Duration) -> anyhow::Result<[Figure; 3]> {
     let variants = [
-        definitions(&[]),
-        definitions(&[(ROUTES, DISTINCT), (DESTINATIONS, QUANTILES)]),
-        definitions(&[(ROUTES, DISTINCT), (ROUTES, QUANTILES)]),
+        definitions_with("flights", PARTITIONS, &[]),
+        definitions_with("flights", PARTITIONS, &APART),
+        definitions_with("flights", PARTITIONS, &TOGETHER),
     ];
     let mut rates = [0.0_f64; 3];
     for _ in 0..TURNS {
@@ -235,15 +232,6 @@ fn in_views(each: Duration) -> anyhow::Result<[Figure; 3]> {
             "%",
         ),
     ])
-}
-
-/// The bench's views, with further measures.
-fn definitions(further: &[(&str, &str)]) -> String {
-    let usual = events::definitions("flights", PARTITIONS);
-    further.iter().fold(usual, |text, (view, measure)| {
-        let head = format!("[view.{view}.measures]\n");
-        text.replace(&head, &format!("{head}{measure}\n"))
-    })
 }
 
 /// What a state of so many values takes, as it is written.

@@ -32,7 +32,7 @@ const PAST: i64 = 24 * 3600;
 /// Lets one worker work for so long.
 pub(crate) async fn figures(site: &Site, length: Duration, cancel: &CancellationToken) -> anyhow::Result<Vec<Figure>> {
     let mut topic = Topic::create(site, PARTITIONS, chrono::Utc::now().timestamp() - PAST, &KEEP).await?;
-    let trial = site.trial(&topic)?;
+    let trial = site.trial(&topic, &[])?;
     trial.begin().await?;
     let sender = Sender::bulk(site, &topic, cancel)?;
     let (counted, enough) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));

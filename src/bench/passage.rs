@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use tokio::time::Instant;
 
+use super::events::Further;
 use super::figure::{Figure, number};
 use super::process::{Highwater, Metrics, highest_resident, processor_time, resident};
 use super::site::{Site, Trial};
@@ -174,8 +175,9 @@ impl Weights {
 }
 
 /// Lets the workers count the whole topic.
-pub(crate) async fn pass(site: &Site, topic: &Topic, workers: u32) -> anyhow::Result<Passage> {
-    let trial = site.trial(topic)?;
+/// `further`: measures beside the usual ones.
+pub(crate) async fn pass(site: &Site, topic: &Topic, workers: u32, further: &[Further]) -> anyhow::Result<Passage> {
+    let trial = site.trial(topic, further)?;
     trial.begin().await?;
     let from_the_start = Since {
         at: Instant::now(),

@@ -9,24 +9,27 @@ use super::topic::Topic;
 
 /// Partitions and workers of each point.
 const POINTS: [(u32, u32); 6] = [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (8, 2)];
-/// Passages through each point's topic, of which the one in the middle counts: one alone may meet a compilation of Kafka's
-/// or a merge of ClickHouse's.
-const PASSAGES: usize = 3;
 /// Two runs of the same differ by so much; less is no fall.
 const NOISE: f64 = 0.05;
 
-/// Each point over a topic of so many events.
-pub(crate) async fn figures(site: &Site, events: u64, cancel: &CancellationToken) -> anyhow::Result<Vec<Figure>> {
+/// Each point over a topic of so many events, and so many passages through it, of which the one in the middle counts: one
+/// alone may meet a compilation of Kafka's or a merge of ClickHouse's.
+pub(crate) async fn figures(
+    site: &Site,
+    events: u64,
+    passages: usize,
+    cancel: &CancellationToken,
+) -> anyhow::Result<Vec<Figure>> {
     let mut figures = Vec::new();
     let mut best: Option<f64> = None;
     for (partitions, workers) in POINTS {
         let (topic, _) = Topic::filled(site, partitions, events, cancel).await?;
-        let mut rates = Vec::with_capacity(PASSAGES);
-        for _ in 0..PASSAGES {
-            rates.push(pass(site, &topic, workers).await?.rate);
+        let mut rates = Vec::with_capacity(passages);
+        for _ in 0..passages {
+            rates.push(pass(site, &topic, workers, &[]).await?.rate);
         }
         rates.sort_unstable_by(f64::total_cmp);
-        let rate = rates[PASSAGES / 2];
+        let rate = rates.get(passages / 2).copied().unwrap_or_default();
         let name = format!(
             "events/s with {} and {}",
             many(partitions, "partition"),

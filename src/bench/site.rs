@@ -20,7 +20,7 @@ use shared_schemas::store::tables::{create_database, speed_table_name};
 use shared_schemas::store::{Merging, Statement};
 use tempfile::TempDir;
 
-use super::events::{self, A_SECOND, COUNT};
+use super::events::{self, A_SECOND, COUNT, Further};
 use super::process::Highwater;
 use super::topic::Topic;
 
@@ -105,7 +105,8 @@ impl Site {
     }
 
     /// A database, a consumer group and a configuration of their own, for a topic.
-    pub(crate) fn trial(&self, topic: &Topic) -> anyhow::Result<Trial> {
+    /// `further`: measures beside the usual ones.
+    pub(crate) fn trial(&self, topic: &Topic, further: &[Further]) -> anyhow::Result<Trial> {
         let number = self.trials.get() + 1;
         self.trials.set(number);
         // What an earlier bench in this folder left behind must not be counted to this one.
@@ -119,7 +120,7 @@ impl Site {
             self.stack.addresses().clickhouse,
         );
         let path = folder.join("highwater.toml");
-        let definitions = events::definitions(&topic.name, topic.partitions);
+        let definitions = events::definitions_with(&topic.name, topic.partitions, further);
         for (path, text) in [(&path, config), (&folder.join("definitions.toml"), definitions)] {
             std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }

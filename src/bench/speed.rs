@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::events::APART;
 use super::figure::Figure;
+use super::measures::LEFT;
 use super::passage::pass;
 use super::site::Site;
 use super::topic::Topic;
@@ -27,6 +29,8 @@ pub(crate) enum Part {
     Memory,
     /// With more partitions and workers
     Scaling,
+    /// With a distinct and quantiles beside the counts
+    Measures,
 }
 
 /// How much is measured.
@@ -40,6 +44,8 @@ pub(crate) struct Settings {
     pub(crate) events: u64,
     /// Events of each point of [`Part::Scaling`].
     pub(crate) each: u64,
+    /// Passages through each point's topic.
+    pub(crate) passages: usize,
     /// How long each stage works.
     pub(crate) stage: Duration,
     /// How long events are produced for [`Part::Freshness`].
@@ -86,9 +92,33 @@ async fn with_servers(site: &Site, settings: &Settings, cancel: &CancellationTok
         figures.extend(Box::pin(memory::figures(site, settings.memory, cancel)).await?);
     }
     if wants(Part::Scaling) {
-        figures.extend(Box::pin(scaling::figures(site, settings.each, cancel)).await?);
+        figures.extend(Box::pin(scaling::figures(site, settings.each, settings.passages, cancel)).await?);
+    }
+    if wants(Part::Measures) {
+        figures.extend(Box::pin(further_measures(site, settings.events, cancel)).await?);
     }
     Ok(figures)
+}
+
+/// The same topic with and without a distinct and quantiles.
+async fn further_measures(site: &Site, events: u64, cancel: &CancellationToken) -> anyhow::Result<[Figure; 4]> {
+    let (topic, _) = Topic::filled(site, PARTITIONS, events, cancel).await?;
+    tracing::info!("counting the topic, then with a distinct and quantiles beside the counts");
+    let without = pass(site, &topic, 1, &[]).await?;
+    let with = pass(site, &topic, 1, &APART).await?;
+    tracing::info!("{:.0} events/s, then {:.0}", without.rate, with.rate);
+    let memory = with.weights.highest();
+    Ok([
+        Figure::plain("events/s with counts, a mean and a maximum", without.rate, "events/s"),
+        Figure::plain("events/s with a distinct and quantiles beside", with.rate, "events/s"),
+        Figure::at_least(
+            "its ratio to the rate without",
+            100.0 * with.rate / without.rate,
+            "%",
+            LEFT,
+        ),
+        Figure::plain("resident memory of the worker meanwhile", memory, "MB"),
+    ])
 }
 
 async fn throughput(site: &Site, events: u64, cancel: &CancellationToken) -> anyhow::Result<Vec<Figure>> {
@@ -96,7 +126,7 @@ async fn throughput(site: &Site, events: u64, cancel: &CancellationToken) -> any
     tracing::info!("reading the topic with a bare consumer");
     let bare = bare::rate(site, &topic, cancel).await?;
     tracing::info!("{bare:.0} events/s; now through the speed layer");
-    let passage = pass(site, &topic, 1).await?;
+    let passage = pass(site, &topic, 1, &[]).await?;
     tracing::info!("{:.0} events/s", passage.rate);
     let mut figures: Vec<Figure> = filled
         .map(|rate| Figure::plain("filling the topic", rate, "events/s"))

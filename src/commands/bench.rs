@@ -60,6 +60,9 @@ enum Name {
         highwater bench measures\n  \
         highwater bench measures --output json")]
     Measures {
+        /// Fractions of a second each: to see that it works, not how fast
+        #[arg(long)]
+        quick: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -68,7 +71,7 @@ enum Name {
 /// What is measured.
 enum Task {
     Stages,
-    Measures,
+    Measures(Duration),
     Speed(Settings),
 }
 
@@ -76,6 +79,8 @@ enum Task {
 const EVENTS: u64 = 20_000_000;
 /// Those of each point with more partitions or workers are a part of them.
 const PART: u64 = 5;
+/// How often each of these is measured.
+const PASSAGES: usize = 3;
 /// How long threads that were told to end may take.
 const ENDING: Duration = Duration::from_secs(2);
 /// How long each stage works.
@@ -114,7 +119,7 @@ impl Name {
     fn measure(self, place: &Place) -> (impl Future<Output = anyhow::Result<Vec<Figure>>>, Output) {
         let (task, output) = match self {
             Self::Stages { output } => (Task::Stages, output),
-            Self::Measures { output } => (Task::Measures, output),
+            Self::Measures { quick, output } => (Task::Measures(if quick { QUICK_STAGE } else { MEASURE }), output),
             Self::Speed {
                 only,
                 events,
@@ -130,6 +135,7 @@ impl Name {
                     parts: if only.is_empty() { all() } else { only },
                     events,
                     each: (events / PART).max(1),
+                    passages: if quick { 1 } else { PASSAGES },
                     stage: if quick { QUICK_STAGE } else { STAGE },
                     freshness: usual(FRESHNESS),
                     memory: usual(Duration::from_secs(60 * minutes)),
@@ -141,7 +147,7 @@ impl Name {
             match task {
                 Task::Speed(settings) => Box::pin(speed::figures(&settings)).await,
                 Task::Stages => tokio::task::spawn_blocking(|| stages::figures(STAGE)).await?,
-                Task::Measures => tokio::task::spawn_blocking(|| measures::figures(MEASURE)).await?,
+                Task::Measures(each) => tokio::task::spawn_blocking(move || measures::figures(each)).await?,
             }
         };
         (measured, output)

@@ -107,6 +107,11 @@ impl<'a> Batch<'a> {
         })
     }
 
+    /// How many came, errors too.
+    pub(super) fn len(&self) -> usize {
+        self.taken.len()
+    }
+
     /// Whether nothing came.
     pub(super) fn is_empty(&self) -> bool {
         self.taken.is_empty()

@@ -198,7 +198,11 @@ impl<'a> Compiler<'a> {
                 Expr::ScalarFunction(ScalarFunction { func, args })
                     if functions::find(func.name()).is_none_or(|function| function.fallible) =>
                 {
-                    Transformed::yes(total::call(&func, args))
+                    let plain = Expr::ScalarFunction(ScalarFunction {
+                        func: Arc::clone(&func),
+                        args: args.clone(),
+                    });
+                    Transformed::yes(total::call(&func, plain.get_type(&self.schema)?, args))
                 }
                 Expr::Alias(alias) => Transformed::yes(*alias.expr),
                 other => Transformed::no(other),

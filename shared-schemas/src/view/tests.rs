@@ -461,6 +461,16 @@ proptest! {
         }
     }
 
+    /// A null scale makes DataFusion's `round` of a decimal say another type once a plan is simplified.
+    #[test]
+    fn a_call_gives_the_type_that_was_planned(events in events(1..4)) {
+        for text in ["round(fare, NULL)", "round(fare, CAST(NULL AS INT))", "trunc(fare, NULL)", "left(origin, NULL)"] {
+            let Ok(compiled) = compiler_value(text) else { continue };
+            let all = evaluate(&compiled, &batch(&events));
+            prop_assert_eq!(all.data_type(), &compiled.value_type.arrow(), "{}", text);
+        }
+    }
+
     #[test]
     fn no_text_is_too_strange(text in "\\PC{0,40}", tokens in prop::collection::vec(
         prop::sample::select(vec!["delay", "(", ")", "'", "\"", "+", "CASE", "WHEN", "IN", "::", "NOT", ",", "count", "1", "ü", "--", "/*", "[", "."]), 0..12)) {

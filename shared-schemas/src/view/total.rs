@@ -36,8 +36,9 @@ enum Act {
     Negate,
     /// A cast. Arrow's safe cast gives null for most that does not fit, but not for days that no calendar has.
     Cast(DataType),
-    /// A DataFusion function.
-    Call(Arc<ScalarUDF>),
+    /// A DataFusion function, and the type of its values as planned. Asked again it may say another one: a literal that a plan's
+    /// simplification makes null changes what `round` gives.
+    Call(Arc<ScalarUDF>, DataType),
     /// Null for what a table cannot hold: a double that is not finite, a time before 1900 or after 2299. Also makes
     /// -0.0 one with 0.0, so that `min` and `max` don't depend on order.
     Storable,
@@ -88,9 +89,10 @@ pub(super) fn cast_to(value: Expr, to: DataType) -> Expr {
     total("total_cast", Act::Cast(to)).call(vec![value])
 }
 
-/// A call of a DataFusion function, null where it fails.
-pub(super) fn call(function: &Arc<ScalarUDF>, arguments: Vec<Expr>) -> Expr {
-    total(format!("total_{}", function.name()), Act::Call(Arc::clone(function))).call(arguments)
+/// A call of a DataFusion function that gives values of that type, null where it fails.
+pub(super) fn call(function: &Arc<ScalarUDF>, returns: DataType, arguments: Vec<Expr>) -> Expr {
+    let act = Act::Call(Arc::clone(function), returns);
+    total(format!("total_{}", function.name()), act).call(arguments)
 }
 
 /// The value, or null where no table can hold it.
@@ -128,27 +130,20 @@ impl ScalarUDFImpl for Total {
     fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
         match (&self.act, arguments) {
             (Act::Arithmetic(op), [left, right]) => BinaryTypeCoercer::new(left, op, right).get_result_type(),
-            (Act::Cast(to), _) => Ok(to.clone()),
-            (Act::Call(function), _) => function.return_type(arguments),
+            (Act::Cast(to) | Act::Call(_, to), _) => Ok(to.clone()),
             (Act::Negate | Act::Storable | Act::Window | Act::Magnitude, [first, ..]) => Ok(first.clone()),
             _ => internal_err!("{} was called with {} arguments", self.name, arguments.len()),
         }
     }
 
     fn return_field_from_args(&self, args: ReturnFieldArgs<'_>) -> Result<arrow::datatypes::FieldRef> {
-        let (return_type, nullable) = match &self.act {
-            Act::Call(function) => (function.return_field_from_args(args)?.data_type().clone(), true),
-            act => {
-                let types: Vec<_> = args.arg_fields.iter().map(|field| field.data_type().clone()).collect();
-                let kept = matches!(act, Act::Window | Act::Magnitude)
-                    && args.arg_fields.iter().all(|field| !field.is_nullable());
-                (self.return_type(&types)?, !kept)
-            }
-        };
+        let types: Vec<_> = args.arg_fields.iter().map(|field| field.data_type().clone()).collect();
+        let kept = matches!(self.act, Act::Window | Act::Magnitude)
+            && args.arg_fields.iter().all(|field| !field.is_nullable());
         Ok(Arc::new(arrow::datatypes::Field::new(
             &self.name,
-            return_type,
-            nullable,
+            self.return_type(&types)?,
+            !kept,
         )))
     }
 
@@ -205,7 +200,7 @@ impl Batch<'_> {
             (Act::Arithmetic(op), [left, right]) => arithmetic_kernel(*op, left, right, rows)?,
             (Act::Cast(to), [value]) => cast(&value.to_array(rows)?, to)?,
             (Act::Negate, [value]) => numeric::neg(&value.to_array(rows)?)?,
-            (Act::Call(function), _) => function
+            (Act::Call(function, _), _) => function
                 .invoke_with_args(ScalarFunctionArgs {
                     args: values.to_vec(),
                     arg_fields: self.fields.to_vec(),

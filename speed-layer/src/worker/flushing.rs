@@ -229,8 +229,10 @@ impl Worker {
             self.flushing.tell();
             self.flushing.pause = Duration::ZERO;
             self.flush_if_due().await?;
+            // What is told while the last flush is under way must not keep back what is told after it.
+            self.told().await;
             self.under_way_is_over(membership).await?;
-            while self.telling.join_next().await.is_some() {}
+            self.told().await;
         }
         Ok(())
     }

@@ -220,13 +220,14 @@ impl Worker {
 
     /// Tells people, beside all else. One at a time: a store that takes nothing is asked no more often than it answers.
     pub(super) fn tell(&mut self, telling: Telling) {
+        self.take_told();
         if self.telling.is_empty() {
             self.telling.spawn(telling.tell(self.setup.store.clone()));
         }
     }
 
-    /// Takes in what came of telling, and tells by itself where a flush does not end, after which it is told else.
-    pub(super) fn look_after_telling(&mut self) {
+    /// Takes in what came of telling, where it has ended.
+    fn take_told(&mut self) {
         while let Some(told) = self.telling.try_join_next() {
             if let Ok(Some(parts)) = told {
                 self.flushing.pace(parts, self.setup.speed.flush);
@@ -234,6 +235,16 @@ impl Worker {
                 gauge!("highwater_speed_parts", "dataset" => dataset).set(precise(parts));
             }
         }
+    }
+
+    /// Waits until all is told.
+    pub(super) async fn told(&mut self) {
+        while self.telling.join_next().await.is_some() {}
+    }
+
+    /// Takes in what came of telling, and tells by itself where a flush does not end, after which it is told else.
+    pub(super) fn look_after_telling(&mut self) {
+        self.take_told();
         if self.flushing.takes() >= STALLED && self.telling.is_empty() {
             let telling = Telling::of_a_stall(self.freshness());
             self.tell(telling);
