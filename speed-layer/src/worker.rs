@@ -44,7 +44,7 @@ use share::{Share, Warming};
 
 /// So many events are aggregated at once, one that two views count being two. With fewer, most of a view's cells are
 /// merged again for a few events each; with more, those that wait take memory and gain little.
-const MOST_WAITING: usize = 262_144;
+const MOST_WAITING: usize = 131_072;
 /// The part of `speed.memory` that waiting events may take; the rest is for open cells and what a flush makes of them.
 const WAITING_PART: u64 = 4;
 /// How long a flush may take once everything is to end. What it does not write is read again.

@@ -28,11 +28,12 @@ use super::slice::Event;
 use super::watch::Watch;
 use crate::sentence;
 
-/// All open slices are closed with so many records in them: of 16 partitions still 2,048 each, for every slice costs its
-/// columns,
-const MOST_RECORDS: usize = 32_768;
-/// with so many bytes of keys and values,
-const MOST_BYTES: usize = 8 << 20;
+/// All open slices are closed with so many records in them. With more, columns outgrow the processor's caches.
+const MOST_RECORDS: usize = 16_384;
+/// Of many partitions so many of each: every slice costs its columns.
+const OF_EACH: usize = 2_048;
+/// Or with so many bytes of keys and values for each of those records,
+const BYTES_OF_EACH: usize = 256;
 /// or so long after the first record, unless many more are there already. Records that come one by one are gathered for
 /// that long, so that a thousand a second are not a thousand batches; nobody sees the difference in how fresh an answer is.
 const GATHER: Duration = Duration::from_millis(10);
@@ -196,9 +197,10 @@ impl Worker {
         self.take(&first, &mut errors);
         drop(first);
         let until = Instant::now() + GATHER;
-        while errors.is_empty() && self.records < MOST_RECORDS && self.bytes < MOST_BYTES {
+        let most = MOST_RECORDS.max(OF_EACH * self.partitions.len());
+        while errors.is_empty() && self.records < most && self.bytes < most * BYTES_OF_EACH {
             let left = until.saturating_duration_since(Instant::now());
-            let batch = queue.take(MOST_RECORDS - self.records, left);
+            let batch = queue.take(most - self.records, left);
             let is_behind = batch.len() >= MANY;
             self.take(&batch, &mut errors);
             if left.is_zero() && !is_behind {
