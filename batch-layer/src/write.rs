@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::UInt64Type;
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, UInt64Type};
 use chrono::{Datelike, NaiveDate};
 use futures::TryStreamExt;
 use shared_connections::sentence;
@@ -23,7 +23,7 @@ use crate::retry::patiently;
 
 /// Cells of one insert: some MiB, so that a retry costs little and a part is worth its files.
 const BLOCK_ROWS: usize = 100_000;
-/// Bytes of one insert, where cells are large.
+/// Bytes of one insert, where cells are large: sets and sketches. Only a cell that is larger by itself is more.
 const BLOCK_BYTES: usize = 32 << 20;
 /// Archived events, at most about so many, that are computed at a time: then progress is shown. A day is never divided.
 const EVENTS_AT_A_TIME: u64 = 4 << 20;
@@ -56,6 +56,51 @@ impl Totals {
             *sum += counts.into_iter().flatten().flatten().map(u128::from).sum::<u128>();
         }
     }
+}
+
+/// Rows of one insert.
+#[derive(Debug, Default)]
+struct Block {
+    batches: Vec<RecordBatch>,
+    rows: usize,
+    bytes: usize,
+}
+
+impl Block {
+    /// Takes as many rows of a batch as there is room for, from one on; says up to which. The size of each is given.
+    fn fill(&mut self, batch: &RecordBatch, sizes: &[usize], from: usize) -> usize {
+        let mut end = from;
+        while let Some(size) = sizes.get(end) {
+            let fits = self.rows < BLOCK_ROWS && self.bytes.saturating_add(*size) <= BLOCK_BYTES;
+            if !fits && self.rows > 0 {
+                break;
+            }
+            self.rows += 1;
+            self.bytes += size;
+            end += 1;
+        }
+        if end > from {
+            self.batches.push(batch.slice(from, end - from));
+        }
+        end
+    }
+}
+
+/// About how many bytes each row of a batch takes. What the batch takes in memory says little: DataFusion cuts batches out of
+/// larger ones, and each then counts as all of it.
+fn sizes_of_rows(batch: &RecordBatch) -> Vec<usize> {
+    let mut sizes = vec![0_usize; batch.num_rows()];
+    for column in batch.columns() {
+        for (row, size) in sizes.iter_mut().enumerate() {
+            *size += match column.data_type() {
+                DataType::Binary => column.as_binary::<i32>().value(row).len(),
+                DataType::Utf8 => column.as_string::<i32>().value(row).len(),
+                DataType::FixedSizeBinary(width) => usize::try_from(*width).unwrap_or_default(),
+                plain => plain.primitive_width().unwrap_or(1),
+            };
+        }
+    }
+    sizes
 }
 
 impl Work<'_> {
@@ -107,21 +152,20 @@ impl Work<'_> {
         let events = self.pinned.events(days);
         let of_plan = |error: datafusion::error::DataFusionError| failed(reason(&error));
         let mut cells = self.recompute.cells(events, days, counted).await.map_err(of_plan)?;
-        let mut block = Vec::new();
-        let (mut rows, mut bytes) = (0, 0);
+        let mut block = Block::default();
         while let Some(batch) = cells.try_next().await.map_err(of_plan)? {
             totals.add(&batch, columns);
             let batch = batch_rows(&batch, run).map_err(|error| RunError::Plan(error.to_string()))?;
-            rows += batch.num_rows();
-            bytes += batch.get_array_memory_size();
-            block.push(batch);
-            if rows >= BLOCK_ROWS || bytes >= BLOCK_BYTES {
-                self.insert(&block).await?;
-                block.clear();
-                (rows, bytes) = (0, 0);
+            let sizes = sizes_of_rows(&batch);
+            let mut taken = block.fill(&batch, &sizes, 0);
+            // A block takes one row at least, so this ends.
+            while taken < sizes.len() {
+                self.insert(&block.batches).await?;
+                block = Block::default();
+                taken = block.fill(&batch, &sizes, taken);
             }
         }
-        self.insert(&block).await
+        self.insert(&block.batches).await
     }
 
     async fn insert(&self, block: &[RecordBatch]) -> Result<(), RunError> {
@@ -206,9 +250,51 @@ pub(crate) fn reason(error: &datafusion::error::DataFusionError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, BinaryArray, Int64Array};
     use shared_schemas::handoff::{Offset, TopicId};
 
     use super::*;
+
+    /// The bytes of each block that these states, one to a row, make in one batch after another.
+    fn blocks(batches: &[&[usize]]) -> Vec<usize> {
+        let (mut block, mut blocks) = (Block::default(), Vec::new());
+        for lengths in batches {
+            let states: BinaryArray = lengths.iter().map(|length| Some(vec![7; length - 8])).collect();
+            let numbers: Int64Array = (0..).take(lengths.len()).collect::<Vec<i64>>().into();
+            let columns = [("state", Arc::new(states) as ArrayRef), ("number", Arc::new(numbers))];
+            let batch = RecordBatch::try_from_iter(columns).unwrap();
+            let sizes = sizes_of_rows(&batch);
+            assert_eq!(sizes, *lengths);
+            let mut taken = block.fill(&batch, &sizes, 0);
+            while taken < sizes.len() {
+                blocks.push(std::mem::take(&mut block));
+                taken = block.fill(&batch, &sizes, taken);
+            }
+        }
+        blocks.push(block);
+        let rows = |block: &Block| block.batches.iter().map(RecordBatch::num_rows).sum::<usize>();
+        assert!(blocks.iter().all(|block| rows(block) == block.rows));
+        let all = blocks.iter().flat_map(|block| &block.batches).flat_map(sizes_of_rows);
+        assert_eq!(all.collect::<Vec<_>>(), batches.concat());
+        blocks.iter().map(|block| block.bytes).collect()
+    }
+
+    #[test]
+    fn a_batch_of_large_cells_is_more_than_one_block() {
+        let (half, most) = (BLOCK_BYTES / 2, BLOCK_BYTES);
+        assert_eq!(blocks(&[&[half, half - 1, 100], &[half]]), [most - 1, half + 100]);
+        // Only a cell that is larger by itself makes a larger block, and it is alone there.
+        assert_eq!(blocks(&[&[100, most + 1, 100]]), [100, most + 1, 100]);
+        assert_eq!(blocks(&[&[], &[100]]), [100]);
+    }
+
+    #[test]
+    fn a_block_has_so_many_rows_at_most() {
+        let small = vec![9; BLOCK_ROWS - 1];
+        assert_eq!(blocks(&[&small, &[9, 9]]), [9 * BLOCK_ROWS, 9]);
+    }
 
     #[test]
     fn groups_are_of_one_month_and_not_too_large() {

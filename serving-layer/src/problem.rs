@@ -92,6 +92,11 @@ struct Document<'a> {
     errors: &'a [Fault],
 }
 
+/// Whether the store refused a statement because it, or all of them together, would take too much memory.
+pub(crate) fn is_out_of_memory(error: &StoreError) -> bool {
+    matches!(error, StoreError::Refused { code, .. } if *code == TOO_MUCH_MEMORY)
+}
+
 impl Problem {
     /// A problem of that kind.
     pub fn new(status: StatusCode, code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
@@ -209,9 +214,7 @@ impl Problem {
             StoreError::Refused { code, .. } if TOO_LONG.contains(code) => {
                 Self::timeout("the query ran longer than a query may: ask for a shorter range or fewer dimensions")
             }
-            StoreError::Refused { code, message, .. }
-                if *code == TOO_MUCH_MEMORY && !message.contains(MEMORY_OF_ALL) =>
-            {
+            StoreError::Refused { message, .. } if is_out_of_memory(error) && !message.contains(MEMORY_OF_ALL) => {
                 Self::new(
                     StatusCode::UNPROCESSABLE_ENTITY,
                     "query_too_large",

@@ -3,23 +3,28 @@
 //! Everything that decides what counts is read *before* the rows, from the same store; a publication that arrives in between
 //! changes nothing. The statement checks the floor once more by itself, and where the floor has risen past the
 //! publication, the facts are read again. Gaps are read after the rows, so that no row lacks what was not told.
+//!
+//! Exact sets may take more memory to merge than a statement may have. An estimate that says so is better than no answer: then
+//! the sketches alone are asked.
 
 use std::time::Instant;
 
 use metrics::histogram;
-use shared_connections::store::{Facts, FreshnessOfPartition, Store, StoreError};
+use shared_connections::store::{Answer as Rows, Facts, FreshnessOfPartition, Store, StoreError};
 use shared_schemas::handoff::{BadChunk, ChunkSize};
 use shared_schemas::store::{Merging, Selection, Statement, StatementError};
 use shared_schemas::view::View;
 
 use crate::answer::{Answer, Unreadable};
 use crate::coverage::Coverage;
-use crate::problem::Problem;
+use crate::problem::{Problem, is_out_of_memory};
 use crate::request::Query;
 
 /// How often the facts are read again because the floor rose past them. Collection waits minutes between two.
 const TRIES: usize = 3;
 
+/// In what format rows are asked for.
+const FORMAT: &str = "JSONCompact";
 /// How a statement's rows are to be written: moments as RFC 3339, and numbers in quotes, since readers of JSON round them.
 const FORM: [(&str, &str); 5] = [
     ("date_time_output_format", "iso"),
@@ -90,8 +95,7 @@ async fn tried(store: &Store, view: &View, has_event_id: bool, query: &Query) ->
 async fn once(store: &Store, view: &View, has_event_id: bool, query: &Query) -> Result<Answer, QueryError> {
     let chunk = ChunkSize::new(view.chunk)?;
     let (facts, freshness) = facts(store, view).await?;
-    let statement = statement(store, view, &facts, query)?;
-    let rows = store.answer(&statement, "JSONCompact").await?;
+    let rows = rows(store, view, &facts, query).await?;
     let after = store.progress(view, &facts.floor).await?;
     let coverage = Coverage::of(&facts, &after, &freshness, chunk, query.layers, query.range.now);
     Ok(Answer::of(
@@ -114,7 +118,30 @@ pub async fn facts(store: &Store, view: &View) -> Result<(Facts, Vec<FreshnessOf
     tokio::try_join!(store.facts(view), store.freshness(view))
 }
 
-fn statement(store: &Store, view: &View, facts: &Facts, query: &Query) -> Result<Statement, StatementError> {
+async fn rows(store: &Store, view: &View, facts: &Facts, query: &Query) -> Result<Rows, QueryError> {
+    let whole = statement(store, view, facts, query, false)?;
+    let refused = match store.answer(&whole, FORMAT).await {
+        Err(refused) if is_out_of_memory(&refused) => refused,
+        done => return Ok(done?),
+    };
+    let without_sets = statement(store, view, facts, query, true)?;
+    if without_sets == whole {
+        return Err(refused.into());
+    }
+    tracing::info!(
+        view = view.name,
+        "exact sets need too much memory, asking sketches alone"
+    );
+    Ok(store.answer(&without_sets, FORMAT).await?)
+}
+
+fn statement(
+    store: &Store,
+    view: &View,
+    facts: &Facts,
+    query: &Query,
+    without_sets: bool,
+) -> Result<Statement, StatementError> {
     fn names(names: &[String]) -> Vec<&str> {
         names.iter().map(String::as_str).collect()
     }
@@ -134,9 +161,71 @@ fn statement(store: &Store, view: &View, facts: &Facts, query: &Query) -> Result
         // One more, to know whether there are more.
         limit: Some(query.limit + 1),
         layers: query.layers,
+        without_sets,
     })?;
     statement.settings.extend(FORM);
     statement.settings.extend(ENDS_WITH_CALLER);
     statement.settings.push(MEMORY);
     Ok(statement)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::{Arc, Mutex};
+
+    use axum::Router;
+    use axum::http::StatusCode;
+    use shared_schemas::config::Config;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::fixture::{facts, view};
+    use crate::request::Fields;
+
+    /// What comes of a query, and which statements were sent, where the store has no memory for those that contain a text.
+    async fn asked(measures: &str, refused: &'static str) -> (Result<String, u16>, Vec<String>) {
+        let statements = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&statements);
+        let paths = Router::new().fallback(move |statement: String| {
+            let refuses = statement.contains(refused);
+            seen.lock().unwrap().push(statement);
+            let message = "Code: 241. DB::Exception: Query memory limit exceeded";
+            std::future::ready(if refuses {
+                (StatusCode::INTERNAL_SERVER_ERROR, message)
+            } else {
+                (StatusCode::OK, "rows")
+            })
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(async { axum::serve(listener, paths).await });
+        let text = format!("[clickhouse]\nurl = \"http://{address}\"");
+        let config = Config::parse(&text, "highwater.toml", Path::new(""), &|_| None).config;
+        let uri = format!("/?from=0&to=900&measures={measures}").parse().unwrap();
+        let query = Query::check(Fields::of_address(&uri), view(), 1_001_000).unwrap();
+        let facts = facts(&[(0, 8)], &[0], &[(0, 8, 12)]);
+        let rows = rows(&Store::new(&config.clickhouse), view(), &facts, &query).await;
+        serving.abort();
+        let status = |error| Problem::from(error).status.as_u16();
+        let rows = rows.map(|rows| String::from_utf8_lossy(&rows.body).into_owned());
+        let statements = statements.lock().unwrap().clone();
+        (rows.map_err(status), statements)
+    }
+
+    #[tokio::test]
+    async fn sketches_answer_where_sets_need_too_much_memory() {
+        let (rows, statements) = asked("planes,flights", "uniqExactMerge").await;
+        assert_eq!(rows, Ok("rows".to_owned()));
+        assert_eq!(statements.len(), 2);
+        assert!(statements[1].contains("uniqMerge") && !statements[1].contains("planes__exact"));
+        // Once more, not again and again.
+        let (rows, statements) = asked("planes,flights", "uniqMerge").await;
+        assert_eq!((rows, statements.len()), (Err(422), 2));
+        // Nothing else could be asked.
+        let (rows, statements) = asked("delay_q,flights", "quantilesDDMerge").await;
+        assert_eq!((rows, statements.len()), (Err(422), 1));
+        let (rows, statements) = asked("planes", "no such text").await;
+        assert_eq!((rows.is_ok(), statements.len()), (true, 1));
+    }
 }

@@ -1,10 +1,13 @@
 //! Cells beside cells: equal, different and why.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, Float64Array, RecordBatch};
-use arrow::compute::{cast, concat_batches};
+use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, Float64Array, RecordBatch, make_comparator};
+use arrow::compute::{SortOptions, cast, concat_batches};
 use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Schema, SchemaRef, UInt8Type, UInt64Type};
 use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
@@ -212,6 +215,10 @@ impl Compare {
         let mut explained: BTreeMap<MeasureOfCell, &'static str> = BTreeMap::new();
         each_cell(held, predicted, |held_at, predicted_at| {
             let all_batch = held_at.and_then(|at| held.layer(at)) == Some("batch");
+            let (held_row, predicted_row) = ((held, held_at), (predicted, predicted_at));
+            let counted_more = measures
+                .iter()
+                .any(|measure| measure.counts_more(held_row, predicted_row));
             for measure in &measures {
                 // Sets are not predicted; where they count, no speed row does, so no repeat is in them.
                 if all_batch && measure.keeps_sets() {
@@ -219,12 +226,13 @@ impl Compare {
                 }
                 let why = if measure.is_equal(held, held_at, predicted, predicted_at) {
                     REPEATS
-                } else if cut_short && measure.counts_more(held, held_at, predicted, predicted_at) {
+                // No filter decides what is in batch rows.
+                } else if cut_short && !all_batch && measure.is_of_more(held_row, predicted_row, counted_more) {
                     CUT_SHORT
                 } else {
                     continue;
                 };
-                let (window, dimensions) = key(view, (held, held_at), (predicted, predicted_at));
+                let (window, dimensions) = key(view, held_row, predicted_row);
                 explained.insert((window, dimensions, measure.name.to_owned()), why);
             }
         });
@@ -285,17 +293,75 @@ impl Compared<'_> {
         })
     }
 
-    /// Whether each count of it is at least as high.
-    fn counts_more(&self, a: &Cells, a_at: Option<usize>, b: &Cells, b_at: Option<usize>) -> bool {
-        let count = |cells: &Cells, at: Option<usize>, name: &str| {
-            let (column, at) = cells.state(name, at?)?;
-            column.as_primitive_opt::<UInt64Type>().map(|counts| counts.value(at))
+    /// The states that rows of both layers have.
+    fn of_both(&self) -> impl Iterator<Item = &(String, State)> {
+        self.states
+            .iter()
+            .flatten()
+            .filter(|(_, state)| state.held == Held::Both)
+    }
+
+    /// Whether one of its counts is higher: more events were counted.
+    fn counts_more(&self, (held, at): Row<'_>, (less, less_at): Row<'_>) -> bool {
+        self.of_both().filter(|(_, state)| state.is_count()).any(|(name, _)| {
+            let held = at.and_then(|at| held.state(name, at)).and_then(count);
+            let less = less_at.and_then(|at| less.state(name, at)).and_then(count);
+            held.unwrap_or_default() > less.unwrap_or_default()
+        })
+    }
+
+    /// Whether what is held can be of all the events that the other is of, and of more. Of a sum nothing but the cell's counts
+    /// can say that.
+    fn is_of_more(&self, (held, at): Row<'_>, (less, less_at): Row<'_>, counted_more: bool) -> bool {
+        let Some(at) = at else {
+            return false;
         };
-        let counts = self.states.iter().flatten().filter(|(_, state)| state.is_count());
-        a_at.is_some()
-            && counts
-                .clone()
-                .all(|(name, _)| count(a, a_at, name) >= count(b, b_at, name))
+        self.of_both().all(|(name, state)| {
+            let Some(held) = held.state(name, at) else {
+                return false;
+            };
+            match less_at.and_then(|at| less.state(name, at)) {
+                Some(less) => is_of_more(state, held, less, counted_more),
+                // There was to be no such cell.
+                None => less_at.is_none(),
+            }
+        })
+    }
+}
+
+/// Cells, and the row of one of them, if it is there.
+type Row<'a> = (&'a Cells, Option<usize>);
+
+fn count((column, at): (&ArrayRef, usize)) -> Option<u64> {
+    column.as_primitive_opt::<UInt64Type>().map(|counts| counts.value(at))
+}
+
+fn is_of_more(
+    state: &State,
+    (held, at): (&ArrayRef, usize),
+    (less, less_at): (&ArrayRef, usize),
+    counted_more: bool,
+) -> bool {
+    if same(held, at, less, less_at) {
+        return true;
+    }
+    if state.is_count() {
+        return count((held, at)) > count((less, less_at));
+    }
+    if state.is_serialized() {
+        let bytes = |column: &ArrayRef, at| column.as_binary_opt::<i32>().map(|states| states.value(at).to_vec());
+        let contained = bytes(held, at)
+            .zip(bytes(less, less_at))
+            .and_then(|(held, less)| state.contains(&held, &less));
+        return matches!(contained, Some(Ok(true)));
+    }
+    match state.leans() {
+        // Any value is further than none.
+        Some(_) if less.is_null(less_at) => true,
+        Some(_) if held.is_null(at) => false,
+        Some(way) => make_comparator(held.as_ref(), less.as_ref(), SortOptions::default())
+            .is_ok_and(|compare| compare(at, less_at) == way),
+        None => counted_more,
     }
 }
 

@@ -183,6 +183,18 @@ class Answers(unittest.TestCase):
             row = {"layer": layer, "estimates": estimates}
             self.assertEqual(expected.agrees(planes, answered, row), agrees, (row, answered))
 
+    def test_few_planes_are_estimated_exactly_but_for_a_handful(self):
+        planes, row = expected.Distinct(999), {"layer": "speed", "estimates": {"planes": {"error": 0.1, "confidence": 0.95}}}
+        agreeing = [answered for answered in range(900, 1_100) if expected.agrees(planes, answered, row)]
+        self.assertEqual(agreeing, [998, 999])
+        self.assertFalse(expected.agrees(expected.Distinct(1), 0, row))
+        for less, found in [(expected.COLLISIONS, 0), (expected.COLLISIONS + 1, 1)]:
+            answers = [{**answer, "layer": "speed"} for answer in self.answers("departures")]
+            for answer in [answer for answer in answers if answer["planes"] > 1][:less]:
+                answer["planes"] -= 1
+                answer["estimates"]["planes"] = {"error": 0.0001, "confidence": 0.95}
+            self.assertEqual(len(self.expected.compare("departures", answers)[1]), found, less)
+
 
 if __name__ == "__main__":
     unittest.main()

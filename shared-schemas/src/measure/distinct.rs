@@ -39,7 +39,14 @@ pub(super) const DISTINCT: Kind = Kind {
                     canonical: state.write(),
                 })
             },
-        );
+        )
+        .containing(|held, less| {
+            let mut all = Uniq::default();
+            all.merge(held)?;
+            let before = all.clone().write();
+            all.merge(less)?;
+            Ok(all.write() == before)
+        });
         let exact = State::function(
             "exact",
             Function {

@@ -61,7 +61,16 @@ fn end(suffix: &'static str, side: Side, value_type: ValueType) -> State {
             canonical: state.write(value_type),
         })
     };
-    State::function(suffix, function, make, merge, read).kept_whole()
+    let contains = move |held: &[u8], less: &[u8]| {
+        let mut all = Extreme::default();
+        all.merge(side, value_type, held)?;
+        let before = all.clone().write(value_type);
+        all.merge(side, value_type, less)?;
+        Ok(all.write(value_type) == before)
+    };
+    State::function(suffix, function, make, merge, read)
+        .containing(contains)
+        .kept_whole()
 }
 
 /// The function itself gives 0 or an empty text where there was no value. Its state is then the shortest that there is.

@@ -16,7 +16,7 @@ pub(super) const QUANTILES: Kind = Kind {
     states: |call| {
         let levels = call.levels.clone();
         let parameters: Vec<_> = levels.iter().map(|level| format!("{level:?}")).collect();
-        vec![State::function(
+        let sketched = State::function(
             "sketch",
             Function {
                 name: "quantilesDD",
@@ -39,7 +39,14 @@ pub(super) const QUANTILES: Kind = Kind {
                     canonical: state.write(),
                 })
             },
-        )]
+        )
+        .containing(|held, less| {
+            let (mut all, mut some) = (DdSketch::default(), DdSketch::default());
+            all.merge(held)?;
+            some.merge(less)?;
+            Ok(all.contains(&mut some))
+        });
+        vec![sketched]
     },
     result_type: |_| ResultType::Levels,
     // Of no values the function gives no number, for each level.

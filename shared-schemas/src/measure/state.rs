@@ -3,6 +3,7 @@
 //! Plain columns hold counts and values. Others hold what one of ClickHouse's aggregate functions keeps, in that
 //! function's own serialized form ([`crate::sketch`] makes it); they travel as Arrow `Binary`.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ pub struct State {
     merged: Option<Of>,
     settled: Option<Of>,
     read: Option<Read>,
+    contains: Option<Contains>,
     /// Whether the measure's result is read off the merged state, not off the function's result.
     whole: bool,
 }
@@ -41,6 +43,8 @@ type Of = Arc<dyn Fn(&Columns<'_>) -> Expr + Send + Sync>;
 
 /// Reads a serialized state.
 type Read = Arc<dyn Fn(&[u8]) -> Result<Reading, Malformed> + Send + Sync>;
+/// Compares two serialized states.
+type Contains = Arc<dyn Fn(&[u8], &[u8]) -> Result<bool, Malformed> + Send + Sync>;
 
 /// Whose rows have a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -134,6 +138,7 @@ impl State {
             merged: None,
             settled: None,
             read: None,
+            contains: None,
             whole: false,
         }
     }
@@ -188,6 +193,17 @@ impl State {
         Self { whole: true, ..self }
     }
 
+    /// With what says whether the first serialized state can be of all values that the second is of, and of more.
+    pub(super) fn containing(
+        self,
+        contains: impl Fn(&[u8], &[u8]) -> Result<bool, Malformed> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            contains: Some(Arc::new(contains)),
+            ..self
+        }
+    }
+
     /// In the batch layer's rows alone.
     pub(super) fn of_batch(self) -> Self {
         Self {
@@ -216,6 +232,7 @@ impl State {
             merged: None,
             settled: Some(Arc::new(read)),
             read: None,
+            contains: None,
             whole: false,
         }
     }
@@ -260,6 +277,23 @@ impl State {
     /// Bytes that are no such state.
     pub fn read(&self, bytes: &[u8]) -> Option<Result<Reading, Malformed>> {
         self.read.as_ref().map(|read| read(bytes))
+    }
+
+    /// Whether a serialized state can be of all values that another is of, and of more; `None` where nobody can say.
+    ///
+    /// # Errors
+    /// Bytes that are no such state.
+    pub fn contains(&self, held: &[u8], less: &[u8]) -> Option<Result<bool, Malformed>> {
+        self.contains.as_ref().map(|contains| contains(held, less))
+    }
+
+    /// Which way more values can move a plain one, where there is only one way.
+    pub fn leans(&self) -> Option<Ordering> {
+        match self.merge {
+            Merge::Min => Some(Ordering::Less),
+            Merge::Max => Some(Ordering::Greater),
+            Merge::Sum | Merge::Own => None,
+        }
     }
 
     /// The column's ClickHouse type.

@@ -22,6 +22,16 @@ pub(super) fn states(column: &ArrayRef) -> Result<&BinaryArray> {
         .ok_or_else(|| exec_datafusion_err!("states are Binary, but this is {found}"))
 }
 
+/// Where a state ends, as Arrow counts.
+fn end(bytes: usize) -> Result<i32> {
+    i32::try_from(bytes).map_err(|_| {
+        exec_datafusion_err!(
+            "the states of a measure are more than 2 GiB together: group by less, or give the view a lower \
+             `distinct_limit` if it has a distinct()"
+        )
+    })
+}
+
 /// States one after another; `write` says whether there is one.
 pub(super) fn binary<S>(states: &mut [S], mut write: impl FnMut(&mut S, &mut Vec<u8>) -> bool) -> Result<ArrayRef> {
     let mut bytes = Vec::new();
@@ -30,15 +40,22 @@ pub(super) fn binary<S>(states: &mut [S], mut write: impl FnMut(&mut S, &mut Vec
     ends.push(0);
     for state in states {
         there.push(write(state, &mut bytes));
-        let end = i32::try_from(bytes.len()).map_err(|_| {
-            exec_datafusion_err!(
-                "the states of a measure are more than 2 GiB together: group by less, or use a longer grain"
-            )
-        })?;
-        ends.push(end);
+        ends.push(end(bytes.len())?);
     }
     let nulls = NullBuffer::from(there);
     let nulls = (nulls.null_count() > 0).then_some(nulls);
     let array = BinaryArray::try_new(OffsetBuffer::new(ends.into()), Buffer::from_vec(bytes), nulls)?;
     Ok(Arc::new(array))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_bytes_are_refused_with_what_to_change() {
+        assert_eq!(end(0x7FFF_FFFF).unwrap(), i32::MAX);
+        let refused = end(0x8000_0000).unwrap_err().to_string();
+        assert!(refused.contains("a lower `distinct_limit`"), "{refused}");
+    }
 }

@@ -200,6 +200,16 @@ impl DdSketch {
         self.counted.iter().map(|(_, count)| count).sum()
     }
 
+    /// Whether it counts at least as many values in each range.
+    pub fn contains(&mut self, less: &mut Self) -> bool {
+        self.settle();
+        less.settle();
+        less.counted.iter().all(|(range, count)| {
+            let held = self.counted.binary_search_by_key(range, |(range, _)| *range);
+            held.is_ok_and(|at| self.counted[at].1 >= *count)
+        })
+    }
+
     /// The quantile at a level of 0 to 1, none of no values: within [`QUANTILE_ERROR`] of the value whose rank, from 0 on, is
     /// `level · (count - 1)` rounded down, or of zero where that is smaller than [`SMALLEST_VALUE`].
     pub fn quantile(&mut self, level: f64) -> Option<f64> {

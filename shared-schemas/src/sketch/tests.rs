@@ -208,9 +208,34 @@ fn bound(result: u64) -> f64 {
     let result = result as f64;
     if result <= 64_000.0 {
         2.0 / result.max(20_000.0)
-    } else {
+    } else if result <= 1e8 {
         1.96 / (result / (result / 64_000.0).log2().ceil().exp2()).sqrt()
+    } else {
+        let full = result / 4_294_967_296.0;
+        0.011 * (full.exp() - 1.0) / full
     }
+}
+
+#[test]
+fn the_bound_of_uniq_grows_as_hashes_run_out() {
+    assert!(uniq_bound_sql("n").ends_with("0.011 * (exp(n / 4294967296) - 1) / (n / 4294967296))"));
+    // So many different hashes are seen of so many values; what one more part of them makes of the result.
+    let hashes = 4_294_967_296.0_f64;
+    let seen = |values: f64| hashes * (1.0 - (-values / hashes).exp());
+    let result = |seen: f64| hashes * (hashes.ln() - (hashes - seen).ln());
+    for values in [100_000_001_u64, 1_000_000_000, 4_000_000_000, 10_000_000_000] {
+        #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
+        let truth = values as f64;
+        let off = result(seen(truth) * (1.0 + 1e-5)) / truth - 1.0;
+        let magnified = bound(values) / 0.011;
+        assert!(
+            (off / 1e-5 / magnified - 1.0).abs() < 1e-3,
+            "{values}: {off} {magnified}"
+        );
+    }
+    // As the page says.
+    assert!(bound(100_000_000) < 0.0111 && (0.012..0.0125).contains(&bound(1_000_000_000)));
+    assert!((0.018..0.0185).contains(&bound(4_000_000_000)));
 }
 
 #[test]

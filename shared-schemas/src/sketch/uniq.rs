@@ -153,11 +153,13 @@ fn crc32c(value: u64) -> u32 {
 /// the number scatters by `sqrt(n·p·(1-p))`, which relative to `n·p` is less than `1/sqrt(kept)`: 95 of 100 lie within 1.96
 /// of that. How many are kept follows from the result: halve it until at most 65,536 are left. Near a power of two it may be
 /// half as many, by chance and because the result corrects for collisions; halving down to 64,000 errs on the safe side.
-/// Above 10^8 that correction is no longer small: the fewest possible are assumed, and what the correction magnifies.
+/// Above 10^8 that correction is no longer small: the fewest possible are assumed, and how the correction magnifies what they
+/// are off by. Of `n = x·2^32` values `2^32·(1 - exp(-x))` different hashes are expected; that number being off by a part makes
+/// `n` be off by `(exp(x) - 1) / x` times that part.
 pub fn uniq_bound_sql(result: &str) -> String {
     format!(
         "multiIf({result} <= 64000, 2 / greatest({result}, 20000), \
          {result} <= 100000000, 1.96 / sqrt({result} / exp2(ceil(log2({result} / 64000)))), \
-         0.011 * (1 + {result} / 4294967296))"
+         0.011 * (exp({result} / 4294967296) - 1) / ({result} / 4294967296))"
     )
 }

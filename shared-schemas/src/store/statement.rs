@@ -131,7 +131,7 @@ impl Merging<'_> {
     pub fn selecting(&self, selection: &Selection<'_>) -> Result<Statement, StatementError> {
         let dimensions = self.dimensions()?;
         let measures = self.measures()?;
-        let states = States::of(self.view, &measures);
+        let states = States::of(self.view, &measures, selection.without_sets);
         let mut parameters = Parameters::default();
         let bucket = self.bucket_sql()?;
         let (from, to) = (parameters.add("Int64", &self.from), parameters.add("Int64", &self.to));

@@ -266,6 +266,38 @@ fn a_statement_over_sketches_is_pinned() {
 }
 
 #[test]
+fn sketches_answer_without_sets() {
+    let (view, publication) = (view_of_sketches(), publication());
+    let of = |measures, without_sets| {
+        let question = Merging {
+            measures,
+            ..question(&view, Some(&publication))
+        };
+        let selection = Selection {
+            without_sets,
+            ..Selection::default()
+        };
+        question.selecting(&selection).unwrap().sql
+    };
+    let sql = of(&["share", "planes"], true);
+    assert!(
+        !sql.contains("uniqExact") && !sql.contains("__exact") && !sql.contains("__beyond"),
+        "{sql}"
+    );
+    for part in [
+        "uniqMerge(`planes__sketch`) AS _s0",
+        "if(0 AND toUInt64(0) = 0, toUInt64(0), _s0) AS `planes`",
+        "if((0 AND toUInt64(0) = 0) OR _s0 = 0, NULL, ",
+        // Whose rows they are is said as ever.
+        "multiIf(_last_layer = 0, 'batch'",
+    ] {
+        assert!(sql.contains(part), "{sql}\nlacks\n{part}");
+    }
+    // Where there are no sets, nothing else is asked.
+    assert_eq!(of(&["delay_q", "opening"], true), of(&["delay_q", "opening"], false));
+}
+
+#[test]
 fn without_a_publication_all_is_speeds() {
     let view = view();
     let sql = question(&view, None).statement().unwrap().sql;
@@ -337,7 +369,7 @@ fn a_selection_is_pinned() {
         filters: &filters,
         order: &order,
         limit: Some(7),
-        layers: Layers::Merged,
+        ..Selection::default()
     };
     let question = Merging {
         measures: &["flights", "distance"],

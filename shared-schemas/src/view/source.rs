@@ -24,8 +24,9 @@ pub struct ViewSource {
     pub distinct_limit: Option<u64>,
 }
 
-/// How many values the set of a `distinct` may hold in one cell where the definition does not say: some 16 MB of them.
-pub const DISTINCT_LIMIT: u64 = 1_000_000;
+/// How many values the set of a `distinct` may hold in one cell where the definition does not say. Answers merge the sets of
+/// all their cells in memory, so a set is to be 1 MiB at most; and up to so many values the sketch, too, keeps every hash.
+pub const DISTINCT_LIMIT: u64 = 65_536;
 
 /// One thing to group by.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

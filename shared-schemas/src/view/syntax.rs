@@ -432,7 +432,8 @@ pub(super) fn levels(text: Text<'_>, kind: &str, list: &Expr) -> Result<Vec<f64>
     }
     let read = |element: &Expr| match level(element) {
         Some(level) if (0.0..=1.0).contains(&level) => Ok(level.abs()),
-        Some(level) if (1.0..=100.0).contains(&level) => {
+        // Somebody thinks in percent. What 1.5 is meant to be, nobody knows.
+        Some(level) if (2.0..=100.0).contains(&level) && level.fract() == 0.0 => {
             let what = format!("the level {element} does not lie between 0 and 1");
             Err(text.mistake(element, what, Some(format!("{}", level / 100.0))))
         }

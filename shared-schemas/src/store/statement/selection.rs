@@ -18,6 +18,9 @@ pub struct Selection<'a> {
     pub limit: Option<u32>,
     /// Whose rows are read.
     pub layers: Layers,
+    /// Leaves out the states that only the batch layer keeps, exact sets, which can take more memory than a statement may
+    /// have: results are then read off the others, and where that makes them estimates they say so.
+    pub without_sets: bool,
 }
 
 /// That a dimension is one of some values. One that is null is none of them.

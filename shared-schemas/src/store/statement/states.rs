@@ -7,6 +7,10 @@ use crate::view::{Aggregate, Measure, MeasureForm, View};
 
 /// SQL that is true where all rows of a bucket are the batch layer's.
 const ALL_BATCH: &str = "_last_layer = 0";
+/// In its place where the states that only that layer keeps are left out: no result then rests on them.
+const NONE_ALL_BATCH: &str = "0";
+/// In the place of a state that is left out. Only a result that rests on it would show it.
+const LEFT_OUT: &str = "toUInt64(0)";
 
 /// What the column is called that holds how far a measure's rounded result may be off. No measure's name begins so.
 pub fn bound_column(measure: &str) -> String {
@@ -25,22 +29,27 @@ pub fn confidence_column(measure: &str) -> String {
 }
 
 /// The state columns that some measures need, each under a name of its own once merged.
-pub(super) struct States(Vec<(String, State)>);
+pub(super) struct States {
+    needed: Vec<(String, State)>,
+    all_batch: &'static str,
+}
 
 impl States {
-    pub(super) fn of(view: &View, measures: &[&Measure]) -> Self {
+    pub(super) fn of(view: &View, measures: &[&Measure], without_sets: bool) -> Self {
         let mut needed: Vec<(String, State)> = Vec::new();
         for measure in measures {
             for (name, aggregate) in aggregates(view, measure) {
                 for state in aggregate.states() {
                     let column = state.column(name);
-                    if needed.iter().all(|(held, _)| *held != column) {
+                    let left_out = without_sets && state.held == Held::Batch;
+                    if !left_out && needed.iter().all(|(held, _)| *held != column) {
                         needed.push((column, state));
                     }
                 }
             }
         }
-        Self(needed)
+        let all_batch = if without_sets { NONE_ALL_BATCH } else { ALL_BATCH };
+        Self { needed, all_batch }
     }
 
     /// What is selected from batch rows.
@@ -60,13 +69,13 @@ impl States {
         [identifier(WINDOW_COLUMN), identifier(FAILED_COLUMN)]
             .into_iter()
             .chain(keys.iter().cloned())
-            .chain(self.0.iter().map(|(column, state)| of_state(column, state)))
+            .chain(self.needed.iter().map(|(column, state)| of_state(column, state)))
             .collect::<Vec<_>>()
             .join(", ")
     }
 
     pub(super) fn merged(&self) -> impl Iterator<Item = String> {
-        self.0
+        self.needed
             .iter()
             .enumerate()
             .map(|(index, (column, state))| format!("{} AS _s{index}", state.merge_sql(&identifier(column))))
@@ -74,22 +83,29 @@ impl States {
 
     /// SQL for each merged state of an aggregate.
     fn names(&self, measure: &str, aggregate: &Aggregate) -> Vec<String> {
-        let place = |column: String| self.0.iter().position(|(held, _)| *held == column).unwrap_or_default();
+        let place = |column: String| self.needed.iter().position(|(held, _)| *held == column);
         aggregate
             .states()
             .iter()
-            .map(|state| format!("_s{}", place(state.column(measure))))
+            .map(|state| place(state.column(measure)).map_or_else(|| LEFT_OUT.to_owned(), |at| format!("_s{at}")))
             .collect()
+    }
+
+    fn all<'a>(&self, states: &'a [String]) -> Merged<'a> {
+        Merged {
+            states,
+            all_batch: self.all_batch,
+        }
     }
 
     fn result(&self, measure: &str, aggregate: &Aggregate) -> String {
         let states = self.names(measure, aggregate);
-        aggregate.kind.result_sql(&aggregate.call, &merged(&states))
+        aggregate.kind.result_sql(&aggregate.call, &self.all(&states))
     }
 
     fn estimate(&self, measure: &str, aggregate: &Aggregate) -> Option<Estimate> {
         let states = self.names(measure, aggregate);
-        aggregate.kind.estimate(&aggregate.call, &merged(&states))
+        aggregate.kind.estimate(&aggregate.call, &self.all(&states))
     }
 
     /// The columns of a measure's result.
@@ -98,7 +114,7 @@ impl States {
         let (result, bound, estimate) = match &measure.form {
             MeasureForm::Aggregate(aggregate) => {
                 let states = self.names(name, aggregate);
-                let bound = aggregate.kind.bound_sql(&aggregate.call, &merged(&states));
+                let bound = aggregate.kind.bound_sql(&aggregate.call, &self.all(&states));
                 let estimate = self
                     .estimate(name, aggregate)
                     .map(|Estimate { error, confidence }| (error, format!("{confidence:?}")));
@@ -122,13 +138,6 @@ impl States {
             columns.push(format!("{confidence} AS {}", identifier(&confidence_column(name))));
         }
         columns
-    }
-}
-
-fn merged(states: &[String]) -> Merged<'_> {
-    Merged {
-        states,
-        all_batch: ALL_BATCH,
     }
 }
 
