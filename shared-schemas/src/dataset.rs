@@ -103,6 +103,19 @@ pub struct PathMask {
     pub mask: Mask,
 }
 
+impl PathMask {
+    /// The path as definitions write it.
+    pub fn written(&self) -> String {
+        written_path(&self.path)
+    }
+}
+
+/// Keys joined by points; a point or a backslash that is part of a key has a backslash before it.
+pub(crate) fn written_path(path: &[String]) -> String {
+    let key = |key: &String| key.replace('\\', "\\\\").replace('.', "\\.");
+    path.iter().map(key).collect::<Vec<_>>().join(".")
+}
+
 /// Tells one key from another and gives neither away: a keyed hash of a fixed text, cut short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KeyCheck(pub [u8; 8]);

@@ -28,6 +28,7 @@ mod number;
 mod outline;
 mod refusal;
 mod scan;
+mod stored;
 mod time;
 mod undeclared;
 
@@ -36,6 +37,7 @@ mod tests;
 
 pub use mask::{EnvironmentKeys, MaskKeys};
 pub use refusal::{Reason, Refusal};
+pub use stored::StoredMasks;
 
 use column::{Column, Values};
 use field::{Context, Input, Scratch};
@@ -186,7 +188,7 @@ impl Decoder {
             inputs.push(Input::new(field, source, masking));
         }
         let rules = Rules::new(&dataset.privacy.paths, options.keys);
-        let rules = rules.map_err(|(rule, fault)| no_key(rule.path.join("."), &rule.mask, fault))?;
+        let rules = rules.map_err(|(rule, fault)| no_key(rule.written(), &rule.mask, fault))?;
         let event_time = match &dataset.event_time {
             EventTime::KafkaTime => None,
             EventTime::Field(name) => {

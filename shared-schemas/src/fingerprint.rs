@@ -8,7 +8,7 @@
 //! partitions, what counts as late, the memory for repeats; of a view's, rules for undeclared data too.
 //!
 //! Of a key that hashes are made with a check is part of the text, where the key is known: another key makes other
-//! values, so a view that goes on with it would count everything twice.
+//! values, so a view that went on with it would mix the two.
 
 #[cfg(test)]
 mod tests;

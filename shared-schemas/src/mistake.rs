@@ -102,9 +102,10 @@ impl Mistakes {
         self.0.push(mistake);
     }
 
-    /// Leaves the value out of the line shown with the last mistake.
-    pub(crate) fn hide_last_value(&mut self) {
-        if let Some(place) = self.0.last_mut().and_then(|mistake| mistake.place.as_mut()) {
+    /// Leaves the value out of what is shown of that line. All are of one file.
+    pub(crate) fn hide_values(&mut self, line: usize) {
+        let places = self.0.iter_mut().filter_map(|mistake| mistake.place.as_mut());
+        for place in places.filter(|place| place.line == line) {
             place.source = without_value(&place.source);
         }
     }
@@ -166,6 +167,12 @@ pub fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Opti
         .filter(|(distance, candidate)| *distance <= (name.len().max(candidate.len()) / 3).max(1))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+/// As [`nearest`], but only one so like `name` that a slip is likelier than another name: it differs by at most two letters.
+pub(crate) fn slip<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    let lower = name.to_lowercase();
+    nearest(name, known).filter(|meant| strsim::damerau_levenshtein(&lower, &meant.to_lowercase()) <= 2)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use serde::Serialize;
-use shared_schemas::dataset::{Dataset, EventTime, Undeclared};
+use shared_schemas::dataset::{Dataset, EventTime, PathMask, Undeclared};
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::measure::Exactness;
 use shared_schemas::mistake::Mistakes;
@@ -69,7 +69,7 @@ struct DatasetReport {
     rules: String,
     /// What becomes of undeclared data.
     extra: &'static str,
-    /// The paths of undeclared data that are masked.
+    /// The paths of undeclared data that are masked, as definitions write them.
     masked_paths: Vec<String>,
     fields: Vec<FieldReport>,
 }
@@ -154,7 +154,7 @@ impl DatasetReport {
                 Undeclared::Keep => "keep",
                 Undeclared::Drop => "drop",
             },
-            masked_paths: dataset.privacy.paths.iter().map(|rule| rule.path.join(".")).collect(),
+            masked_paths: dataset.privacy.paths.iter().map(PathMask::written).collect(),
             fields: dataset.fields.iter().map(field).collect(),
         }
     }

@@ -4,8 +4,9 @@
 //! between, or a delivery that failed half-way, letters come again; `highwater-source` tells that they are the same.
 //!
 //! A dataset with mask rules, or that keeps nothing undeclared, gets letters without key, value and the record's own
-//! headers. The record was refused, so nobody knows which of its bytes the rules are about; the key is often made of fields too. Whoever may see it finds the
-//! original at its source, for as long as Kafka keeps it.
+//! headers, but for the place that a record which was sent again had before. The record was refused, so nobody knows which of
+//! its bytes the rules are about; the key is often made of fields too. Whoever may see it finds the original at its source,
+//! for as long as Kafka keeps it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::types::RDKafkaErrorCode;
 use shared_connections::log::Refused;
-use shared_connections::log::letters::{OWN, letters_topic};
+use shared_connections::log::letters::{OWN, REPLAYED, letters_topic, replay_of};
 use shared_schemas::config::KafkaConfig;
 use shared_schemas::dataset::Dataset;
 
@@ -182,6 +183,13 @@ impl DeadLetters {
         sent.map(drop).map_err(|(error, _)| error)
     }
 
+    /// The place that the record had before it was sent again, if it was: all that is kept of its headers where they are hidden.
+    fn was_replayed(&self, record: &Refused) -> Option<String> {
+        let of_replay = record.headers.iter().rfind(|(name, _)| name == REPLAYED);
+        let (_, value) = of_replay?;
+        Some(replay_of(value.as_deref()?, &self.source)?.to_string())
+    }
+
     fn headers(&self, letter: &Letter, kept: Kept) -> OwnedHeaders {
         let Letter { partition, record } = letter;
         let source = format!("{}/{partition}/{}", self.source, record.offset);
@@ -201,6 +209,11 @@ impl DeadLetters {
                     value: value.as_deref(),
                 });
             }
+        } else if let Some(before) = self.was_replayed(record) {
+            headers = headers.insert(Header {
+                key: REPLAYED,
+                value: Some(&before),
+            });
         }
         for (name, value) in own {
             headers = headers.insert(Header {
@@ -237,5 +250,55 @@ impl ClientContext for Quiet {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "librdkafka");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use rdkafka::message::Headers;
+    use shared_schemas::config::Config;
+    use shared_schemas::decode::Reason;
+    use shared_schemas::definitions::Definitions;
+    use shared_schemas::handoff::Offset;
+
+    use super::*;
+
+    #[test]
+    fn a_letter_that_hides_its_record_says_what_it_was_a_replay_of() {
+        let text =
+            "[dataset.d]\ntopic = \"t\"\nevent_time = \"$kafka_time\"\nextra = \"drop\"\nfields = { n = \"int64\" }\n";
+        let dataset = Definitions::parse([("d.toml", text)]).unwrap().datasets.remove(0);
+        let config = Config::parse("", "test.toml", Path::new(""), &|_| None).config.kafka;
+        let letters = DeadLetters::new(&config, &dataset).unwrap();
+        let headers = |value: &[u8]| {
+            let header = |name: &str, value: &[u8]| (name.to_owned(), Some(value.to_vec()));
+            let record = Refused {
+                offset: Offset(9),
+                kafka_time: None,
+                key: None,
+                value: None,
+                headers: vec![
+                    header("origin", b"hush"),
+                    header(REPLAYED, value),
+                    header("highwater-user", b"hush"),
+                ],
+                reason: Reason::Empty,
+                detail: "there is no value".to_owned(),
+            };
+            let headers = letters.headers(&Letter { partition: 0, record }, Kept::All);
+            let of = |header: Header<'_, &[u8]>| {
+                let value = String::from_utf8_lossy(header.value.unwrap_or_default());
+                (header.key.to_owned(), value.into_owned())
+            };
+            headers.iter().map(of).collect::<Vec<_>>()
+        };
+        let kept = headers(b"t/0/4");
+        assert_eq!(kept[0], (REPLAYED.to_owned(), "t/0/4".to_owned()));
+        assert_eq!(kept.len(), 5, "{kept:?}");
+        for other in [&b"hush"[..], b"hush/0/4"] {
+            assert_eq!(headers(other), kept[1..]);
+        }
     }
 }

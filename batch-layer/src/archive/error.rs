@@ -1,6 +1,7 @@
 //! What can go wrong with the archive.
 
 use deltalake::DeltaTableError;
+use shared_schemas::decode::DecodeSetupError;
 use shared_schemas::handoff::{Offset, Partition};
 
 /// An error of the archive.
@@ -43,6 +44,9 @@ pub enum ArchiveError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// What is archived can't be masked by the dataset's rules, so it is not read.
+    #[error(transparent)]
+    Masks(DecodeSetupError),
     /// The table says of itself what Highwater never writes.
     #[error("the archive at {place} is not as Highwater writes it: {what}")]
     Foreign {

@@ -11,7 +11,7 @@ use deltalake::table::state::DeltaTableState;
 use futures::TryStreamExt;
 use object_store::ObjectStore;
 use serde::Deserialize;
-use shared_schemas::dataset::{KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
+use shared_schemas::dataset::{Dataset, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
 use shared_schemas::handoff::{ArchivedRange, EventDay, Offset, OffsetRange, OffsetSet, Partition};
 
 use super::columns::{DATE_COLUMN, TOPIC_COLUMN};
@@ -32,6 +32,7 @@ pub struct Pinned {
     /// Logs that ended below what was archived: from their end then, up to there. Such a partition is archived no further.
     pub truncated: BTreeMap<Partition, OffsetRange>,
     pub(super) files: Arc<[File]>,
+    pub(super) dataset: Arc<Dataset>,
     /// What readers get.
     pub(super) schema: SchemaRef,
     pub(super) store: Arc<dyn ObjectStore>,
@@ -162,14 +163,17 @@ impl Pinned {
     }
 
     /// The events of these days, as a table: the columns of `plan::event_schema`, and [`TOPIC_COLUMN`]. Files of other days
-    /// are not touched. Fields that a file is older than are null.
+    /// are not touched. Fields that a file is older than are null. Fields with a mask rule are masked by it, in files that
+    /// are older than the rule too.
     ///
     /// What can't be read is told when it is read: a file that is damaged, cut short or gone, or that lacks a field which
-    /// is declared never null, ends the plan with [`ArchiveError::File`] inside DataFusion's error.
+    /// is declared never null, ends the plan with [`ArchiveError::File`] inside DataFusion's error; a mask rule without its key
+    /// with [`ArchiveError::Masks`].
     pub fn events(&self, days: &BTreeSet<EventDay>) -> Arc<dyn TableProvider> {
         let files = self.files.iter().filter(|file| days.contains(&file.range.day));
         Arc::new(Events::new(
             files.cloned().collect(),
+            Arc::clone(&self.dataset),
             Arc::clone(&self.schema),
             Arc::clone(&self.store),
             self.place.clone(),

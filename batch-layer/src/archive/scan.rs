@@ -3,6 +3,9 @@
 //! Delta's own table provider is not used. Readers need the exact columns of a view's plan, whatever a file of another
 //! time holds; and an error must name the file it comes from, which a decoder deep inside a generic scan can't do.
 //! Projection is pushed down to the files. Filters are not: the caller has chosen the days already.
+//!
+//! What readers get is masked by the rules of now. A file may be older than a rule, and a view whose definition masks a
+//! field must not carry its values on.
 
 use std::fmt;
 use std::ops::Range;
@@ -30,7 +33,8 @@ use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::{AsyncFileReader, ParquetRecordBatchStreamBuilder};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
-use shared_schemas::dataset::PARTITION_COLUMN;
+use shared_schemas::dataset::{Dataset, PARTITION_COLUMN};
+use shared_schemas::decode::{EnvironmentKeys, StoredMasks};
 
 use super::columns::TOPIC_COLUMN;
 use super::error::ArchiveError;
@@ -47,15 +51,23 @@ const FOOTER: usize = 32 * 1024;
 #[derive(Debug)]
 pub(super) struct Events {
     files: Vec<File>,
+    dataset: Arc<Dataset>,
     schema: SchemaRef,
     store: Arc<dyn ObjectStore>,
     place: String,
 }
 
 impl Events {
-    pub(super) fn new(files: Vec<File>, schema: SchemaRef, store: Arc<dyn ObjectStore>, place: String) -> Self {
+    pub(super) fn new(
+        files: Vec<File>,
+        dataset: Arc<Dataset>,
+        schema: SchemaRef,
+        store: Arc<dyn ObjectStore>,
+        place: String,
+    ) -> Self {
         Self {
             files,
+            dataset,
             schema,
             store,
             place,
@@ -67,6 +79,8 @@ impl Events {
             Some(columns) => Arc::new(self.schema.project(columns)?),
             None => Arc::clone(&self.schema),
         };
+        let masks = StoredMasks::new(&self.dataset, &EnvironmentKeys)
+            .map_err(|error| DataFusionError::External(Box::new(ArchiveError::Masks(error))))?;
         let mut groups: Vec<(u64, Vec<File>)> = vec![(0, Vec::new()); partitions.clamp(1, self.files.len().max(1))];
         for file in &self.files {
             // Each file goes where there is least so far.
@@ -83,6 +97,7 @@ impl Events {
         );
         Ok(Arc::new(Scan {
             groups: groups.into_iter().map(|(_, files)| files).collect(),
+            masks: Arc::new(masks),
             schema,
             store: Arc::clone(&self.store),
             place: self.place.clone(),
@@ -124,6 +139,7 @@ impl TableProvider for Events {
 #[derive(Debug)]
 struct Scan {
     groups: Vec<Vec<File>>,
+    masks: Arc<StoredMasks>,
     schema: SchemaRef,
     store: Arc<dyn ObjectStore>,
     place: String,
@@ -174,9 +190,13 @@ impl ExecutionPlan for Scan {
             return internal_err!("the archive's scan has no group {partition}");
         };
         let (store, place, schema) = (Arc::clone(&self.store), self.place.clone(), Arc::clone(&self.schema));
+        let masks = Arc::clone(&self.masks);
         let rows = context.session_config().batch_size();
         let batches = futures::stream::iter(files)
-            .then(move |file| read(Arc::clone(&store), place.clone(), file, Arc::clone(&schema), rows))
+            .then(move |file| {
+                let (schema, masks) = (Arc::clone(&schema), Arc::clone(&masks));
+                read(Arc::clone(&store), place.clone(), file, schema, masks, rows)
+            })
             .try_flatten()
             .map_err(|error| DataFusionError::External(Box::new(error)));
         Ok(Box::pin(RecordBatchStreamAdapter::new(
@@ -192,6 +212,7 @@ async fn read(
     place: String,
     file: File,
     schema: SchemaRef,
+    masks: Arc<StoredMasks>,
     rows: usize,
 ) -> Result<BoxStream<'static, Result<RecordBatch, ArchiveError>>, ArchiveError> {
     let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
@@ -217,7 +238,7 @@ async fn read(
         return Err(damaged(&place, &file.path, what));
     }
     let batches = batches.map(move |batch| {
-        let shaped = shape(&batch?, &file, &schema);
+        let shaped = shape(&batch?, &file, &schema, &masks);
         shaped.map_err(|error| damaged(&place, &file.path, error))
     });
     Ok(batches.boxed())
@@ -227,8 +248,13 @@ fn is_place(column: &str) -> bool {
     column == TOPIC_COLUMN || column == PARTITION_COLUMN
 }
 
-/// The columns of the file, those that its place tells, and nulls for what it lacks.
-fn shape(batch: &RecordBatch, file: &File, schema: &SchemaRef) -> Result<RecordBatch, arrow::error::ArrowError> {
+/// The columns of the file, masked, those that its place tells, and nulls for what it lacks.
+fn shape(
+    batch: &RecordBatch,
+    file: &File,
+    schema: &SchemaRef,
+    masks: &StoredMasks,
+) -> Result<RecordBatch, arrow::error::ArrowError> {
     let rows = batch.num_rows();
     let columns = schema.fields().iter().map(|field| -> ArrayRef {
         let partition = file.range.partition;
@@ -242,7 +268,7 @@ fn shape(batch: &RecordBatch, file: &File, schema: &SchemaRef) -> Result<RecordB
                 Arc::new(Int32Array::from_iter_values(std::iter::repeat_n(number, rows)))
             }
             name => match batch.column_by_name(name) {
-                Some(column) => Arc::clone(column),
+                Some(column) => masks.apply(name, column),
                 None => new_null_array(field.data_type(), rows),
             },
         }

@@ -112,6 +112,7 @@ impl Archive {
             gaps: standing.gaps,
             truncated: standing.truncated,
             files: files_of(&state, &self.place)?.into(),
+            dataset: Arc::new(self.dataset.clone()),
             schema: columns::read_schema(&self.dataset),
             store: self.log.object_store(None),
             place: self.place.clone(),

@@ -92,6 +92,22 @@ impl Source {
     }
 }
 
+/// The place that a header [`REPLAYED`] of a record of `topic` names. Anybody may send such a header with anything in it: what
+/// is no place in that topic says nothing, and is not passed on.
+pub fn replay_of(value: &[u8], topic: &str) -> Option<Source> {
+    let text = std::str::from_utf8(value).ok()?;
+    Source::parse(text).filter(|source| source.topic == topic && source.to_string() == text)
+}
+
+/// Whether a letter's header is Highwater's and tells nothing of what the record holds, so that it may be shown where the
+/// record may not. `topic`: the record's.
+pub fn tells_nothing(name: &str, value: Option<&[u8]>, topic: &str) -> bool {
+    match name {
+        REPLAYED => value.is_some_and(|value| replay_of(value, topic).is_some()),
+        _ => [REASON, DETAIL, DATASET, SOURCE, SOURCE_TIME].contains(&name),
+    }
+}
+
 /// A Kafka record as it lies in its topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -189,25 +205,26 @@ impl Found {
         };
         let source_time = header(SOURCE_TIME, HEADER);
         let replayed = header(REPLAYED, PLACE);
-        let source = |text: String| Source::parse(&text);
         let Some(reason) = header(REASON, HEADER) else {
-            let source = source(replayed?).filter(|_| value_bytes.is_none())?;
+            let source = Source::parse(&replayed?).filter(|_| value_bytes.is_none())?;
             return Some(Self::Marker(About {
                 partition: source.partition,
                 offset: source.offset,
                 time: source_time.map(Into::into),
             }));
         };
+        let source = Source::parse(&header(SOURCE, PLACE)?)?;
+        let replay_of = replayed.and_then(|text| replay_of(text.as_bytes(), &source.topic));
         Some(Self::Letter(Letter {
             partition,
             offset,
             dataset: header(DATASET, HEADER)?,
-            source: source(header(SOURCE, PLACE)?)?,
+            source,
             source_time,
             reason,
             detail: header(DETAIL, SENTENCE).unwrap_or_default(),
             value_bytes,
-            replay_of: replayed,
+            replay_of: replay_of.map(|source| source.to_string()),
             replayed: None,
         }))
     }
@@ -224,6 +241,33 @@ mod tests {
         assert_eq!(source.to_string(), "a.b-c/3/12");
         for none in ["", "a", "a/1", "/1/2", "a/b/2", "a/1/-2", "a/1/2/3", "a/4294967295/1"] {
             assert_eq!(Source::parse(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn only_highwaters_own_headers_may_be_shown() {
+        for name in [REASON, DETAIL, DATASET, SOURCE, SOURCE_TIME] {
+            assert!(tells_nothing(name, Some(b"x"), "t"), "{name}");
+        }
+        assert!(tells_nothing(REPLAYED, Some(b"t/1/2"), "t"));
+        for value in [
+            &b"hush"[..],
+            b"hush/1/2",
+            b"t/1/hush",
+            b"t/01/2",
+            b"t/1/2/hush",
+            b"\xff",
+        ] {
+            assert!(!tells_nothing(REPLAYED, Some(value), "t"), "{value:?}");
+        }
+        for name in [
+            "origin",
+            "highwater-user",
+            "highwater-masked",
+            "highwater-reason-x",
+            OWN,
+        ] {
+            assert!(!tells_nothing(name, Some(b"t/1/2"), "t"), "{name}");
         }
     }
 

@@ -14,6 +14,11 @@ use super::mask::{KeyFault, MaskKeys, Masking, REDACTED};
 use super::scan::{self, Fault, Kind, Scanner, Token};
 use super::{LARGEST_TEXT, extra, time};
 
+/// Masking makes at most so many times of a value what it is long,
+const LONGER: usize = 4;
+/// and so many bytes more: a hash is 66 bytes, whatever it hides.
+const ROOM: usize = 4096;
+
 /// The rules as a tree of names.
 pub(super) struct Rules {
     /// The first is the record.
@@ -81,21 +86,24 @@ impl<'r> At<'r> {
         self.rules.nodes[self.node].masking.as_ref()
     }
 
-    /// Appends what the rules make of a value. False, and nothing appended, where it is dropped.
+    /// Appends what the rules make of a value. False, and nothing appended, where it is dropped. A value of which they would
+    /// make far more than it was is hidden as a whole: a record of many small ones must not become a large one.
     pub(super) fn write(self, value: Token, text: &str, masked: bool, out: &mut String) -> bool {
         if matches!(self.masking(), Some(Masking::Drop)) {
             return false;
         }
         let before = out.len();
+        let most = before + (LONGER * value.raw(text).len() + ROOM).min(LARGEST_TEXT);
         let mut writer = Writer {
             text,
             scanner: Scanner::at_byte(text, value.start),
             masked,
             scratch: String::new(),
             masked_text: String::new(),
+            most,
             out,
         };
-        if writer.value(self).is_err() {
+        if writer.value(self).is_err() || out.len() > most {
             out.truncate(before);
             quote(REDACTED, out);
         }
@@ -110,14 +118,15 @@ struct Writer<'a, 'o> {
     masked: bool,
     scratch: String,
     masked_text: String,
+    /// Longer than this, it is given up.
+    most: usize,
     out: &'o mut String,
 }
 
 impl Writer<'_, '_> {
     /// The next value. It recurses as deep as objects and arrays nest, which the grammar limits.
     fn value(&mut self, at: At<'_>) -> Result<(), Fault> {
-        // Hashes of many small values are longer than these.
-        if self.out.len() > LARGEST_TEXT {
+        if self.out.len() > self.most {
             return self.scanner.fault("too long when masked");
         }
         match (self.scanner.peek(), at.masking()) {

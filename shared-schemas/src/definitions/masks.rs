@@ -1,7 +1,7 @@
 //! A dataset's mask rules: what is done to values before anything is stored.
 
-use crate::dataset::{EventTime, Field, FieldSource, FieldType, Mask, PathMask, Truncate, Undeclared};
-use crate::mistake::nearest;
+use crate::dataset::{EventTime, Field, FieldSource, FieldType, Mask, PathMask, Truncate, Undeclared, written_path};
+use crate::mistake::{nearest, slip};
 use crate::section::{Entry, Findings, Section};
 
 use super::keys::KeyUse;
@@ -9,6 +9,11 @@ use super::keys::KeyUse;
 /// What a path of undeclared data may begin with, and must where it is a single key.
 const OF_EXTRA: &str = "_extra.";
 const MASKS: [&str; 4] = ["hash", "redact", "drop", "truncate"];
+
+/// So many hexadecimal digits are a key of 16 bytes, and no word.
+const KEY_DIGITS: usize = 32;
+/// No variable for a key has a longer name.
+const LONGEST_VARIABLE: usize = 64;
 
 const EXAMPLE: &str = "{ hash = \"KEY_VARIABLE\" }, \"redact\", \"drop\" or { truncate = 3 }";
 
@@ -53,7 +58,7 @@ pub(super) fn read(
             }
         }
     }
-    no_way_around(section, fields, findings);
+    no_way_around(section, fields, about.event_id, findings);
     rules.paths.sort_by(|left, right| left.path.cmp(&right.path));
     (rules.paths, rules.keys)
 }
@@ -122,6 +127,7 @@ impl Rules {
             Some((what, "leave the rule out, or `extra = \"keep\"`".to_owned()))
         } else {
             self.in_the_way(&path, fields)
+                .or_else(|| meant(entry.key, &path, fields))
         };
         if let Some((what, instead)) = wrong {
             findings.add(&entry.key_span, what, instead);
@@ -134,7 +140,7 @@ impl Rules {
 
     /// What keeps a rule on that path from ever meeting anything, and what to do instead.
     fn in_the_way(&self, path: &[String], fields: &[Field]) -> Option<(String, String)> {
-        let shown = path.join(".");
+        let shown = written_path(path);
         for field in fields {
             let FieldSource::Path(declared) = &field.source else {
                 continue;
@@ -155,7 +161,7 @@ impl Rules {
             .paths
             .iter()
             .find(|other| path.starts_with(&other.path) || other.path.starts_with(path))?;
-        let other = other.path.join(".");
+        let other = other.written();
         let what = if other == shown {
             format!("there is another mask for `{shown}`")
         } else {
@@ -163,6 +169,31 @@ impl Rules {
         };
         Some((what, "one mask".to_owned()))
     }
+}
+
+/// The field that was probably meant by a path that leads close by it. With [`OF_EXTRA`] before it, a path means what it says.
+fn meant(key: &str, path: &[String], fields: &[Field]) -> Option<(String, String)> {
+    if key.starts_with(OF_EXTRA) {
+        return None;
+    }
+    let shown = written_path(path);
+    let declared = fields.iter().filter_map(|field| match &field.source {
+        FieldSource::Path(declared) if declared.len() == path.len() => Some((written_path(declared), field)),
+        _ => None,
+    });
+    let declared: Vec<(String, &Field)> = declared.collect();
+    let near = slip(&shown, declared.iter().map(|(path, _)| path.as_str()))?;
+    let (_, field) = declared.iter().find(|(path, _)| path == near)?;
+    let what = format!(
+        "`{shown}` is undeclared, and all but `{near}`, which is declared as the field `{}`",
+        field.name
+    );
+    let instead = format!(
+        "a mask for `{}`; undeclared data is \"{OF_EXTRA}{}\"",
+        field.name,
+        key.escape_debug()
+    );
+    Some((what, instead))
 }
 
 /// Whether a key can only mean undeclared data: no field has such a name.
@@ -284,7 +315,8 @@ fn read_rule(rule: &Entry<'_>, findings: &mut Findings<'_>) -> Option<Mask> {
         "hash" => {
             let key = rule.string("{ hash = \"KEY_VARIABLE\" }", findings)?;
             let starts_well = key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-            if !starts_well || !key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            let names_a_variable = starts_well && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            if !names_a_variable || looks_like_a_key(key) {
                 // It may be the key itself: don't repeat it.
                 let what = "`hash` takes the name of the environment variable that holds the key, not the key";
                 findings.add_secret(&rule.span, what, "{ hash = \"KEY_VARIABLE\" }");
@@ -305,6 +337,12 @@ fn read_rule(rule: &Entry<'_>, findings: &mut Findings<'_>) -> Option<Mask> {
             Some(if word == "redact" { Mask::Redact } else { Mask::Drop })
         }
     }
+}
+
+/// Whether the name of a variable is likelier a key that was pasted there: one written in hexadecimal, or very long.
+fn looks_like_a_key(name: &str) -> bool {
+    let mut digits = name.split(|letter: char| !letter.is_ascii_hexdigit());
+    name.len() > LONGEST_VARIABLE || digits.any(|digits| digits.len() >= KEY_DIGITS)
 }
 
 fn read_truncate(rule: &Entry<'_>, findings: &mut Findings<'_>) -> Option<Truncate> {
@@ -363,8 +401,12 @@ fn fits(mask: &Mask, field: &Field) -> Result<(), (String, String)> {
     }
 }
 
-/// A value that is masked in one field must not come in unmasked through another.
-fn no_way_around(section: &Section<'_>, fields: &[Field], findings: &mut Findings<'_>) {
+/// A value that is masked in one field must not come in unmasked through another. The record's key is one for the fields of
+/// `event_id`: `highwater produce` makes it of them, and so do most producers.
+fn no_way_around(section: &Section<'_>, fields: &[Field], event_id: &[String], findings: &mut Findings<'_>) {
+    let open_key = fields
+        .iter()
+        .find(|field| field.mask.is_none() && field.source == FieldSource::Key);
     for masked in fields.iter().filter(|field| field.mask.is_some()) {
         let same_value = |field: &&Field| field.mask.is_none() && field.source == masked.source;
         if let Some(open) = fields.iter().find(same_value)
@@ -373,6 +415,15 @@ fn no_way_around(section: &Section<'_>, fields: &[Field], findings: &mut Finding
         {
             let what = format!(
                 "`{}` is masked, but `{}` holds the same value as it is",
+                masked.name, open.name
+            );
+            findings.add(&entry.key_span, what, format!("a mask for `{}` too", open.name));
+        } else if let Some(open) = open_key
+            && event_id.contains(&masked.name)
+            && let Some(entry) = section.get(&masked.name)
+        {
+            let what = format!(
+                "`{}` is masked, but `{}` is the record's key, which is made of the `event_id`",
                 masked.name, open.name
             );
             findings.add(&entry.key_span, what, format!("a mask for `{}` too", open.name));

@@ -24,6 +24,8 @@ pub(crate) struct Findings<'f> {
     broken_lines: Vec<usize>,
     /// Values about which nothing more is to be said.
     settled: Vec<Span>,
+    /// Lines with a value that must not be shown, whatever else is said of them.
+    secret_lines: Vec<usize>,
     mistakes: Mistakes,
 }
 
@@ -35,6 +37,7 @@ impl TomlFile {
             file: self,
             broken_lines: Vec::new(),
             settled: Vec::new(),
+            secret_lines: Vec::new(),
             mistakes: Mistakes::default(),
         };
         let mut broken_lines = Vec::new();
@@ -80,21 +83,22 @@ impl Findings<'_> {
             return;
         }
         let instead = Some(instead.into()).filter(|text| !text.is_empty());
+        let line = place.line;
         self.mistakes.add(Mistake {
             file: self.file.name.clone(),
             place: Some(place),
             what: what.into(),
             instead,
         });
+        if self.secret_lines.contains(&line) {
+            self.mistakes.hide_values(line);
+        }
     }
 
-    /// As [`Findings::add`], about a line whose value must not be shown.
+    /// As [`Findings::add`], about a line whose value must not be shown: with this mistake or any other.
     pub(crate) fn add_secret(&mut self, span: &Span, what: impl Into<String>, instead: impl Into<String>) {
-        let before = self.count();
+        self.secret_lines.push(self.place(span).line);
         self.add(span, what, instead);
-        if self.count() > before {
-            self.mistakes.hide_last_value();
-        }
     }
 
     /// Notes that something is missing, or refers to nothing, unless it may stand in a part that could not be read.

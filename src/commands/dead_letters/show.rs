@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 use shared_connections::log::Kafka;
 use shared_connections::log::letters::find::Order;
-use shared_connections::log::letters::{Letter, OWN, Record};
+use shared_connections::log::letters::{Letter, Record, tells_nothing};
 
 use super::chosen;
 use super::list::Row;
@@ -139,7 +139,10 @@ fn shown(originals: &mut Originals, letter: &Letter, hidden: bool) -> anyhow::Re
     let (from, record, gone) = if hidden {
         // It may be of a time without rules, and have the record's headers and value.
         if let Some(record) = &mut of_letter {
-            record.headers.retain(|(name, _)| name.starts_with(OWN));
+            let topic = &letter.source.topic;
+            record
+                .headers
+                .retain(|(name, value)| tells_nothing(name, value.as_deref(), topic));
         }
         (None, None, None)
     } else {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::StringArray;
+use arrow::datatypes::TimestampMicrosecondType;
 use deltalake::DeltaTableBuilder;
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::EventDay;
@@ -186,6 +187,68 @@ async fn gates(pinned: &Pinned) -> Vec<Option<String>> {
     }
     found.sort_unstable();
     found.into_iter().map(|(_, gate)| gate).collect()
+}
+
+/// What was archived before a field had its rule reads as what was archived since.
+#[tokio::test]
+async fn a_new_mask_reaches_what_is_archived() {
+    let fields =
+        "origin = \"string\"\nname = \"string?\"\nhome = \"string?\"\nnote = \"int64?\"\nborn = \"timestamp?\"";
+    // A variable that is there wherever tests run.
+    let rules = "[dataset.flights.mask]\norigin = { hash = \"PATH\" }\nname = \"redact\"\nhome = { truncate = \"ip\" }\n\
+                 note = \"drop\"\nborn = { truncate = \"day\" }";
+    let (site, before) = (Site::new(), dataset(fields));
+    let person = |_: u64| {
+        r#"{"at":"2013-11-01T12:00:00Z","origin":"JFK","name":"Ada","home":"192.0.2.77","note":7,"born":"1985-05-05T05:05:05Z"}"#
+            .to_owned()
+    };
+    let of = |dataset: &shared_schemas::dataset::Dataset, offsets| Commit {
+        ranges: [(partition(0), offsets)].into(),
+        batches: decoded(dataset, partition(0), offsets, person),
+        ..Commit::default()
+    };
+    let mut archive = site.archive(&before).await;
+    archive.commit(&of(&before, range(0, 2))).await.unwrap();
+    let after = dataset(&format!("{fields}\n{rules}"));
+    let mut archive = site.archive(&after).await;
+    archive.commit(&of(&after, range(2, 4))).await.unwrap();
+
+    let batches = rows(&archive.pin().await.unwrap()).await.unwrap();
+    let batch = arrow::compute::concat_batches(&batches[0].schema(), &batches).unwrap();
+    let texts = |name: &str| -> Vec<String> {
+        let column = batch.column_by_name(name).unwrap();
+        let texts = arrow::compute::cast(column, &arrow::datatypes::DataType::Utf8).unwrap();
+        texts
+            .as_string::<i32>()
+            .iter()
+            .map(|text| text.unwrap_or("null").to_owned())
+            .collect()
+    };
+    assert_eq!(batch.num_rows(), 4);
+    let origins = texts("origin");
+    assert!(
+        origins.iter().all(|origin| origin.len() == 64 && *origin == origins[0]),
+        "{origins:?}"
+    );
+    for (name, expected) in [("name", "***"), ("home", "192.0.2.0/24"), ("note", "null")] {
+        assert_eq!(texts(name), vec![expected; 4], "{name}");
+    }
+
+    let born = batch
+        .column_by_name("born")
+        .unwrap()
+        .as_primitive::<TimestampMicrosecondType>();
+    // The beginning of that day.
+    assert!(born.iter().all(|born| born == Some(484_099_200_000_000)), "{born:?}");
+
+    // Without a rule's key nothing is read.
+    let keyless = dataset(&format!(
+        "{fields}\n[dataset.flights.mask]\norigin = {{ hash = \"HIGHWATER_NO_SUCH_KEY\" }}"
+    ));
+    let error = rows(&site.archive(&keyless).await.pin().await.unwrap())
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("HIGHWATER_NO_SUCH_KEY"), "{error}");
 }
 
 #[tokio::test]

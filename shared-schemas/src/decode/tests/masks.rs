@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::{cell, dataset, decoder, field, from, masked, nullable, outcome, read, record};
 use crate::dataset::{Field, FieldSource, FieldType, Mask, Truncate};
-use crate::decode::{DecodeSetupError, Decoder, MASKED_HEADER, Options, Reason, Record};
+use crate::decode::{DecodeSetupError, Decoder, MASKED_HEADER, Options, Reason, Record, StoredMasks};
 
 const RFC3339: FieldType = FieldType::Timestamp { unit: None };
 /// HMAC-SHA-256 of `N123` under the key `secret`, as Python's hmac module has it.
@@ -186,6 +186,44 @@ fn a_rule_without_its_key_is_a_mistake() {
         message,
         "field `x` is to be hashed with the key in KEY, which is not set: set it to a secret"
     );
+}
+
+/// What was read without a rule, or with it, is the same once the rule is applied to its column.
+#[test]
+fn stored_values_are_masked_as_those_of_records() {
+    let at = "\"2024-06-01T14:31:07.5Z\"";
+    for (mask, field_type, value) in [
+        (hash(), FieldType::String, "\"N123\""),
+        (Mask::Redact, FieldType::String, "\"N123\""),
+        (Mask::Drop, FieldType::String, "\"N123\""),
+        (Mask::Truncate(Truncate::Characters(2)), FieldType::String, "\"héllo\""),
+        (Mask::Truncate(Truncate::Network), FieldType::String, "\"192.0.2.77\""),
+        (Mask::Truncate(Truncate::Hour), RFC3339, at),
+        (Mask::Truncate(Truncate::Day), RFC3339, at),
+        (Mask::Drop, RFC3339, at),
+        (Mask::Drop, FieldType::Int64, "12"),
+        (Mask::Drop, FieldType::Date, "\"2024-06-01\""),
+    ] {
+        let ruled = dataset(vec![masked("x", field_type, mask.clone())]);
+        let free = dataset(vec![nullable("x", field_type)]);
+        let keys = HashMap::from([("KEY".to_owned(), b"secret".to_vec())]);
+        let masks = StoredMasks::new(&ruled, &keys).unwrap();
+        let column = |dataset: &crate::dataset::Dataset| {
+            let mut decoder = decoder(dataset, false);
+            for value in [value, "null", value] {
+                let text = format!("{{\"x\":{value}}}");
+                decoder.push(&record(text.as_bytes())).unwrap();
+            }
+            decoder.finish()[0].column_by_name("x").unwrap().slice(1, 2)
+        };
+        let expected = column(&ruled);
+        assert_ne!(&expected, &column(&free), "{mask:?} {value}");
+        assert_eq!(&masks.apply("x", &column(&free)), &expected, "{mask:?} {value}");
+        assert_eq!(&masks.apply("x", &expected), &expected, "again: {mask:?} {value}");
+        assert_eq!(&masks.apply("y", &column(&free)), &column(&free), "another field");
+    }
+    let none: HashMap<String, Vec<u8>> = HashMap::new();
+    assert!(StoredMasks::new(&dataset(vec![masked("x", FieldType::String, hash())]), &none).is_err());
 }
 
 /// A text that must not get out, and no part of anything else.
