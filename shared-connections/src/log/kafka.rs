@@ -65,9 +65,9 @@ const PRODUCER_DEFAULTS: [(&str, &str); 3] = [
 ];
 
 /// So often must a log be found to end where it did not before,
-const SURE: usize = 3;
+pub(super) const SURE: usize = 3;
 /// so long after each other, until it is believed.
-const SURE_AFTER: Duration = Duration::from_millis(500);
+pub(super) const SURE_AFTER: Duration = Duration::from_millis(500);
 
 /// How to reach Kafka. Clones share one client.
 #[derive(Clone)]

@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
-use shared_schemas::handoff::Offset;
+use shared_schemas::handoff::{Offset, OffsetRange};
 use tokio::sync::mpsc;
 
 use super::batch::{Batch, Queue};
 use super::error::{LogError, is_away};
-use super::kafka::{Kafka, Listener};
+use super::kafka::{Kafka, Listener, SURE, SURE_AFTER};
 use super::open::{OpenSlice, Standing, standing};
 use super::reader::{Change, Found, Shared, positions};
 use super::slice::Event;
@@ -284,11 +284,11 @@ impl Worker {
     fn look(&mut self) -> Result<(), Ended> {
         self.look_at = None;
         let mut logs = Vec::new();
-        for partition in self.partitions.keys() {
+        for (partition, open) in &self.partitions {
             if self.events.is_closed() {
                 return Err(Ended::Stopped);
             }
-            match self.kafka.bounds_now(&self.topic, *partition) {
+            match self.bounds(*partition, open.cursor()) {
                 Ok(log) => logs.push((*partition, log)),
                 Err(error) => {
                     // The watch asks the same, and tells if it goes on.
@@ -328,6 +328,21 @@ impl Worker {
             send(&self.events, Found { generation, event })?;
         }
         Ok(self.assign()?)
+    }
+
+    /// Where the log begins and ends. A beginning above the cursor is believed only when it was found more than once, as an
+    /// end below it is: brokers that answer with errors meanwhile were seen to make librdkafka tell a log's end for both,
+    /// and a gap is recorded for good.
+    fn bounds(&self, partition: u32, cursor: Offset) -> Result<OffsetRange, LogError> {
+        let mut log = self.kafka.bounds_now(&self.topic, partition)?;
+        for _ in 1..SURE {
+            if log.from <= cursor || self.events.is_closed() {
+                break;
+            }
+            std::thread::park_timeout(SURE_AFTER);
+            log = self.kafka.bounds_now(&self.topic, partition)?;
+        }
+        Ok(log)
     }
 
     /// The topic was made again: none of its records are those of the partitions that were to be read.
