@@ -270,6 +270,7 @@ fn sketches_answer_without_sets() {
     let (view, publication) = (view_of_sketches(), publication());
     let of = |measures, without_sets| {
         let question = Merging {
+            dimensions: &[],
             measures,
             ..question(&view, Some(&publication))
         };
