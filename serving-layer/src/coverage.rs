@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use shared_connections::store::{Facts, FreshnessOfPartition, PartitionState};
-use shared_schemas::handoff::{ChunkSize, Offset, OffsetSet, Partition, SpeedProgress};
+use shared_schemas::handoff::{ChunkSize, Offset, OffsetSet, Partition};
 use shared_schemas::store::Layers;
 
 use crate::freshness;
@@ -59,16 +59,9 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    /// From the facts and freshness that were read before the rows, and the progress read after them. `now` is in
+    /// From the facts and freshness that were read before the rows, and the gaps that were read after them. `now` is in
     /// milliseconds since 1970.
-    pub fn of(
-        facts: &Facts,
-        after: &BTreeMap<Partition, SpeedProgress>,
-        freshness: &[FreshnessOfPartition],
-        chunk: ChunkSize,
-        layers: Layers,
-        now: i64,
-    ) -> Self {
+    pub fn of(facts: &Facts, freshness: &[FreshnessOfPartition], chunk: ChunkSize, layers: Layers, now: i64) -> Self {
         let mut gaps: BTreeMap<Partition, OffsetSet> = BTreeMap::new();
         if layers != Layers::Speed
             && let Some(newest) = facts.newest()
@@ -89,7 +82,7 @@ impl Coverage {
             let mut held_up = of_topic.filter(|row| is_known(freshness::state(facts, row, now)));
             behind |= held_up.any(|row| row.next < row.log_end);
             // A gap is durable before any row that lacks its offsets: what was read lacks nothing else.
-            for (partition, progress) in after {
+            for (partition, progress) in &facts.progress {
                 let later = progress.gaps_from(facts.mark(*partition), chunk);
                 gaps.entry(*partition).or_default().extend(&later);
             }

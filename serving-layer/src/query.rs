@@ -94,10 +94,11 @@ async fn tried(store: &Store, view: &View, has_event_id: bool, query: &Query) ->
 
 async fn once(store: &Store, view: &View, has_event_id: bool, query: &Query) -> Result<Answer, QueryError> {
     let chunk = ChunkSize::new(view.chunk)?;
-    let (facts, freshness) = facts(store, view).await?;
+    // What freshness says is counted, the rows that are read later hold; so it matters only that both come before them.
+    let (mut facts, freshness) = tokio::try_join!(store.facts_before_rows(view), store.freshness(view))?;
     let rows = rows(store, view, &facts, query).await?;
-    let after = store.progress(view, &facts.floor).await?;
-    let coverage = Coverage::of(&facts, &after, &freshness, chunk, query.layers, query.range.now);
+    store.read_gaps(view, &mut facts).await?;
+    let coverage = Coverage::of(&facts, &freshness, chunk, query.layers, query.range.now);
     Ok(Answer::of(
         view,
         has_event_id,
@@ -109,12 +110,11 @@ async fn once(store: &Store, view: &View, has_event_id: bool, query: &Query) -> 
     )?)
 }
 
-/// What is read before the rows.
+/// What there is to say about a view without asking for rows.
 ///
 /// # Errors
 /// The store's.
 pub async fn facts(store: &Store, view: &View) -> Result<(Facts, Vec<FreshnessOfPartition>), StoreError> {
-    // What freshness says is counted, the rows that are read later hold; so it matters only that both come before them.
     tokio::try_join!(store.facts(view), store.freshness(view))
 }
 

@@ -7,7 +7,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::events::APART;
 use super::figure::Figure;
-use super::measures::LEFT;
 use super::passage::pass;
 use super::site::Site;
 use super::topic::Topic;
@@ -15,6 +14,8 @@ use super::{bare, freshness, memory, scaling, stages};
 
 /// Partitions of the topic that the main figure is measured on.
 const PARTITIONS: u32 = 8;
+/// What a distinct and quantiles beside the counts should leave of the rate, in percent.
+const LEFT: f64 = 60.0;
 
 /// What can be measured by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

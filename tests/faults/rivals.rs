@@ -93,6 +93,7 @@ fn an_insert_that_arrives_late_changes_no_answer() -> anyhow::Result<()> {
                     if trial.is_long {
                         // sleeps: a minute in a proxy; its sender gives it up and sends it again
                         tokio::time::sleep(Duration::from_secs(60)).await;
+                        gate.until_held(1, 1).await?;
                     }
                     gate.open(Then::SendOn);
                     gate.until_done(1).await?;

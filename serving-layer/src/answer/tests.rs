@@ -18,7 +18,7 @@ fn answer(address: &str, has_event_id: bool, body: &str) -> Result<Value, Unread
     let facts = facts(&[(0, 8)], &[0], &[(0, 8, 12)]);
     let freshness = [fresh(0, 12, 12, Live, Some(600_000_000))];
     let chunk = ChunkSize::new(8).unwrap();
-    let coverage = Coverage::of(&facts, &facts.progress, &freshness, chunk, Layers::Merged, NOW);
+    let coverage = Coverage::of(&facts, &freshness, chunk, Layers::Merged, NOW);
     let query = query(address);
     let answer = Answer::of(
         view(),

@@ -13,7 +13,7 @@ const NOW: i64 = 1_001_000;
 
 fn of(facts: &Facts, freshness: &[FreshnessOfPartition]) -> Coverage {
     let chunk = ChunkSize::new(8).unwrap();
-    Coverage::of(facts, &facts.progress.clone(), freshness, chunk, Layers::Merged, NOW)
+    Coverage::of(facts, freshness, chunk, Layers::Merged, NOW)
 }
 
 fn watermark(facts: &Facts, freshness: &[FreshnessOfPartition]) -> Option<i64> {
@@ -123,21 +123,17 @@ fn gaps_of_every_source_count_also_those_found_meanwhile() {
     held.record_gap(Start(Offset(8)), lost(8, 9));
     // Below the mark batch answers.
     held.record_gap(Start(Offset(0)), lost(0, 1));
-    let mut after = before.progress.clone();
-    after
-        .get_mut(&partition(0))
-        .unwrap()
-        .record_gap(Start(Offset(8)), lost(10, 11));
+    held.record_gap(Start(Offset(8)), lost(10, 11));
     let chunk = ChunkSize::new(8).unwrap();
     let gaps = |layers| {
-        let coverage = Coverage::of(&before, &after, &[], chunk, layers, NOW);
+        let coverage = Coverage::of(&before, &[], chunk, layers, NOW);
         let ranges = coverage.gaps.get(&partition(0)).map(|set| set.ranges().to_vec());
         ranges.unwrap_or_default()
     };
     assert_eq!(gaps(Layers::Merged), [lost(2, 3), lost(8, 9), lost(10, 11)]);
     assert_eq!(gaps(Layers::Batch), [lost(2, 3)]);
     assert_eq!(gaps(Layers::Speed), [lost(8, 9), lost(10, 11)]);
-    let coverage = Coverage::of(&before, &after, &[], chunk, Layers::Merged, NOW);
+    let coverage = Coverage::of(&before, &[], chunk, Layers::Merged, NOW);
     assert_eq!(coverage.bucket(&range(0, 1), 0, 1), (Extent::Gap, Some(Reason::Lost)));
 }
 

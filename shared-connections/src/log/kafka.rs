@@ -64,10 +64,10 @@ const PRODUCER_DEFAULTS: [(&str, &str); 3] = [
     ("partitioner", "murmur2_random"),
 ];
 
-/// So often must a log be found to end where it did not before,
-pub(super) const SURE: usize = 3;
+/// So often must a log be found to begin or end where it can't by what was read from it,
+const SURE: usize = 3;
 /// so long after each other, until it is believed.
-pub(super) const SURE_AFTER: Duration = Duration::from_millis(500);
+const SURE_AFTER: Duration = Duration::from_millis(500);
 
 /// How to reach Kafka. Clones share one client.
 #[derive(Clone)]
@@ -186,14 +186,12 @@ impl Kafka {
     /// # Errors
     /// As [`Kafka::bounds`].
     pub async fn still_ends_below(&self, topic: &str, partition: u32, offset: Offset) -> Result<bool, LogError> {
-        for _ in 0..SURE {
-            if self.bounds(topic, partition).await?.to >= offset {
-                return Ok(false);
-            }
-            // sleeps: what is asked for changes in Kafka, and nothing tells of it
-            tokio::time::sleep(SURE_AFTER).await;
-        }
-        Ok(true)
+        let topic = topic.to_owned();
+        let is_below = move |log: OffsetRange| log.to < offset;
+        let log = self
+            .ask(move |kafka| kafka.bounds_for_sure(&topic, partition, is_below, || true))
+            .await?;
+        Ok(is_below(log))
     }
 
     /// The first offset whose record has that Kafka timestamp, in milliseconds since 1970, or a later one; the log's end
@@ -241,6 +239,27 @@ impl Kafka {
             self.topic_now(topic)?;
         }
         bounds
+    }
+
+    /// As [`Kafka::bounds`], but where they are hard to believe they are asked for more than once, as long as `goes_on`: a
+    /// broker that has just become a leader may not know its end, and brokers that answer with errors were seen to make
+    /// librdkafka tell a log's end for its beginning. Blocks.
+    pub(super) fn bounds_for_sure(
+        &self,
+        topic: &str,
+        partition: u32,
+        are_doubtful: impl Fn(OffsetRange) -> bool,
+        goes_on: impl Fn() -> bool,
+    ) -> Result<OffsetRange, LogError> {
+        let mut log = self.bounds_now(topic, partition)?;
+        for _ in 1..SURE {
+            if !are_doubtful(log) || !goes_on() {
+                break;
+            }
+            std::thread::park_timeout(SURE_AFTER);
+            log = self.bounds_now(topic, partition)?;
+        }
+        Ok(log)
     }
 
     fn offset_at_now(&self, topic: &str, partition: u32, millis: i64) -> Result<Offset, LogError> {

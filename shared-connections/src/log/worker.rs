@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use super::batch::{Batch, Queue};
 use super::error::{LogError, is_away};
-use super::kafka::{Kafka, Listener, SURE, SURE_AFTER};
+use super::kafka::{Kafka, Listener};
 use super::open::{OpenSlice, Standing, standing};
 use super::reader::{Change, Found, Shared, positions};
 use super::slice::Event;
@@ -330,19 +330,11 @@ impl Worker {
         Ok(self.assign()?)
     }
 
-    /// Where the log begins and ends. A beginning above the cursor is believed only when it was found more than once, as an
-    /// end below it is: brokers that answer with errors meanwhile were seen to make librdkafka tell a log's end for both,
-    /// and a gap is recorded for good.
+    /// Where the log begins and ends. A gap is recorded for good, so a beginning above the cursor is asked for more than once.
     fn bounds(&self, partition: u32, cursor: Offset) -> Result<OffsetRange, LogError> {
-        let mut log = self.kafka.bounds_now(&self.topic, partition)?;
-        for _ in 1..SURE {
-            if log.from <= cursor || self.events.is_closed() {
-                break;
-            }
-            std::thread::park_timeout(SURE_AFTER);
-            log = self.kafka.bounds_now(&self.topic, partition)?;
-        }
-        Ok(log)
+        let is_above = |log: OffsetRange| log.from > cursor;
+        let goes_on = || !self.events.is_closed();
+        self.kafka.bounds_for_sure(&self.topic, partition, is_above, goes_on)
     }
 
     /// The topic was made again: none of its records are those of the partitions that were to be read.

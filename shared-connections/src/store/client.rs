@@ -13,6 +13,9 @@ use super::error::StoreError;
 
 /// For facts and inserts. Beyond it a request counts as failed, and is sent again.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// An insert's own limits stop it first, while it is sent and while it is answered: they close its connection, where one that is
+/// only dropped would stay until the server speaks.
+const INSERT_PATIENCE: Duration = Duration::from_secs(2 * PATIENCE.as_secs() + 5);
 /// A statement's own limit stops it first.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(STATEMENT_LIMIT.as_secs() + 5);
 /// A probe of whether it answers at all.
@@ -125,12 +128,14 @@ impl Store {
             quote::table(&self.database, table),
             columns.join(", ")
         );
-        let mut insert = self.client.insert_formatted_with(sql);
+        let insert = self.client.insert_formatted_with(sql);
+        let mut insert = insert.with_timeouts(Some(PATIENCE), Some(PATIENCE));
         let sent = async {
             insert.send(Bytes::from(body)).await?;
             insert.end().await
         };
-        self.within(PATIENCE, &format!("insert into {table}"), sent).await
+        self.within(INSERT_PATIENCE, &format!("insert into {table}"), sent)
+            .await
     }
 
     /// Runs a statement of `shared_schemas::store`; the rows in that ClickHouse format, as in `JSONCompact` or
@@ -175,13 +180,15 @@ impl Store {
         }
         let sent = async {
             let name = quote::table(&self.database, table);
-            let mut insert = self.client.insert_unescaped::<T>(&name).await?;
+            let insert = self.client.insert_unescaped::<T>(&name).await?;
+            let mut insert = insert.with_timeouts(Some(PATIENCE), Some(PATIENCE));
             for row in rows {
                 insert.write(row).await?;
             }
             insert.end().await
         };
-        self.within(PATIENCE, &format!("insert into {table}"), sent).await
+        self.within(INSERT_PATIENCE, &format!("insert into {table}"), sent)
+            .await
     }
 
     async fn within<T>(
@@ -192,6 +199,10 @@ impl Store {
     ) -> Result<T, StoreError> {
         match tokio::time::timeout(limit, asked).await {
             Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(clickhouse::error::Error::TimedOut)) => Err(StoreError::Slow {
+                doing: doing.to_owned(),
+                limit: PATIENCE,
+            }),
             Ok(Err(error)) => Err(StoreError::new(&self.url, doing, error)),
             Err(_) => Err(StoreError::Slow {
                 doing: doing.to_owned(),

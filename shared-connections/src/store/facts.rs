@@ -229,6 +229,12 @@ fn partition(topic: u128, number: u32) -> Partition {
     }
 }
 
+fn forget_below(progress: &mut BTreeMap<Partition, SpeedProgress>, floor: &Floor) {
+    for (partition, held) in progress {
+        held.forget_below(floor.mark(*partition));
+    }
+}
+
 fn marks(rows: Vec<(u128, u32, u64)>) -> BTreeMap<Partition, Mark> {
     rows.into_iter()
         .map(|(topic, number, mark)| (partition(topic, number), Mark(Offset(mark))))
@@ -246,20 +252,33 @@ impl Store {
     /// # Errors
     /// ClickHouse's.
     pub async fn facts(&self, view: &View) -> Result<Facts, StoreError> {
-        // Nothing is decided by the order in which these two are read.
-        let (floor, truncations) = tokio::try_join!(self.floor(view), self.truncations())?;
-        let mut publications = self.recent_publications(view).await?;
+        // Boxed: three statements at once are large to carry through every caller.
+        let mut facts = Box::pin(self.facts_before_rows(view)).await?;
+        self.read_gaps(view, &mut facts).await?;
+        facts.cuts = self.cuts(view, &facts.floor).await?;
+        Ok(facts)
+    }
+
+    /// What has to be read before rows are, so that what it promises is in them: all facts but gaps and cuts. Gaps come
+    /// after the rows ([`Store::read_gaps`]), and cuts are no reader's concern.
+    ///
+    /// # Errors
+    /// ClickHouse's.
+    pub async fn facts_before_rows(&self, view: &View) -> Result<Facts, StoreError> {
+        // Nothing is decided by the order in which these are read, but for what follows.
+        let (floor, truncations, mut publications) =
+            tokio::try_join!(self.floor(view), self.truncations(), self.recent_publications(view))?;
         let admitted = |all: &[Published]| all.iter().any(|published| floor.admits(&published.publication));
-        if publications.len() == RECENT && !admitted(&publications) {
+        // More are below the floor than are recent; or publications were read just before the one that the floor speaks of.
+        if !publications.is_empty() && !admitted(&publications) {
             publications = self.publications(view).await?;
         }
         let progress = self.progress(view, &floor).await?;
-        let cuts = self.cuts(view, &floor).await?;
         Ok(Facts {
             publications,
             floor,
             progress,
-            cuts,
+            cuts: Vec::new(),
             truncations,
         })
     }
@@ -307,41 +326,47 @@ impl Store {
         }))
     }
 
-    /// What the speed layer recorded, for each partition, from the floor on. Gaps are read last: whoever saw a row
-    /// then also sees the gap that it lacks.
+    /// How far the speed layer has come, for each partition, from the floor on. Without gaps: those come with
+    /// [`Store::read_gaps`].
     ///
     /// # Errors
     /// ClickHouse's.
     pub async fn progress(&self, view: &View, floor: &Floor) -> Result<BTreeMap<Partition, SpeedProgress>, StoreError> {
-        let nexts = format!(
+        let sql = format!(
             "SELECT _topic AS topic, _partition AS partition, _start AS start, _next AS next FROM {} FINAL \
              WHERE fingerprint = {{view:String}}",
             self.table(PROGRESS)
         );
-        let gaps = format!(
+        let rows = self.rows::<NextRow>("read progress", &sql, &of(view)).await?;
+        let mut progress: BTreeMap<Partition, SpeedProgress> = BTreeMap::new();
+        for row in rows {
+            let held = progress.entry(partition(row.topic, row.partition)).or_default();
+            held.record(Start(Offset(row.start)), Offset(row.next));
+        }
+        forget_below(&mut progress, floor);
+        Ok(progress)
+    }
+
+    /// Adds the gaps to the progress. They are read last: whoever saw a row then also sees the gap that it lacks.
+    ///
+    /// # Errors
+    /// ClickHouse's.
+    pub async fn read_gaps(&self, view: &View, facts: &mut Facts) -> Result<(), StoreError> {
+        let sql = format!(
             "SELECT _topic AS topic, _partition AS partition, _start AS start, from, to FROM {} FINAL \
              WHERE fingerprint = {{view:String}}",
             self.table(GAPS)
         );
-        let nexts = self.rows::<NextRow>("read progress", &nexts, &of(view)).await?;
-        let gaps = self.rows::<GapRow>("read gaps", &gaps, &of(view)).await?;
-        let mut progress: BTreeMap<Partition, SpeedProgress> = BTreeMap::new();
-        for row in nexts {
-            let held = progress.entry(partition(row.topic, row.partition)).or_default();
-            held.record(Start(Offset(row.start)), Offset(row.next));
-        }
-        for row in gaps {
+        for row in self.rows::<GapRow>("read gaps", &sql, &of(view)).await? {
             let range = OffsetRange {
                 from: Offset(row.from),
                 to: Offset(row.to),
             };
-            let held = progress.entry(partition(row.topic, row.partition)).or_default();
+            let held = facts.progress.entry(partition(row.topic, row.partition)).or_default();
             held.record_gap(Start(Offset(row.start)), range);
         }
-        for (partition, held) in &mut progress {
-            held.forget_below(floor.mark(*partition));
-        }
-        Ok(progress)
+        forget_below(&mut facts.progress, &facts.floor);
+        Ok(())
     }
 
     /// The progress rows with their ledgers, for `status` and reconciliation.

@@ -333,6 +333,8 @@ async fn acted(
                 tokio::spawn(send_on(gate, request, Arc::clone(shared)));
                 return Ok(None);
             }
+            // The connection to the server may have been idle for too long meanwhile.
+            server.stream = None;
             let reply = server.ask(&request, shared).await?;
             gate.done();
             Ok(Some(reply))
