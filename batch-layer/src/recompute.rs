@@ -33,7 +33,6 @@ use self::feed::{Wanted, feed};
 pub use self::room::Room;
 use self::room::settled;
 use crate::dedupe::without_known_repeats;
-use crate::spill::Spill;
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 
@@ -70,7 +69,7 @@ impl Recompute {
     /// # Errors
     /// DataFusion's, where it cannot plan what the view's compiler let pass, or has no place to spill to.
     pub fn new(view: &View, dataset: &Dataset, memory: u64) -> Result<Self> {
-        Self::within(&own_room(memory)?, view, dataset)
+        Self::within(&Room::own(memory)?, view, dataset)
     }
 
     /// The same, but with only those states that the speed layer has too.
@@ -78,7 +77,7 @@ impl Recompute {
     /// # Errors
     /// DataFusion's, where it cannot plan what the view's compiler let pass, or has no place to spill to.
     pub(crate) fn of_both_layers(view: &View, dataset: &Dataset, memory: u64) -> Result<Self> {
-        Self::with_states(&own_room(memory)?, view, dataset, CellKey::OneStart)
+        Self::with_states(&Room::own(memory)?, view, dataset, CellKey::OneStart)
     }
 
     /// For a view over that dataset, in a memory that others may share.
@@ -150,13 +149,8 @@ impl Recompute {
     }
 }
 
-/// Memory for one computation alone, which spills to the system's folder for temporary files.
-fn own_room(memory: u64) -> Result<Room> {
-    Room::new(memory, Arc::new(Spill::new(None)?))
-}
-
 /// Whether an event's time lies in one of those days.
-fn of_days(days: &BTreeSet<EventDay>) -> Expr {
+pub(crate) fn of_days(days: &BTreeSet<EventDay>) -> Expr {
     let mut runs: Vec<(i64, i64)> = Vec::new();
     for day in days.iter().map(|day| i64::from(day.0)) {
         match runs.last_mut() {
@@ -176,7 +170,7 @@ fn of_days(days: &BTreeSet<EventDay>) -> Expr {
 }
 
 /// Whether an event's offset is one of its partition's.
-fn at_offsets(counted: &BTreeMap<Partition, OffsetSet>) -> Expr {
+pub(crate) fn at_offsets(counted: &BTreeMap<Partition, OffsetSet>) -> Expr {
     let offset = |offset: Offset| lit(i64::try_from(offset.0).unwrap_or(i64::MAX));
     let within = |range: &OffsetRange| {
         let column = || ident(OFFSET_COLUMN);

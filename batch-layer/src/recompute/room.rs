@@ -45,6 +45,11 @@ impl Room {
         Self::with_cores(memory, (memory / MEMORY_OF_A_CORE).clamp(1, cores), spill)
     }
 
+    /// Memory for one computation alone, which spills to the system's folder for temporary files.
+    pub(crate) fn own(memory: u64) -> Result<Self> {
+        Self::new(memory, Arc::new(Spill::new(None)?))
+    }
+
     /// The same on so many cores.
     pub(crate) fn with_cores(memory: usize, cores: usize, spill: Arc<Spill>) -> Result<Self> {
         let runtime = RuntimeEnvBuilder::new()
@@ -75,6 +80,8 @@ impl Room {
     pub(crate) fn session(&self) -> SessionContext {
         let mut config = SessionConfig::new()
             .with_target_partitions(self.cores)
+            // The folder stays for as long as anything runs in the session.
+            .with_extension(self.spill())
             .with_batch_size((self.memory / MEMORY_OF_A_ROW).clamp(FEWEST_ROWS, MOST_ROWS));
         let options = config.options_mut();
         options.execution.time_zone = Some("+00:00".to_owned());
