@@ -195,7 +195,8 @@ async fn archived(folder: &Path, dataset: &Dataset, day: i64, events: u64) -> an
         topic: TopicId(1),
         number,
     };
-    let before = archive.ends().get(&partition(0)).map_or(0, |end| end.0);
+    let ends = archive.ends().clone();
+    let before = |number: u32| ends.get(&partition(number)).map_or(0, |end| end.0);
     let each = events.div_ceil(u64::from(PARTITIONS));
     let mut worked = Duration::ZERO;
     let mut from = 0;
@@ -204,6 +205,7 @@ async fn archived(folder: &Path, dataset: &Dataset, day: i64, events: u64) -> an
         let mut commit = Commit::default();
         for number in 0..PARTITIONS {
             let of = |at: u64| at * u64::from(PARTITIONS) + u64::from(number);
+            let before = before(number);
             let last = (from..to).take_while(|at| of(*at) < events).count() as u64;
             if last == 0 {
                 continue;
