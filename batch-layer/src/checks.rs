@@ -7,6 +7,10 @@
 //!   It holds for every kind of measure.
 //! - **totals**: what adds up changed, over the days that both have and whose events grew by no more than `batch.max_change`, about
 //!   as the number of events did. A larger change than that share needs `--accept`: it may be right, and somebody should look.
+//! - **speed**: over the offsets between the old marks and the new ones the speed layer counted the same, but for repeats that it
+//!   cannot know of. Where it has not counted them all, or a new mark lies inside a chunk, nothing is compared.
+//!
+//! The last two may be wrong about a run that is right: `--accept` publishes it all the same.
 //!
 //! The functions here that decide are pure; a failed check publishes nothing.
 
@@ -14,10 +18,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use shared_connections::store::Store;
-use shared_schemas::handoff::{EventDay, Mark, OffsetRange, Partition, Publication};
+use shared_schemas::handoff::{ChunkSize, EventDay, Mark, OffsetRange, Partition, Publication};
 use shared_schemas::plan::FAILED_COLUMN;
+use shared_schemas::store::Statement;
 use shared_schemas::store::check::exact_sums;
-use shared_schemas::store::compared::{DaysOfRuns, additive, day_totals};
+use shared_schemas::store::compared::{DaysOfRuns, additive, day_totals, speed_totals};
 use shared_schemas::view::View;
 
 use crate::archive::{Accounts, Archive, Pinned};
@@ -25,6 +30,8 @@ use crate::error::RunError;
 use crate::retry::patiently;
 use crate::write::{Totals, Written, span};
 
+/// Sums of doubles, and decimals read as doubles, are equal within this part of their magnitudes.
+const ROUNDED: f64 = 1e-9;
 /// Over fewer events than these nothing is said of how totals change: a handful of them says nothing of the next.
 const FEWEST: u64 = 1000;
 
@@ -74,6 +81,11 @@ impl Checked<'_> {
             Check::of("events", events(&self.written.new, &told)),
             Check::of("counted", counted(self.view, &self.written.totals, self.written.passed)),
         ];
+        let accepted = |found: Result<String, String>| match found {
+            Err(differs) if self.accept => Ok(format!("accepted: {differs}")),
+            other => other,
+        };
+        checks.push(Check::of("speed", accepted(self.speed().await?)));
         let Some(parent) = self.parent else {
             return Ok(checks);
         };
@@ -104,14 +116,42 @@ impl Checked<'_> {
             }
         }
         let changed = totals(&additive(self.view), &sides, counts, self.max_change);
-        checks.push(Check::of(
-            "totals",
-            match changed {
-                Err(differs) if self.accept => Ok(format!("accepted: {differs}")),
-                other => other,
-            },
-        ));
+        checks.push(Check::of("totals", accepted(changed)));
         Ok(checks)
+    }
+
+    /// What the speed layer counted between the marks, beside what is new in this run.
+    async fn speed(&self) -> Result<Result<String, String>, RunError> {
+        let chunk = ChunkSize::new(self.view.chunk).map_err(|error| RunError::Plan(error.to_string()))?;
+        let facts = patiently(|| self.store.facts(self.view)).await?;
+        let mut marks = BTreeMap::new();
+        for (partition, mark) in &self.publication.marks {
+            let old = self.parent.map_or(Mark::default(), |parent| parent.mark(*partition));
+            if old == *mark {
+                continue;
+            }
+            let coverage = facts.progress(*partition).coverage(old, chunk);
+            if coverage.covered < mark.0 || !coverage.gaps.is_empty() || !chunk.is_first(mark.0) {
+                return Ok(Ok(format!(
+                    "not looked at: of partition {} the speed layer has not counted whole chunks from {} to {}",
+                    partition.number, old.0.0, mark.0.0
+                )));
+            }
+            marks.insert(*partition, (old, *mark));
+        }
+        if marks.is_empty() {
+            return Ok(Ok("not looked at: no mark moves".to_owned()));
+        }
+        let held = self.parent.into_iter().flat_map(|parent| &parent.days);
+        let before: DaysOfRuns = held
+            .filter(|(day, _)| self.days.contains(day))
+            .map(|(day, run)| (*day, *run))
+            .collect();
+        let now = self.days.iter().map(|day| (*day, self.publication.run)).collect();
+        let statement = speed_totals(self.store.database(), self.view, &marks, self.days);
+        let speed = self.lines(&statement).await?;
+        let sides = [self.totals(&before).await?, speed, self.totals(&now).await?];
+        Ok(counted_by_speed(self.view, &sides, self.written.repeats))
     }
 
     /// How many events the archive says are between the old and the new marks.
@@ -137,18 +177,27 @@ impl Checked<'_> {
         let accounts: Accounts = self.archive.accounts(self.pinned.version, &from).await?;
         let mut told = BTreeMap::new();
         for (partition, range) in ranges {
+            let lacking = self.pinned.gaps.get(&partition);
+            let lacking = lacking
+                .map(|gaps| gaps.within(range.from, range.to))
+                .unwrap_or_default();
+            let lacking: u64 = lacking.ranges().iter().map(|gap| gap.to.0 - gap.from.0).sum();
             let events = match accounts.of(partition, range) {
-                Some(account) => account.accepted(),
-                None => self.pinned.events_within(partition, range).await?,
+                // What was taken out of the archive afterwards is a gap that the log's entries do not know of.
+                Some(account) if account.gap == lacking => account.accepted(),
+                _ => self.pinned.events_within(partition, range).await?,
             };
             told.insert(partition, (range, events));
         }
         Ok(told)
     }
 
-    async fn totals(&self, days: &DaysOfRuns) -> Result<BTreeMap<EventDay, DayTotals>, RunError> {
-        let statement = day_totals(self.store.database(), self.view, &[days]);
-        let answer = patiently(|| self.store.answer(&statement, "TabSeparated")).await?;
+    async fn totals(&self, days: &DaysOfRuns) -> Result<Days, RunError> {
+        self.lines(&day_totals(self.store.database(), self.view, &[days])).await
+    }
+
+    async fn lines(&self, statement: &Statement) -> Result<Days, RunError> {
+        let answer = patiently(|| self.store.answer(statement, "TabSeparated")).await?;
         let lines = String::from_utf8_lossy(&answer.body);
         Ok(lines
             .lines()
@@ -242,6 +291,56 @@ fn cells([before, now]: &[Days; 2], max_change: f64) -> Result<String, String> {
         return Err(format!("{has} cells came out where the publication before has {had}"));
     }
     Ok(format!("{had} cells of these days before, {has} now"))
+}
+
+/// Whether each day's totals are the parent's and the speed layer's together. Sums are compared where all counts are equal: a repeat that
+/// only this run knows of takes its values with it.
+fn counted_by_speed(view: &View, [before, speed, now]: &[Days; 3], repeats: u64) -> Result<String, String> {
+    let columns = additive(view);
+    let counts: BTreeSet<String> = exact_sums(view).into_iter().collect();
+    let total = |days: &Days, day: &EventDay, at: usize| -> (f64, f64) {
+        let column = days.get(day).and_then(|day| day.columns.get(at));
+        column.map_or((0.0, 0.0), |(total, size)| (total.parse().unwrap_or(0.0), *size))
+    };
+    let days: BTreeSet<EventDay> = before.keys().chain(speed.keys()).chain(now.keys()).copied().collect();
+    let mut apart = 0_usize;
+    for day in &days {
+        let sides = |at: usize| {
+            let ((had, size), (more, large), (has, _)) =
+                (total(before, day, at), total(speed, day, at), total(now, day, at));
+            (had + more, has, size + large)
+        };
+        let all = || columns.iter().enumerate();
+        let differs = |column: &str, theirs: f64, ours: f64| {
+            Err(format!(
+                "of {} the speed layer and the publication before have {column} {theirs}, and this run has {ours}: `highwater reconcile` \
+                 tells more, and `--accept` publishes it all the same",
+                span(&BTreeSet::from([*day]))
+            ))
+        };
+        let mut equal = true;
+        for (at, column) in all().filter(|(_, column)| counts.contains(*column)) {
+            let (theirs, ours, _) = sides(at);
+            if theirs < ours || theirs - ours > float(repeats) {
+                return differs(column, theirs, ours);
+            }
+            equal &= theirs <= ours;
+        }
+        apart += usize::from(!equal);
+        for (at, column) in all().filter(|(_, column)| equal && !counts.contains(*column)) {
+            let (theirs, ours, size) = sides(at);
+            if (theirs - ours).abs() > size * ROUNDED {
+                return differs(column, theirs, ours);
+            }
+        }
+    }
+    Ok(match apart {
+        0 => format!("the speed layer counted the same on all {} days", days.len()),
+        _ => format!(
+            "the speed layer counted the same but for repeats on {apart} of {} days",
+            days.len()
+        ),
+    })
 }
 
 /// Whether a day is still the same one: a day that was published while it went on is another when it is over, and its nights differ from
@@ -363,6 +462,58 @@ mod tests {
         assert!(differs.contains("1970-01-02"), "{differs}");
         assert!(cells(&[had.clone(), days(&[(0, 5, 5.0), (1, 5, 5.0)])], 0.5).is_ok());
         assert!(cells(&[had, days(&[(0, 5, 5.0), (1, 4, 5.0)])], 0.5).is_err());
+    }
+
+    #[test]
+    fn the_speed_layer_may_count_repeats_and_nothing_else() {
+        let text = "[dataset.d]\nevent_time = \"at\"\nfields = { at = \"timestamp\", x = \"float64?\" }\n\
+                    [view.v]\ndataset = \"d\"\ngrain = \"1h\"\n[view.v.measures]\nall = \"count()\"\nxs = \"sum(x)\"\n";
+        let definitions = Definitions::parse([("d.toml", text)]).unwrap();
+        let view = &definitions.views[0];
+        let columns = additive(view);
+        let day = |count: f64, sum: f64| -> Days {
+            let value = |column: &String| match column.as_str() {
+                "_failed" => 0.0,
+                count_of if exact_sums(view).contains(column) && count_of.starts_with("all") => count,
+                other if other.ends_with("sum") => sum,
+                _ => 1.0,
+            };
+            let columns = columns
+                .iter()
+                .map(|column| (value(column).to_string(), value(column).abs()));
+            let day = DayTotals {
+                day: EventDay(0),
+                run: 0,
+                cells: 1,
+                columns: columns.collect(),
+            };
+            BTreeMap::from([(EventDay(0), day)])
+        };
+        let compare = |speed: (f64, f64), now: (f64, f64), repeats| {
+            let now = day(now.0, now.1);
+            let twice = |days: Days| -> Days {
+                // What is 1 in each part is 2 in all of it.
+                let double = |mut day: DayTotals| {
+                    for (text, size) in &mut day.columns {
+                        if *text == "1" {
+                            (*text, *size) = ("2".to_owned(), 2.0);
+                        }
+                    }
+                    day
+                };
+                days.into_iter().map(|(at, day)| (at, double(day))).collect()
+            };
+            counted_by_speed(view, &[day(10.0, 5.0), day(speed.0, speed.1), twice(now)], repeats)
+        };
+        assert!(compare((4.0, 2.5), (14.0, 7.5), 0).is_ok());
+        assert!(compare((6.0, 9.0), (14.0, 7.5), 2).is_ok(), "two repeats");
+        for (speed, repeats) in [((6.0, 2.5), 1), ((3.0, 2.5), 9), ((4.0, 2.6), 0)] {
+            let differs = compare(speed, (14.0, 7.5), repeats).unwrap_err();
+            assert!(
+                differs.contains("1970-01-01") && differs.contains("--accept"),
+                "{differs}"
+            );
+        }
     }
 
     #[test]

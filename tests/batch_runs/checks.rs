@@ -96,3 +96,43 @@ fn a_total_that_no_longer_is_what_it_was() -> anyhow::Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn a_row_that_the_speed_layer_has_and_the_archive_does_not() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let mut world = World::new(&server, log(40), "").await?;
+        let cancel = CancellationToken::new();
+        world.archive([16, 16], 1).await?;
+        let uncut = BTreeSet::new();
+        for number in [0, 1] {
+            world.speed(number, 24, &uncut).await?;
+        }
+        let sound = world.run(&["daily"], &Quiet, &cancel).await;
+        published(&sound);
+        let says = |reports: &[ViewReport]| {
+            let check = reports[0].checks.iter().find(|check| check.name == "speed");
+            check.map(|check| check.says.clone()).unwrap_or_default()
+        };
+        assert!(
+            says(&sound).starts_with("the speed layer counted the same on all"),
+            "{sound:?}"
+        );
+        let store = &world.batch.store;
+        let table = quote::table(
+            store.database(),
+            &shared_schemas::store::tables::speed_table_name(world.view("hourly")),
+        );
+        let more = format!(
+            "INSERT INTO {table} SELECT * REPLACE (delay__sum + 1 AS delay__sum, _next + 1 AS _next) FROM {table} FINAL"
+        );
+        store.execute("plant rows", &more).await?;
+        let why = failed(&world.run(&["hourly"], &Quiet, &cancel).await);
+        assert!(
+            why.contains("delay__sum") && why.contains("highwater reconcile"),
+            "{why}"
+        );
+        world.batch.accept = true;
+        published(&world.run(&["hourly"], &Quiet, &cancel).await);
+        Ok(())
+    })
+}

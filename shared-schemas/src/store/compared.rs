@@ -3,13 +3,14 @@
 //! For people and for a run's check of itself. Rows of a run never change, so days that both publications have from the same run
 //! are equal without being looked at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::quote::{identifier, table};
 use super::statement::Statement;
-use super::tables::{DAY_COLUMN, RUN_COLUMN, batch_table_name};
-use crate::handoff::{EventDay, RunId};
-use crate::plan::{CellKey, FAILED_COLUMN, key_fields};
+use super::tables::{DAY_COLUMN, RUN_COLUMN, TOPIC_COLUMN, batch_table_name, speed_table_name};
+use crate::dataset::PARTITION_COLUMN;
+use crate::handoff::{EventDay, Mark, Partition, RunId};
+use crate::plan::{CellKey, FAILED_COLUMN, START_COLUMN, WINDOW_COLUMN, key_fields};
 use crate::view::View;
 
 /// A day and the run that holds it.
@@ -39,6 +40,59 @@ pub fn day_totals(database: &str, view: &View, held: &[&DaysOfRuns]) -> Statemen
             "SELECT toInt32({day}) AS _d, {run} AS _r, count(){} FROM {} FINAL WHERE {rows} GROUP BY _d, _r ORDER BY _d, _r",
             totals.collect::<String>(),
             table(database, &batch_table_name(view)),
+        ),
+        parameters,
+        settings: settings(),
+    }
+}
+
+/// The statement that gives for each of those days one line as [`day_totals`] does, 0 as its run, of the speed layer's rows that count
+/// between the two marks of each partition. The later marks must be chunks' first offsets. Ask for `TabSeparated`.
+pub fn speed_totals(
+    database: &str,
+    view: &View,
+    marks: &BTreeMap<Partition, (Mark, Mark)>,
+    days: &BTreeSet<EventDay>,
+) -> Statement {
+    let mut parameters = Vec::new();
+    let mut add = |clickhouse_type: &str, value: String| {
+        let name = format!("p{}", parameters.len());
+        let sql = format!("{{{name}:{clickhouse_type}}}");
+        parameters.push((name, value));
+        sql
+    };
+    let start = identifier(START_COLUMN);
+    let of_partition = |(partition, (from, to)): (&Partition, &(Mark, Mark))| {
+        let topic = add("UInt128", partition.topic.0.to_string());
+        let number = add("UInt32", partition.number.to_string());
+        let (from, to) = (add("UInt64", from.0.0.to_string()), add("UInt64", to.0.0.to_string()));
+        format!(
+            "({} = {topic} AND {} = {number} AND {start} < {to} AND ({start} = {from} OR ({start} >= {from} AND \
+             {start} % {} = 0)))",
+            identifier(TOPIC_COLUMN),
+            identifier(PARTITION_COLUMN),
+            view.chunk,
+        )
+    };
+    let rows: Vec<_> = marks.iter().map(of_partition).collect();
+    let rows = if rows.is_empty() {
+        "0".to_owned()
+    } else {
+        rows.join(" OR ")
+    };
+    let days: Vec<_> = days.iter().map(|day| day.0.to_string()).collect();
+    let days = add("Array(Int32)", format!("[{}]", days.join(",")));
+    let totals = additive(view);
+    let totals = totals.iter().map(|column| {
+        let column = identifier(column);
+        format!(", sum({column}), sum(abs({column}))")
+    });
+    let day = format!("toInt32(toDate32({}))", identifier(WINDOW_COLUMN));
+    Statement {
+        sql: format!(
+            "SELECT {day} AS _d, 0, count(){} FROM {} FINAL WHERE has({days}, {day}) AND ({rows}) GROUP BY _d ORDER BY _d",
+            totals.collect::<String>(),
+            table(database, &speed_table_name(view)),
         ),
         parameters,
         settings: settings(),

@@ -68,7 +68,10 @@ fn wide(dataset: &Dataset, events: u64) -> Arc<MemTable> {
         fields.push(Arc::new(Field::new(TOPIC_COLUMN, DataType::Utf8, false)));
         RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
     };
-    let pieces: Vec<_> = (0..events).step_by(PIECE as usize).map(piece).collect();
+    let pieces: Vec<_> = (0..events)
+        .step_by(usize::try_from(PIECE).unwrap())
+        .map(piece)
+        .collect();
     Arc::new(MemTable::try_new(pieces[0].schema(), vec![pieces]).unwrap())
 }
 
