@@ -4,6 +4,7 @@
 //! - [`events`]: the events that are measured with
 //! - [`stages`]: what each stage does alone on one core
 //! - [`measures`]: what the states of measures cost that estimate
+//! - [`batch`]: the batch layer's computation beside other engines
 //! - [`site`], [`topic`], [`process`]: servers, topics and processes of the bench's own
 //! - [`bare`]: a consumer that throws messages away
 //! - [`passage`]: from Kafka to visible in ClickHouse
@@ -13,6 +14,7 @@
 //! - [`speed`]: all of it
 
 mod bare;
+pub(crate) mod batch;
 pub(crate) mod events;
 pub(crate) mod figure;
 mod freshness;

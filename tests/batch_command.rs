@@ -65,8 +65,28 @@ fn names_that_are_not_there_are_used_wrongly() -> anyhow::Result<()> {
             (code, stderr.trim()),
             (Some(1), "highwater: view `departures` has no publication")
         );
-        let (code, stdout, _) = site.run(&["batch", "list", "--output", "json"]).await?;
-        assert_eq!((code, stdout.trim()), (Some(0), "[]"));
+        for look in ["list", "show"] {
+            let (code, stdout, _) = site.run(&["batch", look, "--output", "json"]).await?;
+            assert_eq!((code, stdout.trim()), (Some(0), "[]"));
+        }
+        let diff = ["batch", "diff", "1", "2", "--view", "departures"];
+        let (code, _, stderr) = site.run(&diff).await?;
+        assert_eq!(code, Some(1));
+        assert!(stderr.contains("view `departures` has no publication 1"), "{stderr}");
+        let backwards = ["batch", "run", "--days", "2013-02-01..2013-01-31"];
+        let (code, _, stderr) = site.run(&backwards).await?;
+        assert_eq!(code, Some(2));
+        assert!(
+            stderr.contains("ends before it starts: write the earlier day first"),
+            "{stderr}"
+        );
+        let (code, stdout, stderr) = site.run(&["batch", "run", "--dry-run", "--output", "json"]).await?;
+        assert_eq!(code, Some(0), "{stderr}");
+        let planned: serde_json::Value = serde_json::from_str(&stdout)?;
+        assert_eq!(
+            (&planned[0]["computes"], &planned[0]["why"]),
+            (&false.into(), &"nothing is archived yet".into())
+        );
         anyhow::Ok(())
     })
 }

@@ -1,5 +1,7 @@
 //! Batch runs on a real archive and the real engine: what is published, and what becomes of it when others interfere.
 
+mod checks;
+mod choosing;
 mod reconciliation;
 mod world;
 

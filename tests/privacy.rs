@@ -6,6 +6,7 @@
 
 mod planted;
 mod search;
+mod spilled;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

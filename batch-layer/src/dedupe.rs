@@ -1,21 +1,13 @@
-//! Drops repeats, all of them: the first of each event stays.
+//! Drops what the speed layer knows to be a repeat, by the dataset's window: reconciliation tells with it which differences are that
+//! layer's nature, and which are none. The batch layer drops all repeats: `repeats`.
 //!
-//! Two events are the same when their `event_id` and event time are equal, and none where a part of the id is null. Of
-//! equal ones in a partition the lowest offset stays; of those that stay across partitions, the one with the lowest Kafka
-//! timestamp, then the lowest partition number, then the lowest topic id. Equal events have equal event times, so a day
-//! can be done without its neighbours.
-//!
-//! Beside it stands what the speed layer knows to be a repeat, by the dataset's window: reconciliation tells with it which
-//! differences are that layer's nature, and which are none.
-//!
-//! Both steps number sorted rows, which spills to disk; a hash of all ids would not.
+//! It looks back from each of sorted rows, which spills to disk; a hash of all ids would not.
 
 use std::time::Duration;
 
 use arrow::datatypes::DataType;
 use datafusion::common::{DataFusionError, Result, ScalarValue};
 use datafusion::functions_aggregate::min_max::max_udaf;
-use datafusion::functions_window::expr_fn::row_number;
 use datafusion::logical_expr::expr::{Sort, WindowFunction};
 use datafusion::logical_expr::{
     Expr, ExprFunctionExt, LogicalPlan, LogicalPlanBuilder, WindowFrame, WindowFrameBound, WindowFrameUnits,
@@ -23,19 +15,6 @@ use datafusion::logical_expr::{
 };
 use shared_schemas::dataset::{EVENT_TIME_COLUMN, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
 use shared_schemas::store::tables::TOPIC_COLUMN;
-
-/// The same events without repeats. What must not be counted has to be filtered out before: a repeat of an event that
-/// does not count is none.
-pub(crate) fn without_repeats(events: LogicalPlan, event_id: &[String]) -> Result<LogicalPlan> {
-    if event_id.is_empty() {
-        return Ok(events);
-    }
-    let identity: Vec<_> = event_id.iter().map(String::as_str).chain([EVENT_TIME_COLUMN]).collect();
-    let within_partition = [&identity[..], &[TOPIC_COLUMN, PARTITION_COLUMN]].concat();
-    let events = first_of(events, event_id, &within_partition, &[OFFSET_COLUMN])?;
-    let across = [KAFKA_TIME_COLUMN, PARTITION_COLUMN, TOPIC_COLUMN];
-    first_of(events, event_id, &identity, &across)
-}
 
 /// The same events without those that the speed layer knows to be repeats: the same event stands at a lower offset of the
 /// same partition, with a Kafka timestamp from `window` before this record's on. The earlier ones may be repeats too, and
@@ -70,26 +49,4 @@ pub(crate) fn without_known_repeats(events: LogicalPlan, event_id: &[String], wi
     let new = latest.clone().is_null().or(latest.lt(micros() - window));
     let kept = event_id.iter().fold(new, |kept, field| kept.or(ident(field).is_null()));
     marked.filter(kept)?.project(columns)?.build()
-}
-
-/// Of rows that are equal in `same`, the first by `order`; and all whose id is not whole.
-fn first_of(events: LogicalPlan, event_id: &[String], same: &[&str], order: &[&str]) -> Result<LogicalPlan> {
-    let columns: Vec<_> = events.schema().columns().into_iter().map(Expr::Column).collect();
-    let order: Vec<_> = order
-        .iter()
-        .map(|column| Sort::new(ident(*column), true, false))
-        .collect();
-    let number = row_number()
-        .partition_by(same.iter().map(|column| ident(*column)).collect())
-        .order_by(order)
-        .build()?;
-    let numbered = LogicalPlanBuilder::from(events).window([number])?;
-    let number = numbered.schema().columns().pop().map(Expr::Column);
-    let first = number
-        .ok_or_else(|| DataFusionError::Internal("a window without a column".to_owned()))?
-        .eq(lit(1_u64));
-    let kept = event_id
-        .iter()
-        .fold(first, |kept, field| kept.or(ident(field).is_null()));
-    numbered.filter(kept)?.project(columns)?.build()
 }

@@ -60,6 +60,20 @@ pub enum RunError {
     /// A definition that DataFusion can't plan after all, or a plan's rows that are none.
     #[error("the view's plan can't be run: {0}")]
     Plan(String),
+    /// There is no place for what exceeds the memory.
+    #[error("{} can't be used for what exceeds the memory: `batch.spill` names another folder", .place.display())]
+    Spill {
+        /// The folder that one was to be made in.
+        place: std::path::PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The same, for each view that waited for it.
+    #[error("{0}")]
+    Room(String),
+    /// What it computed does not fit to what it read, or to what was published before.
+    #[error("nothing was published: {0}")]
+    Suspect(String),
     /// Told to end.
     #[error("cancelled: nothing was published")]
     Cancelled,

@@ -39,6 +39,12 @@ impl Marks {
         self.all().iter().any(|(partition, mark)| *mark > before(partition))
     }
 
+    /// Goes nowhere: the parent's marks are kept.
+    pub(crate) fn stay(&mut self) {
+        self.settled.clone_from(&self.parent);
+        self.cuts.clear();
+    }
+
     /// Gives up the cuts of these partitions: their marks are then the settled ones.
     pub(crate) fn fall_back(&mut self, partitions: &BTreeSet<Partition>) {
         self.cuts.retain(|partition, _| !partitions.contains(partition));

@@ -34,6 +34,10 @@ pub enum Step {
         rows: u64,
         /// The day that it is at.
         at: Option<EventDay>,
+        /// Archived events of all these days that it is done with, about.
+        events: u64,
+        /// How many there are.
+        of: u64,
     },
     /// Its rows are written, and are counted in the store.
     Checks,
@@ -72,7 +76,14 @@ impl fmt::Display for Step {
                 "run {:032x}: {days} event days to compute from archive version {archive_version}, {cuts} cuts asked for",
                 run.0
             ),
-            Self::Computes { done, days, rows, .. } => write!(f, "{done} of {days} event days, {rows} cells"),
+            Self::Computes {
+                done,
+                days,
+                rows,
+                events,
+                of,
+                ..
+            } => write!(f, "{done} of {days} event days, {events} of {of} events, {rows} cells"),
             Self::Checks => write!(f, "counts what was written"),
             Self::Waits { cuts, left } => {
                 write!(

@@ -3,41 +3,38 @@
 //! The view's plan, on top of the archive without repeats. Which events count is said by offset, per partition; that is
 //! applied first, so that an event above the mark never takes the place of its copy below.
 //!
-//! Memory is bounded: beyond it, sorts and groups spill to a temporary folder, and cells come out as a stream.
+//! Memory is bounded: beyond it, groups and the ids of events spill to a folder of their own, and cells come out as a stream.
+//! `feed` reads the events once for all views that want the same ones; `counted` says which count; `room` is the memory.
+
+mod counted;
+pub(crate) mod feed;
+mod room;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::TableProvider;
-use datafusion::common::{Result, ScalarValue};
+use datafusion::common::{DataFusionError, Result, ScalarValue};
 use datafusion::datasource::provider_as_source;
-use datafusion::execution::SessionStateBuilder;
-use datafusion::execution::context::SessionContext;
-use datafusion::execution::memory_pool::FairSpillPool;
-use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, ident, lit};
-use datafusion::prelude::SessionConfig;
-use futures::stream::{BoxStream, StreamExt};
+use futures::stream::BoxStream;
 use shared_schemas::dataset::{Dataset, EVENT_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
 use shared_schemas::handoff::{EventDay, Mark, Offset, OffsetRange, OffsetSet, Partition, TopicId};
 use shared_schemas::plan::{CellKey, CellPlan};
 use shared_schemas::store::tables::TOPIC_COLUMN;
 use shared_schemas::view::{UTC, View};
 
-use crate::dedupe::{without_known_repeats, without_repeats};
+use self::feed::{Wanted, feed};
+pub use self::room::Room;
+use self::room::settled;
+use crate::dedupe::without_known_repeats;
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
-/// What a sort keeps aside to merge what it spilled: DataFusion's default, but no more than this part of all memory.
-const SPILL_RESERVE: usize = 10 << 20;
-const SPILL_RESERVE_PART: usize = 16;
-/// Each further core sorts and groups on its own, and needs room for it.
-const MEMORY_OF_A_CORE: usize = 128 << 20;
 
 /// A topic's incarnation as the archive's column `_topic` has it.
 pub fn topic_text(topic: TopicId) -> String {
@@ -61,11 +58,9 @@ pub fn below(marks: &BTreeMap<Partition, Mark>) -> BTreeMap<Partition, OffsetSet
 /// Computes cells of one view.
 #[derive(Clone)]
 pub struct Recompute {
-    session: SessionContext,
+    room: Room,
     plan: CellPlan,
-    event_id: Vec<String>,
-    /// Within which the speed layer knows repeats.
-    window: Duration,
+    dataset: Dataset,
 }
 
 impl Recompute {
@@ -74,7 +69,7 @@ impl Recompute {
     /// # Errors
     /// DataFusion's, where it cannot plan what the view's compiler let pass, or has no place to spill to.
     pub fn new(view: &View, dataset: &Dataset, memory: u64) -> Result<Self> {
-        Self::with_states(view, dataset, memory, CellKey::Cell)
+        Self::within(&Room::own(memory)?, view, dataset)
     }
 
     /// The same, but with only those states that the speed layer has too.
@@ -82,15 +77,22 @@ impl Recompute {
     /// # Errors
     /// DataFusion's, where it cannot plan what the view's compiler let pass, or has no place to spill to.
     pub(crate) fn of_both_layers(view: &View, dataset: &Dataset, memory: u64) -> Result<Self> {
-        Self::with_states(view, dataset, memory, CellKey::OneStart)
+        Self::with_states(&Room::own(memory)?, view, dataset, CellKey::OneStart)
     }
 
-    fn with_states(view: &View, dataset: &Dataset, memory: u64, key: CellKey) -> Result<Self> {
+    /// For a view over that dataset, in a memory that others may share.
+    ///
+    /// # Errors
+    /// DataFusion's, where it cannot plan what the view's compiler let pass.
+    pub fn within(room: &Room, view: &View, dataset: &Dataset) -> Result<Self> {
+        Self::with_states(room, view, dataset, CellKey::Cell)
+    }
+
+    fn with_states(room: &Room, view: &View, dataset: &Dataset, key: CellKey) -> Result<Self> {
         Ok(Self {
-            session: session(memory)?,
+            room: room.clone(),
             plan: CellPlan::new(view, dataset, key)?,
-            event_id: dataset.event_id.clone(),
-            window: dataset.dedupe_window,
+            dataset: dataset.clone(),
         })
     }
 
@@ -104,12 +106,16 @@ impl Recompute {
         days: &BTreeSet<EventDay>,
         counted: &BTreeMap<Partition, OffsetSet>,
     ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
-        let events = LogicalPlanBuilder::scan("events", provider_as_source(events), None)?
-            .filter(of_days(days))?
-            .filter(at_offsets(counted))?
-            .build()?;
-        self.run(self.plan.over(without_repeats(events, &self.event_id)?)?)
-            .await
+        let wanted = Wanted {
+            dataset: &self.dataset,
+            events,
+            days,
+            counted,
+            since: &BTreeSet::new(),
+        };
+        let cells = feed(&self.room, &[&self.plan], &wanted, &Arc::default()).await?;
+        let cells = cells.into_iter().next();
+        cells.ok_or_else(|| DataFusionError::Internal("a plan without cells".to_owned()))
     }
 
     /// The cells of those days as the speed layer counts the events at those offsets: without the repeats that it can
@@ -126,7 +132,7 @@ impl Recompute {
         let events = LogicalPlanBuilder::scan("events", provider_as_source(events), None)?
             .filter(of_days(days))?
             .build()?;
-        let events = without_known_repeats(events, &self.event_id, self.window)?;
+        let events = without_known_repeats(events, &self.dataset.event_id, self.dataset.dedupe_window)?;
         let events = LogicalPlanBuilder::from(events).filter(at_offsets(counted))?.build()?;
         self.run(self.plan.over(events)?).await
     }
@@ -138,44 +144,13 @@ impl Recompute {
 
     /// Runs a plan that gives cells.
     async fn run(&self, plan: LogicalPlan) -> Result<BoxStream<'static, Result<RecordBatch>>> {
-        let schema = Arc::clone(self.plan.schema());
-        let frame = self.session.execute_logical_plan(plan).await?;
-        let stream = frame.execute_stream().await?;
-        // DataFusion may think that a column could be null; that it is not is checked here.
-        let settled = move |batch: Result<RecordBatch>| {
-            let batch = batch?;
-            Ok(RecordBatch::try_new(Arc::clone(&schema), batch.columns().to_vec())?)
-        };
-        Ok(stream.map(settled).boxed())
+        let frame = self.room.session().execute_logical_plan(plan).await?;
+        Ok(settled(frame.execute_stream().await?, self.plan.schema()))
     }
 }
 
-/// A session that reads expressions as the view's compiler does, and keeps to its memory.
-fn session(memory: u64) -> Result<SessionContext> {
-    let memory = usize::try_from(memory).unwrap_or(usize::MAX);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut config = SessionConfig::new().with_target_partitions((memory / MEMORY_OF_A_CORE).clamp(1, cores));
-    let options = config.options_mut();
-    options.execution.time_zone = Some("+00:00".to_owned());
-    options.execution.skip_physical_aggregate_schema_check = true;
-    options.execution.sort_spill_reservation_bytes = SPILL_RESERVE.min(memory / SPILL_RESERVE_PART);
-    options.execution.parquet.schema_force_view_types = false;
-    options.sql_parser.enable_ident_normalization = false;
-    options.sql_parser.map_string_types_to_utf8view = false;
-    let runtime = RuntimeEnvBuilder::new()
-        .with_memory_pool(Arc::new(FairSpillPool::new(memory)))
-        .build_arc()?;
-    Ok(SessionContext::new_with_state(
-        SessionStateBuilder::new()
-            .with_config(config)
-            .with_runtime_env(runtime)
-            .with_default_features()
-            .build(),
-    ))
-}
-
 /// Whether an event's time lies in one of those days.
-fn of_days(days: &BTreeSet<EventDay>) -> Expr {
+pub(crate) fn of_days(days: &BTreeSet<EventDay>) -> Expr {
     let mut runs: Vec<(i64, i64)> = Vec::new();
     for day in days.iter().map(|day| i64::from(day.0)) {
         match runs.last_mut() {
@@ -195,7 +170,7 @@ fn of_days(days: &BTreeSet<EventDay>) -> Expr {
 }
 
 /// Whether an event's offset is one of its partition's.
-fn at_offsets(counted: &BTreeMap<Partition, OffsetSet>) -> Expr {
+pub(crate) fn at_offsets(counted: &BTreeMap<Partition, OffsetSet>) -> Expr {
     let offset = |offset: Offset| lit(i64::try_from(offset.0).unwrap_or(i64::MAX));
     let within = |range: &OffsetRange| {
         let column = || ident(OFFSET_COLUMN);

@@ -283,6 +283,8 @@ impl OfView<'_> {
                 days: days.len(),
                 rows: all.compared,
                 at: group.first().copied(),
+                events: ground.pinned.rows_of(&before(&days, &group)),
+                of: ground.pinned.rows_of(&days),
             };
             self.watcher.step(&self.view.name, &step);
             done += group.len();
@@ -513,4 +515,12 @@ fn computing(days: &BTreeSet<EventDay>, error: &datafusion::error::DataFusionErr
         days: span(days),
         why: reason(error),
     }
+}
+
+/// The days before a group of them.
+fn before(days: &BTreeSet<EventDay>, group: &BTreeSet<EventDay>) -> BTreeSet<EventDay> {
+    days.iter()
+        .take_while(|day| Some(*day) < group.first())
+        .copied()
+        .collect()
 }

@@ -3,11 +3,12 @@
 use serde::Serialize;
 use shared_schemas::handoff::{EventDay, Partition};
 
+use crate::checks::Check;
 use crate::recompute::topic_text;
-use crate::write::date;
+use crate::write::{Written, date};
 
 /// What a run of one view came to.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct ViewReport {
     /// The view.
     pub view: String,
@@ -36,17 +37,72 @@ pub struct ViewReport {
     pub rows: u64,
     /// For how many partitions the mark fell back to a chunk's boundary, since the speed layer was not ready at the cut.
     pub fell_back: usize,
+    /// How many archived events of these days were read, repeats too.
+    pub read: u64,
+    /// How many of them are repeats.
+    pub repeats: u64,
+    /// How many were counted: no repeats, and let pass by the view's filter.
+    pub counted: u64,
+    /// How many views were computed from one reading of the events; what went to disk is theirs together.
+    pub together: usize,
+    /// Bytes that exceeded the memory and went to disk.
+    pub spilled_bytes: u64,
+    /// Files that they went to.
+    pub spill_files: u64,
+    /// What it checked of itself.
+    pub checks: Vec<Check>,
+    /// How long each part took, in seconds.
+    pub stages: Stages,
     /// How long it took, in seconds.
     pub seconds: f64,
 }
 
+/// How long the parts of a run took, in seconds; of the last try, and waiting in all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Stages {
+    /// Reading facts and the archive's log, choosing marks.
+    pub choosing: f64,
+    /// Finding repeats.
+    pub repeats: f64,
+    /// Reading events, computing cells, writing them.
+    pub cells: f64,
+    /// Counting in the store what was written.
+    pub counting: f64,
+    /// Checking it against the archive's log and what was published before.
+    pub checking: f64,
+    /// Waiting for the speed layer at cuts.
+    pub waiting: f64,
+    /// Publishing, and reading back.
+    pub publishing: f64,
+}
+
+impl ViewReport {
+    /// What was computed last.
+    pub(crate) fn computed(&mut self, written: &Written) {
+        self.rows = written.totals.rows;
+        self.read = written.read;
+        self.repeats = written.repeats;
+        self.counted = written.passed;
+        self.together = written.together;
+        (self.spilled_bytes, self.spill_files) = written.spilled;
+        let [repeats, cells, counting] = written.took.map(|took| took.as_secs_f64());
+        self.stages = Stages {
+            repeats,
+            cells,
+            counting,
+            ..self.stages
+        };
+    }
+}
+
 /// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// A new publication answers.
     Published,
     /// No mark moved: what was published is still all that can be.
+    #[default]
     NothingToDo,
     /// It did not publish; the old publication stands.
     Failed,

@@ -7,38 +7,42 @@
 //! 4. wait for the cuts; where they are not ready in time, withdraw them and do 3 again up to the chunk boundaries
 //! 5. publish, read back; whoever finds another publication in its place withdraws its cuts and begins anew
 //!
-//! Views wait for their cuts side by side and compute one after the other, each with all the memory. A view that fails
-//! keeps its old publication, and the others go on.
+//! Views wait for their cuts side by side. Those of a dataset that compute from the same events do so together; apart from
+//! that one group computes after the other, each with all the memory. A view that fails keeps its old publication, and the
+//! others go on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 
 use futures::future::join_all;
 use shared_connections::log::{Kafka, LogError};
 use shared_connections::sentence;
-use shared_connections::store::{Cut, Origin, Store};
+use shared_connections::store::{Cut, Facts, Origin, Store, StoreError};
 use shared_schemas::config::Config;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::definitions::Definitions;
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{
-    ArchivedRange, ChunkSize, EventDay, Mark, Partition, Publication, PublicationNumber, RunId, dirty_days,
+    ArchivedRange, ChunkSize, EventDay, Mark, Partition, Publication, PublicationNumber, RunId,
 };
 use shared_schemas::view::View;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::archive::{Archive, ArchiveError, Pinned};
+use crate::archive::{Archive, Pinned};
+use crate::checks::Checked;
 use crate::error::RunError;
 use crate::lease::{Lease, LeaseError};
-use crate::marks::{Marks, choose};
+use crate::marks::Marks;
+use crate::planned::Choice;
 use crate::progress::{Step, Watcher};
 use crate::publish::{Place, Sent, Waited, send};
-use crate::recompute::{Recompute, below};
+use crate::recompute::below;
 use crate::report::{MarkMoved, Outcome, ViewReport, day_text};
 use crate::retry::patiently;
-use crate::write::Work;
+use crate::scope::Scope;
+use crate::together::{Request, Seat, Together, Turn};
 
 /// How often a view begins anew when others publish first.
 const TRIES: u32 = 5;
@@ -57,6 +61,10 @@ pub struct Batch {
     /// Whether marks go to the archive's end, also where that leaves less than a minute of events above a chunk's
     /// boundary. It costs a cut: some seconds for the speed layer to read again.
     pub to_end: bool,
+    /// Which event days are computed.
+    pub scope: Scope,
+    /// Whether totals may change by more than `batch.max_change`.
+    pub accept: bool,
 }
 
 /// Names that no definition has.
@@ -94,6 +102,8 @@ impl Batch {
             store,
             kafka,
             to_end: false,
+            scope: Scope::default(),
+            accept: false,
         })
     }
 
@@ -151,20 +161,51 @@ impl Batch {
         watcher: &dyn Watcher,
         cancel: &CancellationToken,
     ) -> Vec<ViewReport> {
-        // One at a time computes.
-        let turn = Semaphore::new(1);
-        let runs = views.iter().map(|(view, dataset)| {
+        let turn = Turn::new();
+        let mut datasets: Vec<Together<'_>> = Vec::new();
+        for (_, dataset) in views {
+            if !datasets.iter().any(|other| other.dataset().name == dataset.name) {
+                datasets.push(Together::new(self, dataset, watcher, &turn));
+            }
+        }
+        // The facts of all before any archive is pinned: what a publication rests on was archived before. And pinned once for
+        // all views, so that they can compute from the same events.
+        let facts = views.iter().map(|(view, _)| patiently(move || self.store.facts(view)));
+        let facts = cancel.run_until_cancelled(join_all(facts)).await;
+        let mut pins = BTreeMap::new();
+        for together in &datasets {
+            pins.insert(together.dataset().name.as_str(), self.pin(together.dataset()).await);
+        }
+        let facts = facts.map_or_else(
+            || views.iter().map(|_| None).collect(),
+            |all| all.into_iter().map(Some).collect::<Vec<_>>(),
+        );
+        let runs = views.iter().zip(facts).filter_map(|((view, dataset), facts)| {
+            let together = datasets
+                .iter()
+                .find(|together| together.dataset().name == dataset.name)?;
+            let first = facts.zip(pins.get(dataset.name.as_str()).cloned().flatten());
             let of_view = OfView {
                 batch: self,
                 view,
                 dataset,
-                turn: &turn,
+                seat: together.seat(),
+                first: Mutex::new(first),
                 watcher,
                 cancel,
             };
-            Box::pin(async move { of_view.report().await })
+            Some(Box::pin(async move { of_view.report().await }))
         });
-        join_all(runs).await
+        let runs: Vec<_> = runs.collect();
+        let computing = join_all(datasets.iter().map(Together::compute));
+        let (reports, _) = tokio::join!(join_all(runs), cancel.run_until_cancelled(computing));
+        reports
+    }
+
+    /// The archive's newest version; `None` where there is none, or it can't be read: then each view says so for itself.
+    async fn pin(&self, dataset: &Dataset) -> Option<Pinned> {
+        let archive = Archive::open(&self.config.archive, dataset).await.ok()??;
+        archive.pin().await.ok()
     }
 }
 
@@ -189,7 +230,9 @@ struct OfView<'a> {
     batch: &'a Batch,
     view: &'a View,
     dataset: &'a Dataset,
-    turn: &'a Semaphore,
+    seat: Seat<'a>,
+    /// For the first try: facts, and an archive that was pinned after they were read.
+    first: Mutex<Option<(Result<Facts, StoreError>, Pinned)>>,
     watcher: &'a dyn Watcher,
     cancel: &'a CancellationToken,
 }
@@ -206,18 +249,7 @@ impl OfView<'_> {
         let mut report = ViewReport {
             view: self.view.name.clone(),
             dataset: self.dataset.name.clone(),
-            result: Outcome::NothingToDo,
-            why: None,
-            publication: None,
-            run: None,
-            archive_version: None,
-            marks: Vec::new(),
-            days: 0,
-            first_day: None,
-            last_day: None,
-            rows: 0,
-            fell_back: 0,
-            seconds: 0.0,
+            ..ViewReport::default()
         };
         if let Err(error) = self.tries(&mut report).await {
             report.result = Outcome::Failed;
@@ -225,11 +257,23 @@ impl OfView<'_> {
         }
         report.seconds = began.elapsed().as_secs_f64();
         crate::report::record(&report);
+        self.keep(&report).await;
         report
     }
 
+    /// Keeps the report for people, as well as it can be done.
+    async fn keep(&self, report: &ViewReport) {
+        let run = report.run.as_deref().and_then(|run| u128::from_str_radix(run, 16).ok());
+        let text = serde_json::to_string(report);
+        if let (Some(run), Ok(text)) = (run, text)
+            && let Err(error) = self.batch.store.record_report(self.view, RunId(run), text).await
+        {
+            tracing::warn!(%error, view = self.view.name, "what the run came to could not be kept for `batch show`");
+        }
+    }
+
     async fn tries(&self, report: &mut ViewReport) -> Result<(), RunError> {
-        let Some(archive) = self.archive().await? else {
+        let Some(archive) = Archive::open(&self.batch.config.archive, self.dataset).await? else {
             report.why = Some("nothing is archived yet".to_owned());
             return Ok(());
         };
@@ -242,29 +286,30 @@ impl OfView<'_> {
         Err(RunError::Beaten { tries: TRIES })
     }
 
-    async fn archive(&self) -> Result<Option<Archive>, ArchiveError> {
-        Archive::open(&self.batch.config.archive, self.dataset).await
-    }
-
     async fn attempt(&self, archive: &Archive, report: &mut ViewReport) -> Result<Tried, RunError> {
         let store = &self.batch.store;
         let chunk = ChunkSize::new(self.dataset.chunk).map_err(|error| RunError::Plan(error.to_string()))?;
+        let began = Instant::now();
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
         let prepared = async {
             // The facts first: what a publication rests on was archived before.
-            let facts = patiently(|| store.facts(self.view)).await?;
-            let pinned = archive.pin().await?;
-            let marks = choose(&pinned, &facts, chunk, self.batch.to_end).await?;
-            Ok::<_, RunError>((facts, pinned, marks))
+            let (facts, pinned) = match first {
+                Some((facts, pinned)) => (facts?, pinned),
+                None => (patiently(|| store.facts(self.view)).await?, archive.pin().await?),
+            };
+            Choice::of(self.batch, self.dataset, facts, pinned).await
         };
-        let (facts, pinned, marks) = self.or_cancelled(prepared).await?;
-        let parent = facts.newest().map(|newest| newest.publication.clone());
-        report.archive_version = Some(pinned.version);
-        if !marks.move_on() {
-            report.why = Some(nothing_to_do(&marks, self.dataset, self.batch.to_end));
+        let choice = self.or_cancelled(prepared).await?;
+        report.archive_version = Some(choice.pinned.version);
+        report.stages.choosing = began.elapsed().as_secs_f64();
+        if let Some(why) = choice.nothing(self.batch, self.dataset) {
+            report.why = Some(why);
             return Ok(Tried::Done);
         }
+        let parent = choice.facts.newest().map(|newest| newest.publication.clone());
         let mut attempt = Attempt {
             run: self,
+            archive,
             place: Place {
                 store,
                 kafka: &self.batch.kafka,
@@ -274,9 +319,9 @@ impl OfView<'_> {
                 watcher: self.watcher,
             },
             parent,
-            ranges: pinned.ranges(),
-            pinned,
-            marks,
+            ranges: choice.ranges,
+            pinned: choice.pinned,
+            marks: choice.marks,
             asked: Vec::new(),
             report,
         };
@@ -302,22 +347,6 @@ impl OfView<'_> {
     }
 }
 
-fn nothing_to_do(marks: &Marks, dataset: &Dataset, to_end: bool) -> String {
-    if to_end {
-        "no mark moves: nothing more is archived".to_owned()
-    } else if marks.parent.is_empty() {
-        format!(
-            "the archive holds no full chunk of {} offsets yet, and less than a minute of events: `batch run --to-end` \
-             publishes what there is",
-            dataset.chunk
-        )
-    } else {
-        "no mark moves: the archive has no further chunk, and less than a minute of events above the marks: `batch run \
-         --to-end` publishes these too"
-            .to_owned()
-    }
-}
-
 /// Of each partition the last event day with an event below the mark.
 fn last_days(marks: &BTreeMap<Partition, Mark>, archived: &[ArchivedRange]) -> BTreeMap<Partition, EventDay> {
     let mut last: BTreeMap<Partition, EventDay> = BTreeMap::new();
@@ -333,6 +362,7 @@ fn last_days(marks: &BTreeMap<Partition, Mark>, archived: &[ArchivedRange]) -> B
 /// One try, from the marks chosen to the publication.
 struct Attempt<'a, 'b> {
     run: &'a OfView<'a>,
+    archive: &'a Archive,
     place: Place<'a>,
     parent: Option<Publication>,
     pinned: Pinned,
@@ -349,11 +379,9 @@ impl Attempt<'_, '_> {
         let mut id = run.or_cancelled(self.begin()).await?;
         run.or_cancelled(self.ask_for_cuts(id)).await?;
         let asked = Instant::now();
-        let recompute = Recompute::new(run.view, run.dataset, run.batch.config.batch.memory)
-            .map_err(|error| RunError::Plan(error.to_string()))?;
         loop {
             let marks = self.marks.all();
-            let dirty = dirty_days(&self.marks.parent, &marks, self.ranges.iter().copied());
+            let dirty = run.batch.scope.days(&self.marks, &self.ranges);
             let publication = Publication::of_run(self.parent.as_ref(), id, marks, &self.pinned.gaps, &dirty);
             let step = Step::Chosen {
                 archive_version: self.pinned.version,
@@ -362,20 +390,35 @@ impl Attempt<'_, '_> {
                 run: id,
             };
             run.watcher.step(&run.view.name, &step);
-            let work = Work {
+            let request = Request {
+                view: run.view.clone(),
+                pinned: self.pinned.clone(),
+                days: dirty.clone(),
+                counted: below(&publication.marks),
+                old: self.marks.parent.clone(),
+                run: id,
+            };
+            let written = run.or_cancelled(run.seat.compute(request)).await?;
+            self.report.computed(&written);
+            let began = Instant::now();
+            let checked = Checked {
                 store: &run.batch.store,
                 view: run.view,
-                recompute: &recompute,
+                archive: self.archive,
                 pinned: &self.pinned,
-                ranges: &self.ranges,
-                watcher: run.watcher,
+                parent: self.parent.as_ref(),
+                publication: &publication,
+                days: &dirty,
+                written: &written,
+                max_change: run.batch.config.batch.max_change,
+                accept: run.batch.accept,
             };
-            let written = async {
-                // Never closed: it is ours for as long as all views run.
-                let _turn = run.turn.acquire().await;
-                work.write(&dirty, &below(&publication.marks), id).await
-            };
-            let totals = run.or_cancelled(written).await?;
+            self.report.checks = run.or_cancelled(checked.checks()).await?;
+            self.report.stages.checking = began.elapsed().as_secs_f64();
+            if let Some(failed) = self.report.checks.iter().find(|check| !check.holds) {
+                return Err(RunError::Suspect(failed.says.clone()));
+            }
+            let began = Instant::now();
             let waited = async {
                 let cut_wait = run.batch.config.batch.cut_wait;
                 Ok(self
@@ -383,8 +426,11 @@ impl Attempt<'_, '_> {
                     .wait(&publication, self.marks.cuts(), asked, cut_wait)
                     .await?)
             };
-            match run.or_cancelled(waited).await? {
+            let waited = run.or_cancelled(waited).await?;
+            self.report.stages.waiting += began.elapsed().as_secs_f64();
+            match waited {
                 Waited::Publish => {
+                    let began = Instant::now();
                     let origin = Origin {
                         rules: Fingerprint::of_rules(run.dataset),
                         archive_version: self.pinned.version,
@@ -394,7 +440,8 @@ impl Attempt<'_, '_> {
                     if matches!(sent, Sent::Beaten) {
                         return Ok(Tried::StartOver);
                     }
-                    self.published(&publication, &dirty.iter().copied().collect::<Vec<_>>(), totals.rows);
+                    self.report.stages.publishing = began.elapsed().as_secs_f64();
+                    self.published(&publication, &dirty);
                     return Ok(Tried::Done);
                 }
                 Waited::StartOver => return Ok(Tried::StartOver),
@@ -404,7 +451,7 @@ impl Attempt<'_, '_> {
                     self.withdraw(|cut| behind.contains(&cut.partition)).await;
                     self.marks.fall_back(&behind);
                     self.report.fell_back += behind.len();
-                    if !self.marks.move_on() {
+                    if run.batch.scope == Scope::Dirty && !self.marks.move_on() {
                         self.report.why = Some(
                             "the speed layer was not ready at the cuts in time, and there is no further chunk boundary"
                                 .to_owned(),
@@ -419,8 +466,9 @@ impl Attempt<'_, '_> {
     }
 
     /// Says that a run was begun; its fresh id.
-    async fn begin(&self) -> Result<RunId, RunError> {
+    async fn begin(&mut self) -> Result<RunId, RunError> {
         let id = RunId(Uuid::now_v7().as_u128());
+        self.report.run = Some(format!("{:032x}", id.0));
         let parent = self
             .parent
             .as_ref()
@@ -462,7 +510,7 @@ impl Attempt<'_, '_> {
         }
     }
 
-    fn published(&mut self, publication: &Publication, days: &[EventDay], rows: u64) {
+    fn published(&mut self, publication: &Publication, days: &BTreeSet<EventDay>) {
         let number = publication.number;
         self.place
             .watcher
@@ -473,11 +521,9 @@ impl Attempt<'_, '_> {
         let report = &mut *self.report;
         report.result = Outcome::Published;
         report.publication = Some(number.0);
-        report.run = Some(format!("{:032x}", publication.run.0));
         report.marks = moved.collect();
         report.days = days.len();
         report.first_day = days.first().map(|day| day_text(*day));
         report.last_day = days.last().map(|day| day_text(*day));
-        report.rows = rows;
     }
 }

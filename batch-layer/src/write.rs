@@ -3,22 +3,31 @@
 //! Rows are a ReplacingMergeTree's under a fresh run id, so a block whose reply was lost is sent again as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, UInt64Type};
 use chrono::{Datelike, NaiveDate};
 use futures::TryStreamExt;
+use futures::future::join_all;
+use futures::stream::BoxStream;
 use shared_connections::sentence;
 use shared_connections::store::Store;
-use shared_schemas::handoff::{ArchivedRange, EventDay, OffsetSet, Partition, RunId};
+use shared_schemas::dataset::Dataset;
+use shared_schemas::handoff::{ArchivedRange, EventDay, Mark, Offset, OffsetSet, Partition, RunId};
+use shared_schemas::plan::{CellKey, CellPlan};
 use shared_schemas::store::check::{exact_sums, run_totals};
 use shared_schemas::store::{batch_rows, tables};
 use shared_schemas::view::View;
+use tokio::time::Instant;
 
 use crate::archive::Pinned;
 use crate::error::RunError;
 use crate::progress::{Step, Watcher};
-use crate::recompute::Recompute;
+use crate::recompute::Room;
+use crate::recompute::feed::{Told, Wanted, feed};
 use crate::retry::patiently;
 
 /// Cells of one insert: some MiB, so that a retry costs little and a part is worth its files.
@@ -28,14 +37,57 @@ const BLOCK_BYTES: usize = 32 << 20;
 /// Archived events, at most about so many, that are computed at a time: then progress is shown. A day is never divided.
 const EVENTS_AT_A_TIME: u64 = 4 << 20;
 
-/// What a run computes from, and where its rows go.
+/// How often progress is told while a group of days is computed.
+const TELLS: Duration = Duration::from_millis(200);
+
+/// What runs compute from, and where their rows go: views of one dataset over the same events.
 pub(crate) struct Work<'a> {
     pub(crate) store: &'a Store,
-    pub(crate) view: &'a View,
-    pub(crate) recompute: &'a Recompute,
+    pub(crate) dataset: &'a Dataset,
+    pub(crate) room: &'a Room,
     pub(crate) pinned: &'a Pinned,
     pub(crate) ranges: &'a [ArchivedRange],
+    pub(crate) counted: &'a BTreeMap<Partition, OffsetSet>,
     pub(crate) watcher: &'a dyn Watcher,
+}
+
+/// What one view wants of it.
+pub(crate) struct Job<'a> {
+    pub(crate) view: &'a View,
+    pub(crate) days: &'a BTreeSet<EventDay>,
+    pub(crate) run: RunId,
+    /// The marks of its parent: events from there on are new to it.
+    pub(crate) old: &'a BTreeMap<Partition, Mark>,
+}
+
+/// What a run has written, and from what.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Written {
+    pub(crate) totals: Totals,
+    /// Events at offsets that count, repeats too.
+    pub(crate) read: u64,
+    /// How many of them are repeats.
+    pub(crate) repeats: u64,
+    /// How many were counted: no repeats, and let pass by the view's filter.
+    pub(crate) passed: u64,
+    /// How many of those read lie from the old mark on, by partition.
+    pub(crate) new: BTreeMap<Partition, u64>,
+    /// Bytes and files that went to disk, for all views that were computed together.
+    pub(crate) spilled: (u64, u64),
+    /// How many views were computed together.
+    pub(crate) together: usize,
+    /// Looking for repeats; computing and writing cells; counting them in the store.
+    pub(crate) took: [Duration; 3],
+}
+
+/// A job on its way.
+struct InWork<'a> {
+    job: &'a Job<'a>,
+    plan: CellPlan,
+    columns: Vec<String>,
+    written: Written,
+    failed: Option<RunError>,
+    done: usize,
 }
 
 /// How many rows, and what their exact columns add up to.
@@ -104,93 +156,238 @@ fn sizes_of_rows(batch: &RecordBatch) -> Vec<usize> {
 }
 
 impl Work<'_> {
-    /// Computes the days over the events at those offsets, sends the rows, and counts them in the store.
-    ///
-    /// # Errors
-    /// A day that can't be computed, a store that does not take the rows or does not have them afterwards.
-    pub(crate) async fn write(
-        &self,
-        days: &BTreeSet<EventDay>,
-        counted: &BTreeMap<Partition, OffsetSet>,
-        run: RunId,
-    ) -> Result<Totals, RunError> {
-        let columns = exact_sums(self.view);
-        let mut totals = Totals::default();
-        let mut done = 0;
-        for group in groups(days, self.ranges) {
-            self.watcher.step(
-                &self.view.name,
-                &Step::Computes {
-                    done,
-                    days: days.len(),
-                    rows: totals.rows,
-                    at: group.first().copied(),
-                },
-            );
-            self.write_group(&group, counted, run, &columns, &mut totals).await?;
-            done += group.len();
+    /// Computes the days of each job over the events that count, sends the rows, and counts them in the store. Events of a day are
+    /// read once for all jobs that want the day. What fails for one job fails for no other, unless events can't be read.
+    pub(crate) async fn write(&self, jobs: &[Job<'_>]) -> Vec<Result<Written, RunError>> {
+        let prepared: Vec<_> = jobs.iter().map(|job| self.prepared(job, jobs.len())).collect();
+        let mut works = Vec::with_capacity(jobs.len());
+        let mut unplanned = BTreeMap::new();
+        for (at, prepared) in prepared.into_iter().enumerate() {
+            match prepared {
+                Ok(work) => works.push((at, work)),
+                Err(error) => {
+                    unplanned.insert(at, error);
+                }
+            }
         }
-        if let (Some(first), Some(last)) = (days.first(), days.last()) {
-            self.watcher.step(&self.view.name, &Step::Checks);
-            let statement = run_totals(self.store.database(), self.view, run, &(*first..=*last));
-            let answer = patiently(|| self.store.answer(&statement, "TabSeparated")).await?;
-            let found = String::from_utf8_lossy(&answer.body);
-            self.check(&totals, &columns, found.trim_end())?;
+        for group in shared_groups(jobs, self.ranges) {
+            let mut of_group: Vec<_> = works
+                .iter_mut()
+                .map(|(_, work)| work)
+                .filter(|work| work.failed.is_none() && group.is_subset(work.job.days))
+                .collect();
+            if !of_group.is_empty() {
+                self.write_group(&group, &mut of_group).await;
+            }
         }
-        Ok(totals)
+        for (_, work) in &mut works {
+            if work.failed.is_none() {
+                work.failed = self.count(work.job, &mut work.written, &work.columns).await.err();
+            }
+        }
+        let mut works = works.into_iter().map(|(_, work)| work);
+        let finished = (0..jobs.len()).filter_map(|at| match unplanned.remove(&at) {
+            Some(error) => Some(Err(error)),
+            None => works.next().map(|work| work.failed.map_or(Ok(work.written), Err)),
+        });
+        finished.collect()
     }
 
-    async fn write_group(
+    fn prepared<'b>(&self, job: &'b Job<'b>, together: usize) -> Result<InWork<'b>, RunError> {
+        let plan = CellPlan::new(job.view, self.dataset, CellKey::Cell);
+        Ok(InWork {
+            plan: plan.map_err(|error| RunError::Plan(error.to_string()))?,
+            columns: exact_sums(job.view),
+            job,
+            written: Written {
+                together,
+                ..Written::default()
+            },
+            failed: None,
+            done: 0,
+        })
+    }
+
+    /// Some days for all jobs that want them.
+    async fn write_group(&self, days: &BTreeSet<EventDay>, works: &mut [&mut InWork<'_>]) {
+        let began = Instant::now();
+        let told = Arc::new(Told::default());
+        let steps: Vec<_> = works
+            .iter()
+            .map(|work| (work.job, work.done, work.written.read, work.written.totals.rows))
+            .collect();
+        let tell = || {
+            for (job, done, read, rows) in &steps {
+                let of = self.pinned.rows_of(job.days);
+                let step = Step::Computes {
+                    done: *done,
+                    days: job.days.len(),
+                    rows: rows + told.cells.load(Ordering::Relaxed) / steps.len() as u64,
+                    at: days.first().copied(),
+                    events: (read + self.worked(&told)).min(of),
+                    of,
+                };
+                self.watcher.step(&job.view.name, &step);
+            }
+        };
+        let plans: Vec<_> = works.iter().map(|work| work.plan.clone()).collect();
+        let work = async {
+            let since = works
+                .iter()
+                .flat_map(|work| work.job.old)
+                .map(|(partition, mark)| (*partition, mark.0));
+            let wanted = Wanted {
+                dataset: self.dataset,
+                events: self.pinned.events(days),
+                days,
+                counted: self.counted,
+                since: &since
+                    .chain(self.counted.keys().map(|partition| (*partition, Offset(0))))
+                    .collect(),
+            };
+            match feed(self.room, &plans.iter().collect::<Vec<_>>(), &wanted, &told).await {
+                Ok(cells) => {
+                    let drained = works
+                        .iter_mut()
+                        .zip(cells)
+                        .map(|(work, cells)| self.drain(days, work, cells, &told));
+                    join_all(drained).await;
+                }
+                Err(error) => works
+                    .iter_mut()
+                    .for_each(|work| work.failed = Some(failed(days, &error))),
+            }
+        };
+        let mut ticks = tokio::time::interval(TELLS);
+        {
+            tokio::pin!(work);
+            loop {
+                tokio::select! {
+                    () = &mut work => break,
+                    _ = ticks.tick() => tell(),
+                }
+            }
+        }
+        let (passed, (bytes, files)) = (told.passed(), told.spilled());
+        for (work, passed) in works.iter_mut().zip(passed.into_iter().chain(std::iter::repeat(None))) {
+            let written = &mut work.written;
+            written.read += told.read();
+            written.repeats += told.repeats();
+            written.passed += passed.unwrap_or(told.read() - told.repeats());
+            for partition in self.counted.keys() {
+                let old = work.job.old.get(partition).map_or(Offset(0), |mark| mark.0);
+                *written.new.entry(*partition).or_default() += told.since(*partition, old);
+            }
+            written.spilled.0 += bytes;
+            written.spilled.1 += files;
+            written.took[0] += told.looked();
+            written.took[1] += began.elapsed().saturating_sub(told.looked());
+            work.done += days.len();
+        }
+    }
+
+    /// How many events were worked through: looked at for repeats, or read.
+    fn worked(&self, told: &Told) -> u64 {
+        if self.dataset.event_id.is_empty() {
+            told.read()
+        } else {
+            (told.looked_at() + told.read()) / 2
+        }
+    }
+
+    async fn drain(
         &self,
         days: &BTreeSet<EventDay>,
-        counted: &BTreeMap<Partition, OffsetSet>,
-        run: RunId,
-        columns: &[String],
-        totals: &mut Totals,
+        work: &mut InWork<'_>,
+        cells: BoxStream<'static, datafusion::error::Result<RecordBatch>>,
+        told: &Told,
+    ) {
+        if let Err(error) = self.insert_all(days, work, cells, told).await {
+            work.failed = Some(error);
+        }
+    }
+
+    async fn insert_all(
+        &self,
+        days: &BTreeSet<EventDay>,
+        work: &mut InWork<'_>,
+        mut cells: BoxStream<'static, datafusion::error::Result<RecordBatch>>,
+        told: &Told,
     ) -> Result<(), RunError> {
-        let failed = |why: String| RunError::Compute { days: span(days), why };
-        let events = self.pinned.events(days);
-        let of_plan = |error: datafusion::error::DataFusionError| failed(reason(&error));
-        let mut cells = self.recompute.cells(events, days, counted).await.map_err(of_plan)?;
         let mut block = Block::default();
-        while let Some(batch) = cells.try_next().await.map_err(of_plan)? {
-            totals.add(&batch, columns);
-            let batch = batch_rows(&batch, run).map_err(|error| RunError::Plan(error.to_string()))?;
+        while let Some(batch) = cells.try_next().await.map_err(|error| failed(days, &error))? {
+            work.written.totals.add(&batch, &work.columns);
+            told.cells.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+            let batch = batch_rows(&batch, work.job.run).map_err(|error| RunError::Plan(error.to_string()))?;
             let sizes = sizes_of_rows(&batch);
             let mut taken = block.fill(&batch, &sizes, 0);
             // A block takes one row at least, so this ends.
             while taken < sizes.len() {
-                self.insert(&block.batches).await?;
+                self.insert(work.job.view, &block.batches).await?;
                 block = Block::default();
                 taken = block.fill(&batch, &sizes, taken);
             }
         }
-        self.insert(&block.batches).await
+        self.insert(work.job.view, &block.batches).await
     }
 
-    async fn insert(&self, block: &[RecordBatch]) -> Result<(), RunError> {
-        let table = tables::batch_table_name(self.view);
+    async fn insert(&self, view: &View, block: &[RecordBatch]) -> Result<(), RunError> {
+        let table = tables::batch_table_name(view);
         Ok(patiently(|| self.store.insert(&table, block)).await?)
     }
 
-    fn check(&self, totals: &Totals, columns: &[String], found: &str) -> Result<(), RunError> {
-        let names = std::iter::once("rows").chain(columns.iter().map(String::as_str));
-        let written = std::iter::once(totals.rows.to_string());
-        // A run without a cell has no sums; the store's are 0 then.
-        let sums = (0..columns.len()).map(|at| totals.sums.get(at).copied().unwrap_or_default().to_string());
-        let mut fields = found.split('\t');
-        for (name, written) in names.zip(written.chain(sums)) {
-            let found = fields.next().unwrap_or_default();
-            if found != written {
-                return Err(RunError::Check {
-                    what: name.to_owned(),
-                    written,
-                    found: found.to_owned(),
-                });
-            }
-        }
+    /// Counts in the store what was written.
+    async fn count(&self, job: &Job<'_>, written: &mut Written, columns: &[String]) -> Result<(), RunError> {
+        let (Some(first), Some(last)) = (job.days.first(), job.days.last()) else {
+            return Ok(());
+        };
+        let began = Instant::now();
+        self.watcher.step(&job.view.name, &Step::Checks);
+        let statement = run_totals(self.store.database(), job.view, job.run, &(*first..=*last));
+        let answer = patiently(|| self.store.answer(&statement, "TabSeparated")).await?;
+        let found = String::from_utf8_lossy(&answer.body);
+        check(&written.totals, columns, found.trim_end())?;
+        written.took[2] += began.elapsed();
         Ok(())
     }
+}
+
+fn failed(days: &BTreeSet<EventDay>, error: &datafusion::error::DataFusionError) -> RunError {
+    RunError::Compute {
+        days: span(days),
+        why: reason(error),
+    }
+}
+
+fn check(totals: &Totals, columns: &[String], found: &str) -> Result<(), RunError> {
+    let names = std::iter::once("rows").chain(columns.iter().map(String::as_str));
+    let written = std::iter::once(totals.rows.to_string());
+    // A run without a cell has no sums; the store's are 0 then.
+    let sums = (0..columns.len()).map(|at| totals.sums.get(at).copied().unwrap_or_default().to_string());
+    let mut fields = found.split('\t');
+    for (name, written) in names.zip(written.chain(sums)) {
+        let found = fields.next().unwrap_or_default();
+        if found != written {
+            return Err(RunError::Check {
+                what: name.to_owned(),
+                written,
+                found: found.to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Days to be computed at a time, each for just those jobs that want it.
+fn shared_groups(jobs: &[Job<'_>], ranges: &[ArchivedRange]) -> Vec<BTreeSet<EventDay>> {
+    let mut wanted: BTreeMap<Vec<bool>, BTreeSet<EventDay>> = BTreeMap::new();
+    for day in jobs.iter().flat_map(|job| job.days) {
+        let by = jobs.iter().map(|job| job.days.contains(day)).collect();
+        wanted.entry(by).or_default().insert(*day);
+    }
+    let mut all: Vec<_> = wanted.values().flat_map(|days| groups(days, ranges)).collect();
+    all.sort_by_key(|group| group.first().copied());
+    all
 }
 
 /// Days to be computed at a time: of one month, which is a partition of the table, and not too many events.
@@ -243,6 +440,9 @@ pub(crate) fn span(days: &BTreeSet<EventDay>) -> String {
 /// What went wrong in a plan; the archive's own error, which names the file, where it was that.
 pub(crate) fn reason(error: &datafusion::error::DataFusionError) -> String {
     match error.find_root() {
+        datafusion::error::DataFusionError::ResourcesExhausted(what) => {
+            format!("the memory does not suffice, give `batch.memory` more: {what}")
+        }
         datafusion::error::DataFusionError::External(error) => sentence(&**error),
         root => sentence(root),
     }
@@ -250,8 +450,6 @@ pub(crate) fn reason(error: &datafusion::error::DataFusionError) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use arrow::array::{ArrayRef, BinaryArray, Int64Array};
     use shared_schemas::handoff::{Offset, TopicId};
 

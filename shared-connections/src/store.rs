@@ -9,6 +9,7 @@
 //! - [`facts`]: what a reader, a worker or a run reads before it decides
 //! - `isolate`: the rows of an insert that the server refuses, found by halving
 //! - [`record`]: what they write: progress, gaps, cuts, runs, publications, floors
+//! - `reports`: what batch runs came to, for people
 //! - [`freshness`]: how fresh the speed layer is, and which partitions are stuck, and why
 //! - [`truncation`]: logs that ended below what was read from them
 
@@ -19,6 +20,7 @@ pub mod freshness;
 mod isolate;
 pub mod ledger;
 pub mod record;
+mod reports;
 pub mod truncation;
 mod upgrade;
 

@@ -120,6 +120,10 @@ pub struct BatchConfig {
     pub cut_wait: Duration,
     /// Bytes for one run.
     pub memory: u64,
+    /// Where a run makes its folder for what exceeds the memory; `None`: in the system's folder for temporary files.
+    pub spill: Option<PathBuf>,
+    /// A larger change of a total than this share is not published without being accepted.
+    pub max_change: f64,
     /// How many publications can be restored, at least 2.
     pub keep_publications: u32,
 }
@@ -256,6 +260,8 @@ impl Config {
                 schedule: Schedule::default(),
                 cut_wait: Duration::ZERO,
                 memory: 0,
+                spill: None,
+                max_change: 1.0,
                 keep_publications: 0,
             },
             serve: ServeConfig { listen: nowhere },

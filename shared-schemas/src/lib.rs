@@ -6,6 +6,7 @@ pub mod decode;
 pub mod definitions;
 pub mod fingerprint;
 pub mod handoff;
+pub mod identity;
 pub mod measure;
 pub mod mistake;
 pub mod plan;

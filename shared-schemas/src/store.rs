@@ -9,10 +9,12 @@
 //! - [`rows`]: cells as Arrow rows of those tables
 //! - [`statement`]: the merging statement
 //! - [`check`]: what a run has written, counted before it is published
+//! - [`compared`]: what two publications hold, side by side
 //! - [`cells`]: what an answer is made of, for reconciliation
 
 pub mod cells;
 pub mod check;
+pub mod compared;
 pub mod quote;
 pub mod rows;
 pub mod statement;

@@ -14,7 +14,6 @@
 //! really holds.
 
 mod budget;
-mod identities;
 mod table;
 
 use std::sync::Arc;
@@ -22,17 +21,13 @@ use std::sync::Arc;
 use shared_schemas::dataset::Dataset;
 
 pub use budget::{Budget, FEWEST};
-pub use identities::{Identities, Occurrences};
+pub use shared_schemas::identity::{EventId, Identities, Occurrences};
 
 use budget::Part;
 use table::Table;
 
 /// Where memory is waited for, so many ids' is asked for at once.
 const AT_ONCE: usize = 64;
-
-/// An event's identity: a hash of its `event_id` and event time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct EventId(pub u128);
 
 /// What a filter says of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@ mod tables;
 
 use std::process::ExitCode;
 
-use highwater_batch::{Logs, Outcome, Selection, Unknown, Watcher, list, rollback};
+use highwater_batch::{DayRange, Logs, Outcome, Scope, Selection, Unknown, Watcher, diff, list, rollback, show};
 use shared_schemas::view::View;
 use tokio_util::sync::CancellationToken;
 
@@ -32,7 +32,9 @@ enum Command {
     /// before stands.
     #[command(after_help = "Examples:\n  \
         highwater batch run\n  \
+        highwater batch run --dry-run\n  \
         highwater batch run --to-end\n  \
+        highwater batch run --days 2013-01-01..2013-01-31\n  \
         highwater batch run --view departures --wait\n  \
         highwater batch run --dataset flights --output json")]
     Run {
@@ -45,6 +47,18 @@ enum Command {
         /// Up to the archive's end, also where that is less than a minute of events beyond the last full chunk
         #[arg(long)]
         to_end: bool,
+        /// Compute these event days again, at the published marks, which stay: one day, or the first and the last
+        #[arg(long, value_name = "A..B", conflicts_with_all = ["full", "to_end"])]
+        days: Option<DayRange>,
+        /// Compute all event days below the marks, not only those that got events
+        #[arg(long)]
+        full: bool,
+        /// Only say what would be computed, and why
+        #[arg(long)]
+        dry_run: bool,
+        /// Publish also where totals change by more than batch.max_change
+        #[arg(long)]
+        accept: bool,
         /// Wait while another run is under way, instead of failing
         #[arg(long)]
         wait: bool,
@@ -59,6 +73,38 @@ enum Command {
         /// Only this view; may be given several times
         #[arg(long, value_name = "NAME")]
         view: Vec<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show one publication: its marks, its days, what its run read, how long it took, and what it checked
+    #[command(after_help = "Examples:\n  \
+        highwater batch show\n  \
+        highwater batch show 3 --view departures\n  \
+        highwater batch show --output json")]
+    Show {
+        /// Its number; the one that answers if none is given
+        #[arg(value_name = "NUMBER")]
+        number: Option<u64>,
+        /// Only this view; may be given several times
+        #[arg(long, value_name = "NAME")]
+        view: Vec<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// What changed from one publication of a view to another: by day, and the first cells
+    #[command(after_help = "Examples:\n  \
+        highwater batch diff 3 4 --view departures\n  \
+        highwater batch diff 3 4 --view departures --output json")]
+    Diff {
+        /// The number of the first
+        #[arg(value_name = "A")]
+        from: u64,
+        /// The number of the second
+        #[arg(value_name = "B")]
+        to: u64,
+        /// The view
+        #[arg(long, value_name = "NAME")]
+        view: String,
         #[command(flatten)]
         output: Output,
     },
@@ -98,7 +144,22 @@ impl Batch {
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
         let (config, definitions) = place.join_with_keys()?;
         let mut batch = highwater_batch::Batch::new(config, definitions)?;
-        batch.to_end = matches!(self.command, Command::Run { to_end: true, .. });
+        if let Command::Run {
+            to_end,
+            days,
+            full,
+            accept,
+            ..
+        } = &self.command
+        {
+            batch.to_end = *to_end;
+            batch.accept = *accept;
+            batch.scope = match days {
+                Some(days) => Scope::Days(*days),
+                None if *full => Scope::Full,
+                None => Scope::Dirty,
+            };
+        }
         tokio::runtime::Runtime::new()?.block_on(async {
             let mut signals = Signals::listen()?;
             let cancel = CancellationToken::new();
@@ -132,6 +193,16 @@ impl Command {
         }
         let store = &batch.store;
         match self {
+            Self::Run {
+                dry_run: true, output, ..
+            } => {
+                let mut planned = Vec::new();
+                for of_view in batch.plan(&views).await {
+                    planned.push(of_view.map_err(anyhow::Error::msg)?);
+                }
+                output.print_text(&planned, |planned| tables::planned(planned))?;
+                Ok(ExitCode::SUCCESS)
+            }
             Self::Run { wait, output, .. } => {
                 let bars = Bars::new();
                 let lease = batch.lease("batch run", wait, &bars, cancel).await?;
@@ -148,6 +219,19 @@ impl Command {
                     listed.extend(list(store, view).await?);
                 }
                 output.print(&listed, |listed| tables::publications(listed))?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Show { number, output, .. } => {
+                let mut shown = Vec::new();
+                for (view, _) in &views {
+                    shown.extend(show(store, view, number).await?);
+                }
+                output.print_text(&shown, |shown| tables::shown(shown))?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Diff { from, to, output, .. } => {
+                let (view, _) = views.first().ok_or_else(|| anyhow::anyhow!("no view"))?;
+                output.print_text(&diff(store, view, from, to).await?, tables::differences)?;
                 Ok(ExitCode::SUCCESS)
             }
             Self::Rollback { to, wait, output, .. } => {
@@ -184,8 +268,8 @@ impl Command {
                 selection.views.clone_from(view);
                 selection.datasets.clone_from(dataset);
             }
-            Self::List { view, .. } => selection.views.clone_from(view),
-            Self::Rollback { view, .. } => selection.views.push(view.clone()),
+            Self::List { view, .. } | Self::Show { view, .. } => selection.views.clone_from(view),
+            Self::Rollback { view, .. } | Self::Diff { view, .. } => selection.views.push(view.clone()),
             Self::Schedule => {}
         }
         batch.selected(&selection)

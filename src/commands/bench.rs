@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Place;
 use super::output::Output;
 use crate::bench::speed::{self, Part, Settings};
-use crate::bench::{Figure, measures, stages};
+use crate::bench::{Figure, batch, measures, stages};
 use crate::signals::Signals;
 
 /// Measure how fast Highwater is on this machine
@@ -55,6 +55,20 @@ enum Name {
         #[command(flatten)]
         output: Output,
     },
+    /// The batch layer's computation, beside plain DataFusion, DuckDB and the ClickHouse engine over the same files
+    ///
+    /// Archives events in a temporary folder that is removed, and computes two views of them. DuckDB comes from PyPI into a folder of
+    /// the cache, once; an engine that can't be had is left out. Takes some minutes, both processors, and some GB of disk.
+    #[command(after_help = "Examples:\n  \
+        highwater bench batch\n  \
+        highwater bench batch --events 1000000 --output json")]
+    Batch {
+        /// How many events
+        #[arg(long, value_name = "N", default_value_t = EVENTS, value_parser = clap::value_parser!(u64).range(1000..))]
+        events: u64,
+        #[command(flatten)]
+        output: Output,
+    },
     /// What the states of distinct, quantiles, first and last cost, on one core, without Kafka and ClickHouse
     #[command(after_help = "Examples:\n  \
         highwater bench measures\n  \
@@ -72,6 +86,7 @@ enum Name {
 enum Task {
     Stages,
     Measures(Duration),
+    Batch(u64),
     Speed(Settings),
 }
 
@@ -119,6 +134,7 @@ impl Name {
     fn measure(self, place: &Place) -> (impl Future<Output = anyhow::Result<Vec<Figure>>>, Output) {
         let (task, output) = match self {
             Self::Stages { output } => (Task::Stages, output),
+            Self::Batch { events, output } => (Task::Batch(events), output),
             Self::Measures { quick, output } => (Task::Measures(if quick { QUICK_STAGE } else { MEASURE }), output),
             Self::Speed {
                 only,
@@ -146,6 +162,7 @@ impl Name {
         let measured = async move {
             match task {
                 Task::Speed(settings) => Box::pin(speed::figures(&settings)).await,
+                Task::Batch(events) => Box::pin(batch::figures(events)).await,
                 Task::Stages => tokio::task::spawn_blocking(|| stages::figures(STAGE)).await?,
                 Task::Measures(each) => tokio::task::spawn_blocking(move || measures::figures(each)).await?,
             }

@@ -12,7 +12,7 @@ use futures::TryStreamExt;
 use object_store::ObjectStore;
 use serde::Deserialize;
 use shared_schemas::dataset::{Dataset, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
-use shared_schemas::handoff::{ArchivedRange, EventDay, Offset, OffsetRange, OffsetSet, Partition};
+use shared_schemas::handoff::{ArchivedRange, EventDay, Mark, Offset, OffsetRange, OffsetSet, Partition};
 
 use super::columns::{DATE_COLUMN, TOPIC_COLUMN};
 use super::error::ArchiveError;
@@ -68,6 +68,26 @@ impl Pinned {
     /// What each file holds: its day, its partition and its lowest and highest offset.
     pub fn ranges(&self) -> Vec<ArchivedRange> {
         self.files.iter().map(|file| file.range).collect()
+    }
+
+    /// How many events are archived of these days.
+    pub fn rows_of(&self, days: &BTreeSet<EventDay>) -> u64 {
+        let files = self.files.iter().filter(|file| days.contains(&file.range.day));
+        files.map(|file| file.rows).sum()
+    }
+
+    /// About how many events are archived of these days below those marks: of a file that a mark goes through, its share by
+    /// offsets.
+    pub fn rows_below(&self, days: &BTreeSet<EventDay>, marks: &BTreeMap<Partition, Mark>) -> u64 {
+        let below = |file: &File| {
+            let range = file.range;
+            let mark = marks.get(&range.partition).map_or(0, |mark| mark.0.0);
+            let span = u128::from(range.last.0 - range.first.0) + 1;
+            let part = u128::from(mark.saturating_sub(range.first.0)).min(span);
+            u64::try_from(u128::from(file.rows) * part / span).unwrap_or(file.rows)
+        };
+        let files = self.files.iter().filter(|file| days.contains(&file.range.day));
+        files.map(below).sum()
     }
 
     /// By which rules the events were read: the fingerprint of each, and within which offsets there are events under it.

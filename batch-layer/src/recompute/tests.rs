@@ -1,5 +1,8 @@
 //! The oracle: events kept one by one as the design says, and the same plan over them.
 
+mod memory;
+mod same;
+
 use std::collections::BTreeMap;
 
 use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};

@@ -215,7 +215,15 @@ impl Reader<'_> {
     }
 
     fn batch(&mut self, whole: &Section<'_>, config: &mut Config) {
-        let keys = ["schedule", "time_zone", "cut_wait", "memory", "keep_publications"];
+        let keys = [
+            "schedule",
+            "time_zone",
+            "cut_wait",
+            "memory",
+            "spill",
+            "max_change",
+            "keep_publications",
+        ];
         let Some(section) = self.section(whole, "batch", &keys) else {
             return;
         };
@@ -244,6 +252,13 @@ impl Reader<'_> {
             "\"60s\"",
         );
         self.memory(&section, &mut batch.memory, "\"2GiB\"");
+        let folder = self.folder;
+        let example = "a folder, like `\"/var/tmp/highwater\"`";
+        self.parsed(&section, "spill", example, &mut batch.spill, |text| {
+            Ok((!text.is_empty()).then(|| folder.join(text)))
+        });
+        let example = "a share in percent, like `\"50%\"`";
+        self.parsed(&section, "max_change", example, &mut batch.max_change, units::share);
         if let Some(entry) = section.get("keep_publications")
             && let Some(keep) = entry.integer(2..=10_000, "7", &mut self.findings)
         {

@@ -261,6 +261,11 @@ impl State {
         self.column == Column::Count
     }
 
+    /// Whether values of it add up over cells.
+    pub fn is_additive(&self) -> bool {
+        self.merge == Merge::Sum
+    }
+
     /// Whether adding up in another order may give another value.
     pub fn is_rounded(&self) -> bool {
         self.merge == Merge::Sum && self.column == Column::Value(ValueType::Float64)

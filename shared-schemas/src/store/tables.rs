@@ -32,6 +32,8 @@ pub const GAPS: &str = "gaps";
 pub const CUTS: &str = "cuts";
 /// Batch runs that were begun.
 pub const RUNS: &str = "runs";
+/// What runs came to: for people, never for deciding.
+pub const RUN_REPORTS: &str = "run_reports";
 /// Publications.
 pub const PUBLICATIONS: &str = "publications";
 /// Floors.
@@ -187,6 +189,13 @@ pub fn control_tables() -> Vec<Table> {
         control(
             RUNS,
             "fingerprint String, run UInt128, parent UInt64, begun DateTime64(3, 'UTC') DEFAULT now64(3)",
+            "",
+            &["fingerprint", "run"],
+        ),
+        // The report is JSON, as `batch run --output json` shows it.
+        control(
+            RUN_REPORTS,
+            "fingerprint String, run UInt128, report String, told DateTime64(3, 'UTC') DEFAULT now64(3)",
             "",
             &["fingerprint", "run"],
         ),

@@ -1,7 +1,8 @@
 //! What runs and rollbacks came to, as tables for people.
 
 use highwater_batch::report::MarkMoved;
-use highwater_batch::{Listed, Outcome, RolledBack, ViewReport};
+use highwater_batch::report::Stages;
+use highwater_batch::{Differences, Listed, Outcome, Planned, RolledBack, Shown, ViewReport};
 
 fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
@@ -35,6 +36,9 @@ pub(super) fn reports(reports: &[ViewReport]) -> Vec<Vec<String>> {
             format!("{:.1}", report.seconds),
         ]);
         rows.extend(report.why.iter().map(|why| vec![String::new(), why.clone()]));
+        if published {
+            rows.push(vec![String::new(), worked(report)]);
+        }
         if report.fell_back > 0 {
             let why = format!(
                 "the speed layer was not ready at {} cuts: marked at the chunk before",
@@ -44,6 +48,84 @@ pub(super) fn reports(reports: &[ViewReport]) -> Vec<Vec<String>> {
         }
     }
     align_last(rows)
+}
+
+/// What a run read and how long each part took.
+fn worked(report: &ViewReport) -> String {
+    let ViewReport {
+        read,
+        repeats,
+        counted,
+        rows,
+        ..
+    } = report;
+    let mut text = format!("{read} events read, {repeats} repeats, {counted} counted, {rows} cells written");
+    if report.spilled_bytes > 0 {
+        let mib = report.spilled_bytes.div_ceil(1 << 20);
+        text.push_str(&format!(
+            "; {mib} MiB in {} files exceeded the memory",
+            report.spill_files
+        ));
+    }
+    if report.together > 1 {
+        text.push_str(&format!("; {} views from one reading", report.together));
+    }
+    let Stages {
+        choosing,
+        repeats,
+        cells,
+        counting,
+        checking,
+        waiting,
+        publishing,
+    } = report.stages;
+    let stages = [
+        ("choosing", choosing),
+        ("repeats", repeats),
+        ("cells", cells),
+        ("counting", counting),
+        ("checking", checking),
+        ("waiting", waiting),
+        ("publishing", publishing),
+    ];
+    let stages = stages.map(|(name, seconds)| format!("{name} {seconds:.1} s"));
+    format!("{text}; {}", stages.join(", "))
+}
+
+/// So many days are listed of those that would be computed.
+const DAYS: usize = 10;
+
+/// What a run would do, view by view.
+pub(super) fn planned(planned: &[Planned]) -> String {
+    let mut text = String::new();
+    for one in planned {
+        let does = if one.computes {
+            "would be computed"
+        } else {
+            "nothing to do"
+        };
+        text.push_str(&format!("{}  {does}: {}\n", one.view, one.why));
+        if !one.computes {
+            continue;
+        }
+        let days: Vec<_> = one.days.iter().take(DAYS).map(String::as_str).collect();
+        let more = one.days.len().saturating_sub(DAYS);
+        let more = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        text.push_str(&format!("  marks   {}\n", moved(&one.marks)));
+        if one.cuts > 0 {
+            text.push_str(&format!(
+                "  cuts    {}: the speed layer has to catch up there first\n",
+                one.cuts
+            ));
+        }
+        text.push_str(&format!("  events  {} archived of these days\n", one.events));
+        text.push_str(&format!("  days    {}{more}\n", days.join(" ")));
+    }
+    text
 }
 
 /// A cell that stands last in its row needs no room beside it: sentences would make their column as wide as they are.
@@ -140,4 +222,81 @@ pub(super) fn rolled_back(done: &RolledBack) -> String {
          marks  {}\n",
         moved(marks)
     )
+}
+
+/// One publication after the other, with what its run told.
+pub(super) fn shown(shown: &[Shown]) -> String {
+    let mut text = String::new();
+    for one in shown {
+        let rows = publications(std::slice::from_ref(&one.listed));
+        if let [head, values] = &rows[..] {
+            for (name, value) in head.iter().zip(values) {
+                text.push_str(&format!("{name:14}{value}\n"));
+            }
+        }
+        text.push_str(&format!("{:14}{}\n", "archive", one.listed.archive_version));
+        let Some(report) = &one.report else {
+            text.push_str("its run told nothing: it was killed, or made by an older build\n\n");
+            continue;
+        };
+        let number = |name: &str| report[name].as_u64().unwrap_or_default();
+        text.push_str(&format!(
+            "{:14}{} event days, {} events read, {} repeats, {} counted, {} cells written\n",
+            "computed",
+            number("days"),
+            number("read"),
+            number("repeats"),
+            number("counted"),
+            number("rows"),
+        ));
+        text.push_str(&format!(
+            "{:14}{:.1} s\n",
+            "took",
+            report["seconds"].as_f64().unwrap_or_default()
+        ));
+        for check in report["checks"].as_array().into_iter().flatten() {
+            let verdict = if check["holds"] == true { "holds" } else { "fails" };
+            let text_of = |name: &str| check[name].as_str().unwrap_or_default();
+            text.push_str(&format!(
+                "check         {} {verdict}: {}\n",
+                text_of("name"),
+                text_of("says")
+            ));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// What changed, day by day, then cell by cell.
+pub(super) fn differences(found: &Differences) -> String {
+    let Differences {
+        view,
+        from,
+        to,
+        same_days,
+        equal_days,
+        days,
+        cells,
+    } = found;
+    let mut text = format!(
+        "{view}: publications {from} and {to} share {same_days} event days; {equal_days} more have equal totals, {} differ\n",
+        days.len()
+    );
+    let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
+    for day in days {
+        for column in &day.columns {
+            let (from, to) = (value(&column.from), value(&column.to));
+            text.push_str(&format!("  {}  {}  {from} → {to}\n", day.day, column.column));
+        }
+    }
+    for cell in cells {
+        let names = cell.cell.iter().map(|(name, value)| format!("{name} {value}"));
+        text.push_str(&format!("  cell {}\n", names.collect::<Vec<_>>().join(", ")));
+        for column in &cell.columns {
+            let (from, to) = (value(&column.from), value(&column.to));
+            text.push_str(&format!("    {}  {from} → {to}\n", column.column));
+        }
+    }
+    text
 }

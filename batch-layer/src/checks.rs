@@ -1,0 +1,543 @@
+//! What a run checks of itself before it publishes.
+//!
+//! - **events**: of each partition as many events were read between the old mark and the new one as the archive's log says were
+//!   accepted there. Where the log's entries no longer tell, the statistics of the files do.
+//! - **counted**: what a plain `count()` of the view adds up to is what was read, less repeats and what its filter left out.
+//! - **cells**: no day that the parent holds comes out without a cell, nor all of them with far fewer: more events make more cells.
+//!   It holds for every kind of measure.
+//! - **totals**: what adds up changed, over the days that both have and whose events grew by no more than `batch.max_change`, about
+//!   as the number of events did. A larger change than that share needs `--accept`: it may be right, and somebody should look.
+//! - **speed**: over the offsets between the old marks and the new ones the speed layer counted the same, but for repeats that it
+//!   cannot know of. Where it has not counted them all, or a new mark lies inside a chunk, nothing is compared.
+//!
+//! The last two may be wrong about a run that is right: `--accept` publishes it all the same.
+//!
+//! The functions here that decide are pure; a failed check publishes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use shared_connections::store::Store;
+use shared_schemas::handoff::{ChunkSize, EventDay, Mark, OffsetRange, Partition, Publication};
+use shared_schemas::plan::FAILED_COLUMN;
+use shared_schemas::store::Statement;
+use shared_schemas::store::check::exact_sums;
+use shared_schemas::store::compared::{DaysOfRuns, additive, day_totals, speed_totals};
+use shared_schemas::view::View;
+
+use crate::archive::{Accounts, Archive, Pinned};
+use crate::error::RunError;
+use crate::retry::patiently;
+use crate::write::{Totals, Written, span};
+
+/// Sums of doubles, and decimals read as doubles, are equal within this part of their magnitudes.
+const ROUNDED: f64 = 1e-9;
+/// Over fewer events than these nothing is said of how totals change: a handful of them says nothing of the next.
+const FEWEST: u64 = 1000;
+
+/// A check and what it found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// Its name.
+    pub name: String,
+    /// Whether it holds.
+    pub holds: bool,
+    /// What was compared, or what differs.
+    pub says: String,
+}
+
+impl Check {
+    fn of(name: &str, found: Result<String, String>) -> Self {
+        Self {
+            name: name.to_owned(),
+            holds: found.is_ok(),
+            says: found.unwrap_or_else(|differs| differs),
+        }
+    }
+}
+
+/// What is checked.
+pub(crate) struct Checked<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) view: &'a View,
+    pub(crate) archive: &'a Archive,
+    pub(crate) pinned: &'a Pinned,
+    pub(crate) parent: Option<&'a Publication>,
+    pub(crate) publication: &'a Publication,
+    pub(crate) days: &'a BTreeSet<EventDay>,
+    pub(crate) written: &'a Written,
+    pub(crate) max_change: f64,
+    pub(crate) accept: bool,
+}
+
+impl Checked<'_> {
+    /// All checks.
+    ///
+    /// # Errors
+    /// Those of the archive's log and of the store.
+    pub(crate) async fn checks(&self) -> Result<Vec<Check>, RunError> {
+        let told = self.told().await?;
+        let mut checks = vec![
+            Check::of("events", events(&self.written.new, &told)),
+            Check::of("counted", counted(self.view, &self.written.totals, self.written.passed)),
+        ];
+        let accepted = |found: Result<String, String>| match found {
+            Err(differs) if self.accept => Ok(format!("accepted: {differs}")),
+            other => other,
+        };
+        checks.push(Check::of("speed", accepted(self.speed().await?)));
+        let Some(parent) = self.parent else {
+            return Ok(checks);
+        };
+        let same: DaysOfRuns = parent
+            .days
+            .iter()
+            .filter(|(day, _)| self.days.contains(day))
+            .map(|(day, run)| (*day, *run))
+            .collect();
+        if same.is_empty() {
+            return Ok(checks);
+        }
+        let now = same.keys().map(|day| (*day, self.publication.run)).collect();
+        let sides = [self.totals(&same).await?, self.totals(&now).await?];
+        checks.push(Check::of("cells", cells(&sides, self.max_change)));
+        let mut counts = [0, 0];
+        let mut sides = sides;
+        for day in same.keys() {
+            let of = BTreeSet::from([*day]);
+            let had = self.pinned.rows_below(&of, &parent.marks);
+            let has = self.pinned.rows_below(&of, &self.publication.marks);
+            if is_same(had, has, self.max_change) {
+                counts = [counts[0] + had, counts[1] + has];
+            } else {
+                sides.iter_mut().for_each(|side| {
+                    side.remove(day);
+                });
+            }
+        }
+        let changed = totals(&additive(self.view), &sides, counts, self.max_change);
+        checks.push(Check::of("totals", accepted(changed)));
+        Ok(checks)
+    }
+
+    /// What the speed layer counted between the marks, beside what is new in this run.
+    async fn speed(&self) -> Result<Result<String, String>, RunError> {
+        let chunk = ChunkSize::new(self.view.chunk).map_err(|error| RunError::Plan(error.to_string()))?;
+        let facts = patiently(|| self.store.facts(self.view)).await?;
+        let mut marks = BTreeMap::new();
+        for (partition, mark) in &self.publication.marks {
+            let old = self.parent.map_or(Mark::default(), |parent| parent.mark(*partition));
+            if old == *mark {
+                continue;
+            }
+            let coverage = facts.progress(*partition).coverage(old, chunk);
+            if coverage.covered < mark.0 || !coverage.gaps.is_empty() || !chunk.is_first(mark.0) {
+                return Ok(Ok(format!(
+                    "not looked at: of partition {} the speed layer has not counted whole chunks from {} to {}",
+                    partition.number, old.0.0, mark.0.0
+                )));
+            }
+            marks.insert(*partition, (old, *mark));
+        }
+        if marks.is_empty() {
+            return Ok(Ok("not looked at: no mark moves".to_owned()));
+        }
+        let held = self.parent.into_iter().flat_map(|parent| &parent.days);
+        let before: DaysOfRuns = held
+            .filter(|(day, _)| self.days.contains(day))
+            .map(|(day, run)| (*day, *run))
+            .collect();
+        let now = self.days.iter().map(|day| (*day, self.publication.run)).collect();
+        let statement = speed_totals(self.store.database(), self.view, &marks, self.days);
+        let speed = self.lines(&statement).await?;
+        let sides = [self.totals(&before).await?, speed, self.totals(&now).await?];
+        Ok(counted_by_speed(self.view, &sides, self.written.repeats))
+    }
+
+    /// How many events the archive says are between the old and the new marks.
+    async fn told(&self) -> Result<BTreeMap<Partition, (OffsetRange, u64)>, RunError> {
+        let old = |partition| self.parent.map_or(Mark::default(), |parent| parent.mark(partition));
+        let ranges: BTreeMap<_, _> = self
+            .publication
+            .marks
+            .iter()
+            .map(|(partition, mark)| {
+                let range = OffsetRange {
+                    from: old(*partition).0,
+                    to: mark.0,
+                };
+                (*partition, range)
+            })
+            .filter(|(_, range)| range.from < range.to)
+            .collect();
+        let from = ranges
+            .iter()
+            .map(|(partition, range)| (*partition, range.from))
+            .collect();
+        let accounts: Accounts = self.archive.accounts(self.pinned.version, &from).await?;
+        let mut told = BTreeMap::new();
+        for (partition, range) in ranges {
+            let lacking = self.pinned.gaps.get(&partition);
+            let lacking = lacking
+                .map(|gaps| gaps.within(range.from, range.to))
+                .unwrap_or_default();
+            let lacking: u64 = lacking.ranges().iter().map(|gap| gap.to.0 - gap.from.0).sum();
+            let events = match accounts.of(partition, range) {
+                // What was taken out of the archive afterwards is a gap that the log's entries do not know of.
+                Some(account) if account.gap == lacking => account.accepted(),
+                _ => self.pinned.events_within(partition, range).await?,
+            };
+            told.insert(partition, (range, events));
+        }
+        Ok(told)
+    }
+
+    async fn totals(&self, days: &DaysOfRuns) -> Result<Days, RunError> {
+        self.lines(&day_totals(self.store.database(), self.view, &[days])).await
+    }
+
+    async fn lines(&self, statement: &Statement) -> Result<Days, RunError> {
+        let answer = patiently(|| self.store.answer(statement, "TabSeparated")).await?;
+        let lines = String::from_utf8_lossy(&answer.body);
+        Ok(lines
+            .lines()
+            .filter_map(DayTotals::of)
+            .map(|one| (one.day, one))
+            .collect())
+    }
+}
+
+/// What a day's rows of a run come to.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct DayTotals {
+    pub(crate) day: EventDay,
+    pub(crate) run: u128,
+    pub(crate) cells: u64,
+    /// Of each column that adds up its total, as text, and the total of its magnitudes.
+    pub(crate) columns: Vec<(String, f64)>,
+}
+
+impl DayTotals {
+    /// Of a line of `day_totals`.
+    pub(crate) fn of(line: &str) -> Option<Self> {
+        let mut fields = line.split('\t');
+        let mut next = || fields.next();
+        let (day, run, cells) = (next()?, next()?, next()?);
+        let rest: Vec<_> = fields.collect();
+        Some(Self {
+            day: EventDay(day.parse().ok()?),
+            run: run.parse().ok()?,
+            cells: cells.parse().ok()?,
+            columns: rest
+                .chunks_exact(2)
+                .map(|pair| (pair[0].to_owned(), pair[1].parse().unwrap_or_default()))
+                .collect(),
+        })
+    }
+}
+
+fn events(read: &BTreeMap<Partition, u64>, told: &BTreeMap<Partition, (OffsetRange, u64)>) -> Result<String, String> {
+    let mut all = 0_u64;
+    for (partition, (OffsetRange { from, to }, events)) in told {
+        let read = read.get(partition).copied().unwrap_or_default();
+        if read != *events {
+            return Err(format!(
+                "partition {} has {events} events from offset {} to {} by the archive's log, and {read} were read",
+                partition.number, from.0, to.0
+            ));
+        }
+        all += events;
+    }
+    Ok(format!(
+        "all {all} events between the old marks and the new ones were read"
+    ))
+}
+
+fn counted(view: &View, totals: &Totals, passed: u64) -> Result<String, String> {
+    let columns = exact_sums(view);
+    let plain = view.states().find(|column| {
+        let aggregate = column.aggregate;
+        column.state.is_count() && aggregate.argument.is_none() && aggregate.condition.is_none()
+    });
+    let Some(plain) = plain else {
+        return Ok("the view has no plain count()".to_owned());
+    };
+    let sum = columns.iter().position(|column| *column == plain.name);
+    let sum = sum.and_then(|at| totals.sums.get(at)).copied().unwrap_or_default();
+    if sum == u128::from(passed) {
+        Ok(format!("{} adds up to the {passed} events that count", plain.measure))
+    } else {
+        Err(format!("{} adds up to {sum}, and {passed} events count", plain.measure))
+    }
+}
+
+type Days = BTreeMap<EventDay, DayTotals>;
+
+fn cells([before, now]: &[Days; 2], max_change: f64) -> Result<String, String> {
+    let of = |days: &Days| days.values().map(|day| day.cells).sum::<u64>();
+    let gone: BTreeSet<_> = before
+        .iter()
+        .filter(|(day, had)| had.cells > 0 && now.get(day).is_none_or(|has| has.cells == 0))
+        .map(|(day, _)| *day)
+        .collect();
+    if !gone.is_empty() {
+        return Err(format!(
+            "no cell came out of {}, which the publication before has cells of",
+            span(&gone)
+        ));
+    }
+    let (had, has) = (of(before), of(now));
+    if float(has) < float(had) * (1.0 - max_change) {
+        return Err(format!("{has} cells came out where the publication before has {had}"));
+    }
+    Ok(format!("{had} cells of these days before, {has} now"))
+}
+
+/// Whether each day's totals are the parent's and the speed layer's together. Sums are compared where all counts are equal: a repeat that
+/// only this run knows of takes its values with it.
+fn counted_by_speed(view: &View, [before, speed, now]: &[Days; 3], repeats: u64) -> Result<String, String> {
+    let columns = additive(view);
+    let counts: BTreeSet<String> = exact_sums(view).into_iter().collect();
+    let total = |days: &Days, day: &EventDay, at: usize| -> (f64, f64) {
+        let column = days.get(day).and_then(|day| day.columns.get(at));
+        column.map_or((0.0, 0.0), |(total, size)| (total.parse().unwrap_or(0.0), *size))
+    };
+    let days: BTreeSet<EventDay> = before.keys().chain(speed.keys()).chain(now.keys()).copied().collect();
+    let mut apart = 0_usize;
+    for day in &days {
+        let sides = |at: usize| {
+            let ((had, size), (more, large), (has, _)) =
+                (total(before, day, at), total(speed, day, at), total(now, day, at));
+            (had + more, has, size + large)
+        };
+        let all = || columns.iter().enumerate();
+        let differs = |column: &str, theirs: f64, ours: f64| {
+            Err(format!(
+                "of {} the speed layer and the publication before have {column} {theirs}, and this run has {ours}: `highwater reconcile` \
+                 tells more, and `--accept` publishes it all the same",
+                span(&BTreeSet::from([*day]))
+            ))
+        };
+        let mut equal = true;
+        for (at, column) in all().filter(|(_, column)| counts.contains(*column)) {
+            let (theirs, ours, _) = sides(at);
+            if theirs < ours || theirs - ours > float(repeats) {
+                return differs(column, theirs, ours);
+            }
+            equal &= theirs <= ours;
+        }
+        apart += usize::from(!equal);
+        for (at, column) in all().filter(|(_, column)| equal && !counts.contains(*column)) {
+            let (theirs, ours, size) = sides(at);
+            if (theirs - ours).abs() > size * ROUNDED {
+                return differs(column, theirs, ours);
+            }
+        }
+    }
+    Ok(match apart {
+        0 => format!("the speed layer counted the same on all {} days", days.len()),
+        _ => format!(
+            "the speed layer counted the same but for repeats on {apart} of {} days",
+            days.len()
+        ),
+    })
+}
+
+/// Whether a day is still the same one: a day that was published while it went on is another when it is over, and its nights differ from
+/// its noons.
+fn is_same(had: u64, has: u64, max_change: f64) -> bool {
+    float(has) <= float(had) * (1.0 + max_change)
+}
+
+/// Whether what adds up changed as the number of events did.
+fn totals(columns: &[String], [before, now]: &[Days; 2], events: [u64; 2], max_change: f64) -> Result<String, String> {
+    let [had, has] = events;
+    if had < FEWEST {
+        return Ok(format!(
+            "not looked at: the publication before has {had} events of these days"
+        ));
+    }
+    let more = float(has) / float(had);
+    let sum = |days: &Days, at: usize| -> (f64, f64) {
+        let of_day = |day: &DayTotals| {
+            day.columns
+                .get(at)
+                .map(|(total, size)| (total.parse().unwrap_or(0.0), *size))
+        };
+        days.values()
+            .filter_map(of_day)
+            .fold((0.0, 0.0), |(total, size), (more, large): (f64, f64)| {
+                (total + more, size + large)
+            })
+    };
+    for (at, column) in columns
+        .iter()
+        .enumerate()
+        .filter(|(_, column)| *column != FAILED_COLUMN)
+    {
+        let ((was, size), (is, _)) = (sum(before, at), sum(now, at));
+        let (expected, size) = (was * more, size * more);
+        if size > 0.0 && (is - expected).abs() > max_change * size {
+            return Err(format!(
+                "over the days that the publication before has, {column} goes from {was} to {is}, while their events go from {had} \
+                 to {has}: more than `batch.max_change`, and `--accept` publishes it all the same"
+            ));
+        }
+    }
+    Ok(format!(
+        "totals changed as the events of these days did, from {had} to {has}"
+    ))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shares of counts")]
+fn float(count: u64) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use shared_schemas::definitions::Definitions;
+    use shared_schemas::handoff::{Offset, TopicId};
+
+    use super::*;
+
+    fn days(all: &[(i32, u64, f64)]) -> Days {
+        let day = |(day, cells, total): &(i32, u64, f64)| DayTotals {
+            day: EventDay(*day),
+            run: 7,
+            cells: *cells,
+            columns: vec![("0".to_owned(), 0.0), (total.to_string(), total.abs())],
+        };
+        all.iter().map(|one| (EventDay(one.0), day(one))).collect()
+    }
+
+    #[test]
+    fn events_that_were_not_read_are_told() {
+        let partition = Partition {
+            topic: TopicId(1),
+            number: 3,
+        };
+        let range = OffsetRange {
+            from: Offset(8),
+            to: Offset(16),
+        };
+        let told = BTreeMap::from([(partition, (range, 7))]);
+        assert!(events(&BTreeMap::from([(partition, 7)]), &told).is_ok());
+        for read in [BTreeMap::from([(partition, 6)]), BTreeMap::new()] {
+            let differs = events(&read, &told).unwrap_err();
+            assert!(
+                differs.contains("partition 3 has 7 events from offset 8 to 16"),
+                "{differs}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_count_is_what_was_read() {
+        let text = "[dataset.d]\nevent_time = \"at\"\nfields = { at = \"timestamp\", x = \"int64?\" }\n\
+                    [view.v]\ndataset = \"d\"\ngrain = \"1h\"\n[view.v.measures]\nxs = \"count(x)\"\nall = \"count()\"\n";
+        let definitions = Definitions::parse([("d.toml", text)]).unwrap();
+        let view = &definitions.views[0];
+        assert_eq!(exact_sums(view).len(), 3, "failures and two counts");
+        let totals = |sums: [u128; 3]| Totals {
+            rows: 1,
+            sums: sums.to_vec(),
+        };
+        let at = exact_sums(view)
+            .iter()
+            .position(|column| column.starts_with("all"))
+            .unwrap();
+        let mut sums = [0, 4, 4];
+        sums[at] = 9;
+        assert!(counted(view, &totals(sums), 9).is_ok());
+        let differs = counted(view, &totals(sums), 10).unwrap_err();
+        assert_eq!(differs, "all adds up to 9, and 10 events count");
+    }
+
+    #[test]
+    fn days_and_cells_do_not_vanish() {
+        let had = days(&[(0, 10, 5.0), (1, 10, 5.0)]);
+        assert!(cells(&[had.clone(), days(&[(0, 10, 5.0), (1, 11, 5.0)])], 0.5).is_ok());
+        let differs = cells(&[had.clone(), days(&[(0, 30, 5.0)])], 0.5).unwrap_err();
+        assert!(differs.contains("1970-01-02"), "{differs}");
+        assert!(cells(&[had.clone(), days(&[(0, 5, 5.0), (1, 5, 5.0)])], 0.5).is_ok());
+        assert!(cells(&[had, days(&[(0, 5, 5.0), (1, 4, 5.0)])], 0.5).is_err());
+    }
+
+    #[test]
+    fn the_speed_layer_may_count_repeats_and_nothing_else() {
+        let text = "[dataset.d]\nevent_time = \"at\"\nfields = { at = \"timestamp\", x = \"float64?\" }\n\
+                    [view.v]\ndataset = \"d\"\ngrain = \"1h\"\n[view.v.measures]\nall = \"count()\"\nxs = \"sum(x)\"\n";
+        let definitions = Definitions::parse([("d.toml", text)]).unwrap();
+        let view = &definitions.views[0];
+        let columns = additive(view);
+        let day = |count: f64, sum: f64| -> Days {
+            let value = |column: &String| match column.as_str() {
+                "_failed" => 0.0,
+                count_of if exact_sums(view).contains(column) && count_of.starts_with("all") => count,
+                other if other.ends_with("sum") => sum,
+                _ => 1.0,
+            };
+            let columns = columns
+                .iter()
+                .map(|column| (value(column).to_string(), value(column).abs()));
+            let day = DayTotals {
+                day: EventDay(0),
+                run: 0,
+                cells: 1,
+                columns: columns.collect(),
+            };
+            BTreeMap::from([(EventDay(0), day)])
+        };
+        let compare = |speed: (f64, f64), now: (f64, f64), repeats| {
+            let now = day(now.0, now.1);
+            let twice = |days: Days| -> Days {
+                // What is 1 in each part is 2 in all of it.
+                let double = |mut day: DayTotals| {
+                    for (text, size) in &mut day.columns {
+                        if *text == "1" {
+                            (*text, *size) = ("2".to_owned(), 2.0);
+                        }
+                    }
+                    day
+                };
+                days.into_iter().map(|(at, day)| (at, double(day))).collect()
+            };
+            counted_by_speed(view, &[day(10.0, 5.0), day(speed.0, speed.1), twice(now)], repeats)
+        };
+        assert!(compare((4.0, 2.5), (14.0, 7.5), 0).is_ok());
+        assert!(compare((6.0, 9.0), (14.0, 7.5), 2).is_ok(), "two repeats");
+        for (speed, repeats) in [((6.0, 2.5), 1), ((3.0, 2.5), 9), ((4.0, 2.6), 0)] {
+            let differs = compare(speed, (14.0, 7.5), repeats).unwrap_err();
+            assert!(
+                differs.contains("1970-01-01") && differs.contains("--accept"),
+                "{differs}"
+            );
+        }
+    }
+
+    #[test]
+    fn totals_change_as_events_do() {
+        let columns = ["_failed".to_owned(), "paid__sum".to_owned()];
+        let find = |was: f64, is: f64, events: [u64; 2]| {
+            totals(&columns, &[days(&[(0, 1, was)]), days(&[(0, 1, is)])], events, 0.5)
+        };
+        assert!(find(1000.0, 1000.0, [2000, 2000]).is_ok());
+        assert!(find(1000.0, 10_000.0, [2000, 20_000]).is_ok(), "ten times the events");
+        assert!(find(-1000.0, -1400.0, [2000, 2000]).is_ok());
+        for (was, is, events) in [
+            (1000.0, 1501.0, [2000, 2000]),
+            (1000.0, 499.0, [2000, 2000]),
+            (1000.0, 2000.0, [2000, 20_000]),
+            (1000.0, -1000.0, [2000, 2000]),
+        ] {
+            let differs = find(was, is, events).unwrap_err();
+            assert!(
+                differs.contains("paid__sum") && differs.contains("--accept"),
+                "{differs}"
+            );
+        }
+        assert!(find(1.0, 1000.0, [999, 999]).is_ok(), "too few to say");
+        assert!(find(0.0, 1000.0, [2000, 2000]).is_ok(), "nothing to compare with");
+    }
+}

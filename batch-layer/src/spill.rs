@@ -1,0 +1,136 @@
+//! Where a computation puts what its memory does not hold: a folder of its own, which nobody else can look into.
+//!
+//! It lies in `batch.spill`, or in the system's folder for temporary files, and goes when the computation ends. What a killed
+//! process left behind is removed by the next computation: each folder holds a file that its owner keeps locked, and the
+//! system lets go of the lock however the owner ends.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// How such folders are called, before an id.
+pub const PREFIX: &str = "highwater-batch-";
+const LOCK: &str = "lock";
+
+/// A folder of one computation.
+#[derive(Debug)]
+pub struct Spill {
+    folder: PathBuf,
+    // Locked for as long as the folder is in use.
+    _lock: File,
+}
+
+impl Spill {
+    /// Makes one in `place`, and removes there what killed processes left behind; `None` is the system's folder for temporary
+    /// files.
+    ///
+    /// # Errors
+    /// A place where no folder can be made.
+    pub fn new(place: Option<&Path>) -> std::io::Result<Self> {
+        let place = place.map_or_else(std::env::temp_dir, Path::to_owned);
+        std::fs::create_dir_all(&place)?;
+        sweep(&place);
+        let id = uuid::Uuid::now_v7().simple().to_string();
+        // Under another name until it is locked: else a sweep could take it for one that was left behind.
+        let unlocked = place.join(format!(".{PREFIX}{id}"));
+        DirBuilder::new().mode(0o700).create(&unlocked)?;
+        let folder = place.join(format!("{PREFIX}{id}"));
+        let made = create(&unlocked.join(LOCK)).and_then(|lock| {
+            lock.lock()?;
+            std::fs::rename(&unlocked, &folder)?;
+            Ok(lock)
+        });
+        match made {
+            Ok(lock) => Ok(Self { folder, _lock: lock }),
+            Err(error) => {
+                // Nothing is in it yet.
+                let _ = std::fs::remove_dir_all(&unlocked);
+                Err(error)
+            }
+        }
+    }
+
+    /// The folder.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A new file in it, to be written and read again.
+    pub(crate) fn file(&self, name: &str) -> std::io::Result<File> {
+        create(&self.folder.join(name))
+    }
+}
+
+impl Drop for Spill {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
+            tracing::warn!(%error, folder = %self.folder.display(), "what was spilled to disk could not be removed: the next run tries again");
+        }
+    }
+}
+
+fn create(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Removes the folders whose owners are gone. What can't be looked at or removed is somebody else's, or goes next time.
+fn sweep(place: &Path) {
+    for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        let folder = entry.path();
+        let lock = OpenOptions::new().append(true).open(folder.join(LOCK));
+        if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
+            match std::fs::remove_dir_all(&folder) {
+                Ok(()) => tracing::info!(folder = %folder.display(), "removed what a killed run had spilled to disk"),
+                Err(error) => tracing::debug!(%error, folder = %folder.display(), "an old spill folder stays"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn folders(place: &Path) -> usize {
+        std::fs::read_dir(place).unwrap().count()
+    }
+
+    #[test]
+    fn it_is_ones_own_and_goes() {
+        let place = tempfile::TempDir::new().unwrap();
+        let place = place.path().join("deep/spill");
+        let one = Spill::new(Some(&place)).unwrap();
+        let mode = std::fs::metadata(one.folder()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let other = Spill::new(Some(&place)).unwrap();
+        assert_eq!(folders(&place), 2, "what is in use stays");
+        drop(one);
+        drop(other);
+        assert_eq!(folders(&place), 0);
+    }
+
+    #[test]
+    fn what_was_left_behind_goes_with_the_next() {
+        let place = tempfile::TempDir::new().unwrap();
+        let left = Spill::new(Some(place.path())).unwrap();
+        left.file("something").unwrap();
+        // As a kill leaves it: the lock is gone, the folder is not.
+        left._lock.unlock().unwrap();
+        std::mem::forget(left);
+        let other = place.path().join("highwater-batch-of-somebody");
+        std::fs::create_dir(&other).unwrap();
+        let next = Spill::new(Some(place.path())).unwrap();
+        assert_eq!(folders(place.path()), 2, "its own, and one without a lock");
+        assert!(other.exists() && next.folder().exists());
+    }
+}

@@ -1,0 +1,119 @@
+//! What a run computes is what was asked for, said before and shown afterwards.
+
+use highwater_batch::{Scope, ViewReport, diff, show};
+use shared_schemas::view::View;
+
+use super::world::{Quiet, World, log, partition};
+use super::*;
+
+async fn plan(world: &World, view: &str) -> anyhow::Result<highwater_batch::Planned> {
+    let view: &View = world.view(view);
+    let planned = world.batch.plan(&[(view, world.dataset())]).await;
+    let planned = planned.into_iter().next().expect("one view");
+    planned.map_err(anyhow::Error::msg)
+}
+
+fn marks(planned: &highwater_batch::Planned) -> Vec<(u64, u64)> {
+    planned.marks.iter().map(|moved| (moved.from, moved.to)).collect()
+}
+
+#[test]
+fn what_a_run_would_do_it_does() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let mut world = World::new(&server, log(40), "").await?;
+        let cancel = CancellationToken::new();
+        assert_eq!(plan(&world, "hourly").await?.why, "nothing is archived yet");
+        world.archive([16, 16], 1).await?;
+        let first = plan(&world, "hourly").await?;
+        assert!(first.computes && first.why.contains("first publication"), "{first:?}");
+        assert_eq!((marks(&first), first.publication), (vec![(0, 16), (0, 16)], None));
+        assert_eq!(first.days, ["2013-10-31", "2013-11-01"]);
+        let reports = world.run(&[], &Quiet, &cancel).await;
+        published(&reports);
+        for report in &reports {
+            assert_eq!(
+                (report.together, report.read),
+                (3, first.events),
+                "from one reading: {report:?}"
+            );
+            assert_eq!(report.days, first.days.len());
+            assert!(
+                report.checks.iter().all(|check| check.holds) && report.checks.len() == 2,
+                "{report:?}"
+            );
+        }
+        let kinds = &reports[2];
+        assert!(kinds.counted <= kinds.read - kinds.repeats, "{kinds:?}");
+        let idle = plan(&world, "hourly").await?;
+        assert!(!idle.computes && idle.days.is_empty(), "{idle:?}");
+
+        // Chosen days are computed at the published marks, whatever is archived above them.
+        world.archive([24, 24], 1).await?;
+        world.batch.scope = Scope::Days("2013-11-01".parse().map_err(anyhow::Error::msg)?);
+        let chosen = plan(&world, "hourly").await?;
+        assert_eq!(
+            (marks(&chosen), &chosen.days[..]),
+            (vec![(16, 16), (16, 16)], &["2013-11-01".to_owned()][..])
+        );
+        let again = world.run(&["hourly"], &Quiet, &cancel).await;
+        assert_eq!(published(&again)[0].0, Some(2));
+        let newest = world.newest("hourly").await?;
+        assert_eq!(newest.mark(partition(0)), Mark(Offset(16)));
+        assert_eq!(newest.days.values().filter(|run| **run == newest.run).count(), 1);
+        assert_eq!(world.answer().await?, world.truth([16, 16]));
+        assert_eq!(
+            again[0].checks.len(),
+            4,
+            "compared with the publication before: {again:?}"
+        );
+
+        world.batch.scope = Scope::Days("2014-01-01..2014-01-02".parse().map_err(anyhow::Error::msg)?);
+        let none = world.run(&["hourly"], &Quiet, &cancel).await;
+        assert_eq!(none[0].result, Outcome::NothingToDo, "{none:?}");
+
+        // And then all there is.
+        world.batch.scope = Scope::Full;
+        let full = world.run(&["hourly"], &Quiet, &cancel).await;
+        assert_eq!(published(&full)[0].0, Some(3));
+        let newest = world.newest("hourly").await?;
+        assert!(newest.days.values().all(|run| *run == newest.run), "{newest:?}");
+        assert_eq!(world.answer().await?, world.truth([24, 24]));
+        let once_more = world.run(&["hourly"], &Quiet, &cancel).await;
+        assert_eq!(published(&once_more)[0].0, Some(4), "also where no mark moves");
+        looked_back(&world, &full[0]).await
+    })
+}
+
+/// Publication 2 has the marks 16, publication 3 has 24, and 4 is the same again.
+async fn looked_back(world: &World, third: &ViewReport) -> anyhow::Result<()> {
+    let (store, view) = (&world.batch.store, world.view("hourly"));
+    let shown = show(store, view, Some(3)).await?.expect("it is there");
+    assert_eq!(shown.listed.number, 3);
+    let report = shown.report.expect("its run told");
+    assert_eq!(report, serde_json::to_value(third)?);
+    assert_eq!(show(store, view, None).await?.map(|shown| shown.listed.number), Some(4));
+    let unknown = show(store, view, Some(9)).await.unwrap_err().to_string();
+    assert!(unknown.contains("has no publication 9"), "{unknown}");
+
+    let same = diff(store, view, 3, 4).await?;
+    assert_eq!((same.same_days, same.equal_days), (0, 2), "computed again: {same:?}");
+    assert!(same.days.is_empty() && same.cells.is_empty(), "{same:?}");
+    let other = diff(store, view, 2, 3).await?;
+    assert!(!other.days.is_empty() && !other.cells.is_empty(), "{other:?}");
+    let flights = other.days.iter().flat_map(|day| &day.columns);
+    let flights: Vec<_> = flights.filter(|column| column.column == "flights__count").collect();
+    let total = |of: fn(&highwater_batch::diff::Changed) -> &Option<String>| -> u64 {
+        flights
+            .iter()
+            .filter_map(|column| of(column).as_ref()?.parse::<u64>().ok())
+            .sum()
+    };
+    assert!(total(|column| &column.to) > total(|column| &column.from), "{other:?}");
+    let cell = &other.cells[0];
+    assert!(
+        cell.cell.contains_key("_window") && cell.cell.contains_key("carrier"),
+        "{cell:?}"
+    );
+    assert!(cell.columns.iter().any(|column| column.from != column.to), "{cell:?}");
+    Ok(())
+}
