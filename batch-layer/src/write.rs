@@ -9,7 +9,7 @@ use arrow::datatypes::{DataType, UInt64Type};
 use chrono::{Datelike, NaiveDate};
 use futures::TryStreamExt;
 use shared_connections::sentence;
-use shared_connections::store::Store;
+use shared_connections::store::{Pace, Store};
 use shared_schemas::handoff::{ArchivedRange, EventDay, OffsetSet, Partition, RunId};
 use shared_schemas::store::check::{exact_sums, run_totals};
 use shared_schemas::store::{batch_rows, tables};
@@ -133,7 +133,7 @@ impl Work<'_> {
         if let (Some(first), Some(last)) = (days.first(), days.last()) {
             self.watcher.step(&self.view.name, &Step::Checks);
             let statement = run_totals(self.store.database(), self.view, run, &(*first..=*last));
-            let answer = patiently(|| self.store.answer(&statement, "TabSeparated")).await?;
+            let answer = patiently(|| self.store.answer_at_length(&statement, "TabSeparated", Pace::AT_LENGTH)).await?;
             let found = String::from_utf8_lossy(&answer.body);
             self.check(&totals, &columns, found.trim_end())?;
         }

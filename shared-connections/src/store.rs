@@ -10,6 +10,9 @@
 //! - `isolate`: the rows of an insert that the server refuses, found by halving
 //! - [`record`]: what they write: progress, gaps, cuts, runs, publications, floors
 //! - [`freshness`]: how fresh the speed layer is, and which partitions are stuck, and why
+//! - [`pace`]: how long a statement may take, and ending one that is given up
+//! - [`reports`]: reports of reconciliation, the newest few
+//! - [`rules`]: what the hashes of rules mean
 //! - [`truncation`]: logs that ended below what was read from them
 
 pub mod client;
@@ -18,7 +21,10 @@ pub mod facts;
 pub mod freshness;
 mod isolate;
 pub mod ledger;
+pub mod pace;
 pub mod record;
+pub mod reports;
+pub mod rules;
 pub mod truncation;
 mod upgrade;
 
@@ -28,5 +34,8 @@ pub use facts::{Cut, Facts, Published, Run};
 pub use freshness::{FreshnessOfPartition, PartitionState};
 pub use isolate::RefusedRow;
 pub use ledger::{Ledger, Unbalanced};
+pub use pace::Pace;
 pub use record::{Origin, ProgressRow};
+pub use reports::ReportRow;
+pub use rules::{RulesDiffer, RulesKnown};
 pub use truncation::Truncation;
