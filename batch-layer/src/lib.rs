@@ -13,6 +13,7 @@
 //! - [`lease`]: one run at a time
 //! - [`schedule`](Batch::schedule): runs by the clock
 //! - [`list`], [`rollback`]: what was published, and going back
+//! - [`repair`]: some days computed again at the published marks
 //! - [`reconcile`]: what the store answers from, beside a computation from the archive
 //! - [`progress`], [`report`]: what a run says on its way, and in the end
 //! - [`error`]: why a view was not published
@@ -27,6 +28,7 @@ pub mod progress;
 mod publish;
 pub mod recompute;
 pub mod reconcile;
+pub mod repair;
 pub mod report;
 mod retry;
 pub mod rollback;
@@ -38,6 +40,7 @@ pub use lease::{Lease, LeaseError};
 pub use list::{Listed, list};
 pub use progress::{Logs, Step, Watcher};
 pub use reconcile::{Reconciled, reconcile};
+pub use repair::{Repaired, repair};
 pub use report::{Outcome, ViewReport};
 pub use rollback::{RollbackError, RolledBack, rollback};
 pub use run::{Batch, Selection, Unknown};

@@ -151,7 +151,7 @@ impl Recompute {
 }
 
 /// A session that reads expressions as the view's compiler does, and keeps to its memory.
-fn session(memory: u64) -> Result<SessionContext> {
+pub(crate) fn session(memory: u64) -> Result<SessionContext> {
     let memory = usize::try_from(memory).unwrap_or(usize::MAX);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut config = SessionConfig::new().with_target_partitions((memory / MEMORY_OF_A_CORE).clamp(1, cores));
@@ -175,7 +175,7 @@ fn session(memory: u64) -> Result<SessionContext> {
 }
 
 /// Whether an event's time lies in one of those days.
-fn of_days(days: &BTreeSet<EventDay>) -> Expr {
+pub(crate) fn of_days(days: &BTreeSet<EventDay>) -> Expr {
     let mut runs: Vec<(i64, i64)> = Vec::new();
     for day in days.iter().map(|day| i64::from(day.0)) {
         match runs.last_mut() {
@@ -195,7 +195,7 @@ fn of_days(days: &BTreeSet<EventDay>) -> Expr {
 }
 
 /// Whether an event's offset is one of its partition's.
-fn at_offsets(counted: &BTreeMap<Partition, OffsetSet>) -> Expr {
+pub(crate) fn at_offsets(counted: &BTreeMap<Partition, OffsetSet>) -> Expr {
     let offset = |offset: Offset| lit(i64::try_from(offset.0).unwrap_or(i64::MAX));
     let within = |range: &OffsetRange| {
         let column = || ident(OFFSET_COLUMN);

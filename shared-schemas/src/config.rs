@@ -122,6 +122,8 @@ pub struct BatchConfig {
     pub memory: u64,
     /// How many publications can be restored, at least 2.
     pub keep_publications: u32,
+    /// Whether each run is followed by a reconciliation.
+    pub reconcile: bool,
 }
 
 /// The serving layer.
@@ -257,6 +259,7 @@ impl Config {
                 cut_wait: Duration::ZERO,
                 memory: 0,
                 keep_publications: 0,
+                reconcile: false,
             },
             serve: ServeConfig { listen: nowhere },
             metrics: MetricsConfig { listen: nowhere },

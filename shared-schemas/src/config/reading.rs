@@ -215,7 +215,14 @@ impl Reader<'_> {
     }
 
     fn batch(&mut self, whole: &Section<'_>, config: &mut Config) {
-        let keys = ["schedule", "time_zone", "cut_wait", "memory", "keep_publications"];
+        let keys = [
+            "schedule",
+            "time_zone",
+            "cut_wait",
+            "memory",
+            "keep_publications",
+            "reconcile",
+        ];
         let Some(section) = self.section(whole, "batch", &keys) else {
             return;
         };
@@ -248,6 +255,12 @@ impl Reader<'_> {
             && let Some(keep) = entry.integer(2..=10_000, "7", &mut self.findings)
         {
             batch.keep_publications = u32::try_from(keep).unwrap_or(u32::MAX);
+        }
+        if let Some(entry) = section.get("reconcile") {
+            match entry.value() {
+                DeValue::Boolean(reconcile) => batch.reconcile = *reconcile,
+                _ => entry.wrong_type("true or false", "false", &mut self.findings),
+            }
         }
     }
 
