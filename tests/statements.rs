@@ -172,6 +172,7 @@ async fn many_cells_with_states_are_answered_again_and_again() -> anyhow::Result
         publication: Some(&publication),
         starts: &starts,
         days: &days,
+        time: (MONTH, MONTH + i64::from(DAYS) * 86_400),
     };
     let held = cells.statement().expect("rows count");
     let pace = Pace {

@@ -17,6 +17,7 @@ mod explain;
 mod keep;
 mod ledgers;
 mod place;
+mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -24,12 +25,12 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use serde::Serialize;
 use shared_connections::sentence;
-use shared_connections::store::{Facts, Pace};
+use shared_connections::store::Facts;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::handoff::{ChunkSize, EventDay, Mark, Offset, OffsetSet, Partition, Publication, Start, counts};
 use shared_schemas::plan::MergePlan;
 use shared_schemas::store::Statement;
-use shared_schemas::store::cells::{HeldCells, highest_of_start, speed_days};
+use shared_schemas::store::cells::{highest_of_start, speed_days};
 use shared_schemas::view::View;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -343,30 +344,6 @@ impl OfView<'_> {
             .chain(published)
             .chain(of_speed.into_iter().map(EventDay))
             .collect())
-    }
-
-    async fn held(
-        &self,
-        ground: &Ground,
-        publication: Option<&Publication>,
-        days: &BTreeSet<EventDay>,
-        recompute: &Recompute,
-    ) -> Result<Cells, RunError> {
-        let starts = ground.starts();
-        let cells = HeldCells {
-            database: self.batch.store.database(),
-            view: self.view,
-            publication,
-            starts: &starts,
-            days,
-        };
-        let arrow_error = |error: arrow::error::ArrowError| RunError::Plan(error.to_string());
-        let Some(statement) = cells.statement() else {
-            return Cells::new(self.view, recompute.schema(), &[]).map_err(arrow_error);
-        };
-        let store = &self.batch.store;
-        let answer = patiently(|| store.answer_at_length(&statement, "ArrowStream", Pace::AT_LENGTH)).await?;
-        Cells::from_stream(self.view, recompute.schema(), &answer.body).map_err(arrow_error)
     }
 
     /// Every event at the compared offsets once, also where the speed layer has a gap.

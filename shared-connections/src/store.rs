@@ -11,7 +11,7 @@
 //! - [`record`]: what they write: progress, gaps, cuts, runs, publications, floors
 //! - [`freshness`]: how fresh the speed layer is, and which partitions are stuck, and why
 //! - [`pace`]: how long a statement may take, and ending one that is given up
-//! - [`reports`]: reports of reconciliation, the newest few
+//! - [`reconciliations`]: reports of reconciliation, the newest few
 //! - [`rules`]: what the hashes of rules mean
 //! - [`truncation`]: logs that ended below what was read from them
 
@@ -22,8 +22,8 @@ pub mod freshness;
 mod isolate;
 pub mod ledger;
 pub mod pace;
+pub mod reconciliations;
 pub mod record;
-pub mod reports;
 pub mod rules;
 pub mod truncation;
 mod upgrade;
@@ -35,7 +35,7 @@ pub use freshness::{FreshnessOfPartition, PartitionState};
 pub use isolate::RefusedRow;
 pub use ledger::{Ledger, Unbalanced};
 pub use pace::Pace;
+pub use reconciliations::ReconciliationRow;
 pub use record::{Origin, ProgressRow};
-pub use reports::ReportRow;
 pub use rules::{RulesDiffer, RulesKnown};
 pub use truncation::Truncation;

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use highwater_batch::reconcile::{Cause, Difference};
-use highwater_batch::{Reconciled, Selection, reconcile};
-use highwater_tests::clickhouse::ClickHouse;
-use shared_connections::store::ProgressRow;
-use shared_schemas::dataset::{Dataset, Undeclared};
+use highwater_batch::reconcile::{Cause, Difference, keep};
+use highwater_batch::{Reconciled, Selection, reconcile, repair};
+use highwater_tests::clickhouse::{ClickHouse, until};
+use shared_connections::store::reconciliations::RECONCILIATIONS_KEPT;
+use shared_connections::store::{ProgressRow, RulesDiffer};
+use shared_schemas::dataset::{Dataset, KeyCheck, Mask, Undeclared};
+use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{Offset, OffsetRange, Start};
 use shared_schemas::store::tables::{batch_table_name, speed_table_name};
 use tokio_util::sync::CancellationToken;
@@ -328,6 +330,37 @@ fn corrupted_batch_rows_are_found_with_their_run() -> anyhow::Result<()> {
     })
 }
 
+#[test]
+fn a_batch_row_that_stands_twice_is_found() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let world = world(&server, log(80)).await?;
+        counted(&world, [80, 80]).await?;
+        published(&world.run(&["hourly"], &Quiet, &CancellationToken::new()).await);
+        let store = &world.batch.store;
+        let into = format!("`{}`.`{}`", store.database(), batch_table_name(world.view("hourly")));
+        let double = format!(
+            "INSERT INTO {into} SELECT * REPLACE(_day + 1 AS _day) FROM {into} FINAL WHERE carrier = 'ZZ' AND \
+             _window = '2013-11-01 01:00:00' SETTINGS prefer_column_name_to_alias = 1"
+        );
+        store.execute("double rows", &double).await?;
+        let found = hourly(&world).await;
+        assert!(found.different > 0 && found.unexplained == found.different, "{found:?}");
+        for difference in found.differences.iter().filter(|one| one.measure == "flights") {
+            let too_many: Vec<_> = difference
+                .place
+                .iter()
+                .filter(|place| place.expected.is_none())
+                .collect();
+            assert_eq!((too_many.len(), too_many[0].layer), (1, "batch"), "{difference:?}");
+            assert!(
+                too_many[0].held.is_some() && too_many[0].run.is_some(),
+                "{difference:?}"
+            );
+        }
+        Ok(())
+    })
+}
+
 /// A worker's row that stands as of an earlier offset, though progress says more: the store lost the newer one.
 #[test]
 fn a_row_that_fell_back_is_narrowed_to_the_offsets_it_lacks() -> anyhow::Result<()> {
@@ -407,6 +440,115 @@ fn stated_bounds_are_looked_at() -> anyhow::Result<()> {
         let distance = of("distance").unwrap();
         assert_eq!((distance.of, distance.within), (Cause::Rounding, distance.cells));
         assert!(of("flights").is_none(), "counts state no bound");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_repair_computes_wrong_days_again_and_keeps_the_marks() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let world = world(&server, log(40)).await?;
+        counted(&world, [37, 30]).await?;
+        published(&world.run(&["hourly"], &Quiet, &CancellationToken::new()).await);
+        let before = world.newest("hourly").await?;
+        let change =
+            "UPDATE flights__count = flights__count + 1 WHERE carrier = 'ZZ' AND _window < '2013-11-01 02:00:00'";
+        alter(&world, &batch_table_name(world.view("hourly")), change).await?;
+        let found = hourly(&world).await;
+        assert!(found.unexplained > 0 && found.mendable.len() == 1, "{found:?}");
+        let repaired = repair(
+            &world.batch,
+            world.view("hourly"),
+            world.dataset(),
+            &found.mendable,
+            &Quiet,
+        )
+        .await?;
+        let repaired = repaired.unwrap();
+        assert_eq!(repaired.days, ["2013-11-01"]);
+        let after = world.newest("hourly").await?;
+        assert_eq!(
+            (after.marks.clone(), after.number.0),
+            (before.marks.clone(), before.number.0 + 1)
+        );
+        for (day, run) in &after.days {
+            let is_new = *run != before.days[day];
+            assert_eq!(is_new, found.mendable.contains(day), "{day:?}");
+        }
+        let mended = hourly(&world).await;
+        assert!(mended.is_sound() && mended.different == 0, "{mended:?}");
+        // Nothing is mended where nothing is published.
+        let never = repair(
+            &world.batch,
+            world.view("daily"),
+            world.dataset(),
+            &found.mendable,
+            &Quiet,
+        )
+        .await?;
+        assert_eq!(never, None);
+        Ok(())
+    })
+}
+
+#[test]
+fn reports_are_kept_and_can_be_read_again() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let world = world(&server, log(40)).await?;
+        counted(&world, [37, 30]).await?;
+        let lose = "DELETE WHERE _partition = 0 AND _start = 32 AND carrier = 'AA'";
+        alter(&world, &speed_table_name(world.view("hourly")), lose).await?;
+        let found = hourly(&world).await;
+        let store = &world.batch.store;
+        let mut ids = Vec::new();
+        for _ in 0..RECONCILIATIONS_KEPT + 2 {
+            ids.push(keep(&world.batch, std::slice::from_ref(&found)).await?);
+        }
+        let newest = ids.last().unwrap();
+        let report = store.reconciliation(newest).await?;
+        assert_eq!(report.len(), 1);
+        assert_eq!((report[0].sound, report[0].unexplained), (false, found.unexplained));
+        let document: serde_json::Value = serde_json::from_str(&report[0].document)?;
+        let difference = &document["differences"][0];
+        assert_eq!(
+            (&difference["cause"], &difference["place"][0]["start"]),
+            (&"unexplained".into(), &32.into())
+        );
+        assert!(difference["events"][0]["values"]["carrier"] == "AA", "{difference}");
+        for text in [
+            "# hourly: something is wrong",
+            "partition 0 from offset 32 on",
+            "carrier=AA",
+            "| unexplained |",
+        ] {
+            assert!(report[0].page.contains(text), "{text}: {}", report[0].page);
+        }
+        // The oldest go; ClickHouse takes its time.
+        let count = async || anyhow::Ok(store.reconciliations().await?.len().to_string());
+        until(count, |count| count == RECONCILIATIONS_KEPT.to_string()).await?;
+        assert!(store.reconciliation(&ids[0]).await?.is_empty());
+        Ok(())
+    })
+}
+
+/// Another key of a mask is named as such.
+#[test]
+fn another_key_is_named() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let world = world(&server, log(24)).await?;
+        let text = |key: &[u8; 8]| {
+            let mut dataset = world.dataset().clone();
+            let carrier = dataset.fields.iter_mut().find(|field| field.name == "carrier").unwrap();
+            carrier.mask = Some(Mask::Hash { key: "KEY".to_owned() });
+            dataset.privacy.key_checks.insert("KEY".to_owned(), KeyCheck(*key));
+            dataset
+        };
+        let (old, new, other) = (text(b"old key!"), text(b"new key!"), world.dataset().clone());
+        world.batch.store.record_rules(&[old.clone(), new.clone()]).await?;
+        let known = world.batch.store.rules().await?;
+        let rules = |dataset: &Dataset| Fingerprint::of_rules(dataset).to_string();
+        assert_eq!(known.differ(&rules(&old), &rules(&new)), Some(RulesDiffer::ByKeys));
+        assert_eq!(known.differ(&rules(&old), &rules(&other)), Some(RulesDiffer::Otherwise));
         Ok(())
     })
 }

@@ -92,7 +92,7 @@ impl Cells {
     }
 
     /// Cells as the store sends them: the columns brought to the plan's types.
-    pub(crate) fn from_stream(view: &View, schema: &SchemaRef, body: &[u8]) -> Result<Self, ArrowError> {
+    pub(crate) fn read(view: &View, schema: &SchemaRef, body: &[u8]) -> Result<Vec<RecordBatch>, ArrowError> {
         let layers = Field::new(LAYERS_COLUMN, DataType::UInt8, false).into();
         let all: Vec<FieldRef> = schema.fields().iter().cloned().chain([layers]).collect();
         let all = SchemaRef::new(Schema::new(all));
@@ -112,7 +112,7 @@ impl Cells {
             }
             batches.push(RecordBatch::try_new(SchemaRef::clone(&all), columns)?);
         }
-        Self::new(view, schema, &batches)
+        Ok(batches)
     }
 
     /// The row of a cell.

@@ -8,7 +8,7 @@ use shared_connections::store::{Pace, RulesDiffer, RulesKnown};
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{ChunkSize, EventDay, Offset, OffsetRange, OffsetSet, Partition, Publication};
 use shared_schemas::plan::{CellKey, MergePlan};
-use shared_schemas::store::cells::HeldCells;
+use shared_schemas::store::cells::{HeldCells, times_of};
 
 use super::cause::Proof;
 use super::classes::{Classes, EventCell, Places};
@@ -133,7 +133,9 @@ impl OfView<'_> {
             view: self.view,
             publication: of.publication,
             starts: &starts,
-            days: &days,
+            // A row of a wrong day counts too.
+            days: of.days,
+            time: times_of(of.days).unwrap_or_default(),
         };
         let parts = match cells.parts(window) {
             Some(statement) => {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use shared_connections::store::{ReportRow, StoreError};
+use shared_connections::store::{ReconciliationRow, StoreError};
 use shared_schemas::dataset::Dataset;
 use shared_schemas::view::View;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +30,7 @@ pub async fn keep(batch: &Batch, all: &[Reconciled]) -> Result<String, StoreErro
             let mut kept = one.clone();
             kept.differences.truncate(KEPT);
             kept.ledgers.differences.truncate(KEPT);
-            ReportRow {
+            ReconciliationRow {
                 id: id.clone(),
                 view: one.view.clone(),
                 at,
@@ -44,7 +44,7 @@ pub async fn keep(batch: &Batch, all: &[Reconciled]) -> Result<String, StoreErro
             }
         })
         .collect();
-    patiently(|| batch.store.record_report(&rows)).await?;
+    patiently(|| batch.store.record_reconciliation(&rows)).await?;
     Ok(id)
 }
 

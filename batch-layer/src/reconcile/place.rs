@@ -234,6 +234,8 @@ impl Narrow<'_> {
         if !batch.is_empty() || !of_batch.is_empty() {
             rows.push((of_batch.first().copied(), batch, None));
         }
+        // There is to be one at most.
+        rows.extend(of_batch.iter().skip(1).map(|part| (Some(*part), Vec::new(), None)));
         let mut starts: BTreeMap<(u32, Start), (Option<&'e Part>, Events<'e>)> = BTreeMap::new();
         for part in parts().filter(|part| part.run.is_none()) {
             starts.entry((part.partition, Start(Offset(part.start)))).or_default().0 = Some(part);

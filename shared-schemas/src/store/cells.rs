@@ -58,6 +58,15 @@ pub struct HeldCells<'a> {
     pub starts: &'a BTreeMap<Partition, (Mark, Start)>,
     /// The event days.
     pub days: &'a BTreeSet<EventDay>,
+    /// Windows that begin within: from, and before, in seconds since 1970. All of those days, or a part of that.
+    pub time: (i64, i64),
+}
+
+/// From the first day's beginning to the last one's end, in seconds since 1970; `None` without days.
+pub fn times_of(days: &BTreeSet<EventDay>) -> Option<(i64, i64)> {
+    let (first, last) = days.first().zip(days.last())?;
+    let begin = |day: i64| day * SECONDS_PER_DAY;
+    Some((begin(i64::from(first.0)), begin(i64::from(last.0) + 1)))
 }
 
 impl HeldCells<'_> {
@@ -210,12 +219,24 @@ impl HeldCells<'_> {
             format!("({run_column} = {run} AND {day_column} IN arrayMap(day -> toDate32(day), {days}))")
         });
         let runs: Vec<_> = runs.collect();
-        (!runs.is_empty()).then(|| runs.join(" OR "))
+        if runs.is_empty() {
+            return None;
+        }
+        let runs = runs.join(" OR ");
+        // A row whose window is not of its day is wrong, and is to be seen.
+        let is_all = times_of(self.days) == Some(self.time);
+        Some(if is_all {
+            runs
+        } else {
+            format!("{} AND ({runs})", self.within(parameters))
+        })
     }
 
     /// Which speed rows count.
     fn speed(&self, parameters: &mut Parameters) -> Option<String> {
-        let (first, last) = self.days.first().zip(self.days.last())?;
+        if self.days.is_empty() {
+            return None;
+        }
         let start = identifier(START_COLUMN);
         let starts = self.starts.iter().filter(|(_, (mark, upto))| *upto > mark.start());
         let starts: Vec<_> = starts
@@ -237,15 +258,21 @@ impl HeldCells<'_> {
             return None;
         }
         let window = identifier(WINDOW_COLUMN);
-        let from = parameters.add("Int64", i64::from(first.0) * SECONDS_PER_DAY);
-        let to = parameters.add("Int64", (i64::from(last.0) + 1) * SECONDS_PER_DAY);
         let days: Vec<_> = self.days.iter().map(|day| day.0).collect();
         let days = parameters.add("Array(Int32)", list(&days));
         Some(format!(
-            "{window} >= toDateTime64({from}, 0, 'UTC') AND {window} < toDateTime64({to}, 0, 'UTC') AND \
-             toDate32({window}) IN arrayMap(day -> toDate32(day), {days}) AND ({})",
+            "{} AND toDate32({window}) IN arrayMap(day -> toDate32(day), {days}) AND ({})",
+            self.within(parameters),
             starts.join(" OR "),
         ))
+    }
+
+    /// Whether a window begins in the time that is asked for.
+    fn within(&self, parameters: &mut Parameters) -> String {
+        let window = identifier(WINDOW_COLUMN);
+        let (from, to) = self.time;
+        let [from, to] = [from, to].map(|second| parameters.add("Int64", second));
+        format!("{window} >= toDateTime64({from}, 0, 'UTC') AND {window} < toDateTime64({to}, 0, 'UTC')")
     }
 
     fn runs(&self) -> BTreeMap<RunId, Vec<i32>> {

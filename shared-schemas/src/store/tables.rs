@@ -39,7 +39,7 @@ pub const FLOORS: &str = "floors";
 /// Logs that ended below what was read from them.
 pub const TRUNCATIONS: &str = "truncations";
 /// Table of reports of reconciliation.
-pub const REPORTS: &str = "reports";
+pub const RECONCILIATIONS: &str = "reconciliations";
 /// Table of what the hashes of rules mean.
 pub const RULES: &str = "rules";
 /// How fresh the speed layer is: for people and for waiting, never for deciding what counts.
@@ -219,7 +219,7 @@ pub fn control_tables() -> Vec<Table> {
             &["_topic", "_partition", "end", "next"],
         ),
         control(
-            REPORTS,
+            RECONCILIATIONS,
             "id String, view String, at DateTime64(3, 'UTC'), sound Bool, compared UInt64, different UInt64, \
              unexplained UInt64, document String, page String",
             "",

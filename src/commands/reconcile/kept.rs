@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use chrono::{DateTime, SecondsFormat};
 use serde::Serialize;
-use shared_connections::store::{ReportRow, Store};
+use shared_connections::store::{ReconciliationRow, Store};
 
 use super::super::output::{Output, columns};
 
@@ -24,7 +24,7 @@ struct Line {
 
 /// The newest reports, one line for each view.
 pub(super) async fn list(store: &Store, output: Output) -> anyhow::Result<ExitCode> {
-    let reports = store.reports().await?;
+    let reports = store.reconciliations().await?;
     let lines: Vec<_> = reports.into_iter().map(line).collect();
     output.print_text(&lines, |lines| {
         let head = [
@@ -61,7 +61,7 @@ pub(super) enum Form {
 
 /// One report: all of its views.
 pub(super) async fn show(store: &Store, id: &str, form: Form) -> anyhow::Result<ExitCode> {
-    let mut rows = store.report(id).await?;
+    let mut rows = store.reconciliation(id).await?;
     let Some(newest) = rows.first().map(|row| row.id.clone()) else {
         anyhow::bail!("there is no report `{id}`: `highwater reconcile list` shows those that are kept");
     };
@@ -85,7 +85,7 @@ pub(super) async fn show(store: &Store, id: &str, form: Form) -> anyhow::Result<
     Ok(ExitCode::SUCCESS)
 }
 
-fn line(row: ReportRow) -> Line {
+fn line(row: ReconciliationRow) -> Line {
     let at = DateTime::from_timestamp_millis(row.at).unwrap_or_default();
     Line {
         id: row.id,

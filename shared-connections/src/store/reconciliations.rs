@@ -2,17 +2,17 @@
 
 use clickhouse::Row;
 use serde::{Deserialize, Serialize};
-use shared_schemas::store::tables::REPORTS;
+use shared_schemas::store::tables::RECONCILIATIONS;
 
 use super::client::Store;
 use super::error::StoreError;
 
 /// So many reports are kept; each time one is written, older ones go.
-pub const REPORTS_KEPT: u64 = 50;
+pub const RECONCILIATIONS_KEPT: u64 = 50;
 
 /// A view's part of a report.
 #[derive(Debug, Clone, PartialEq, Eq, Row, Serialize, Deserialize)]
-pub struct ReportRow {
+pub struct ReconciliationRow {
     /// The report: later ones are higher.
     pub id: String,
     /// The view.
@@ -40,13 +40,13 @@ impl Store {
     ///
     /// # Errors
     /// ClickHouse's.
-    pub async fn record_report(&self, rows: &[ReportRow]) -> Result<(), StoreError> {
-        self.record(REPORTS, rows).await?;
-        let table = self.table(REPORTS);
+    pub async fn record_reconciliation(&self, rows: &[ReconciliationRow]) -> Result<(), StoreError> {
+        self.record(RECONCILIATIONS, rows).await?;
+        let table = self.table(RECONCILIATIONS);
         // What is gone is gone by name: a report that arrives meanwhile stays.
         let old = format!(
             "ALTER TABLE {table} DELETE WHERE id IN (SELECT DISTINCT id FROM {table} ORDER BY id DESC LIMIT 1000000 \
-             OFFSET {REPORTS_KEPT})"
+             OFFSET {RECONCILIATIONS_KEPT})"
         );
         self.execute("let go of old reports", &old).await
     }
@@ -55,10 +55,10 @@ impl Store {
     ///
     /// # Errors
     /// ClickHouse's.
-    pub async fn reports(&self) -> Result<Vec<ReportRow>, StoreError> {
+    pub async fn reconciliations(&self) -> Result<Vec<ReconciliationRow>, StoreError> {
         let sql = format!(
             "SELECT {COLUMNS}, '' AS document, '' AS page FROM {} FINAL ORDER BY id DESC, view",
-            self.table(REPORTS)
+            self.table(RECONCILIATIONS)
         );
         self.rows("list reports", &sql, &[]).await
     }
@@ -67,10 +67,10 @@ impl Store {
     ///
     /// # Errors
     /// ClickHouse's.
-    pub async fn report(&self, id: &str) -> Result<Vec<ReportRow>, StoreError> {
+    pub async fn reconciliation(&self, id: &str) -> Result<Vec<ReconciliationRow>, StoreError> {
         let sql = format!(
             "SELECT {COLUMNS}, document, page FROM {} FINAL WHERE startsWith(id, {{id:String}}) ORDER BY id DESC, view",
-            self.table(REPORTS)
+            self.table(RECONCILIATIONS)
         );
         self.rows("show a report", &sql, &[("id", id.to_owned())]).await
     }
