@@ -90,3 +90,40 @@ fn names_that_are_not_there_are_used_wrongly() -> anyhow::Result<()> {
         anyhow::Ok(())
     })
 }
+
+#[test]
+fn reports_of_reconciliation_are_listed_and_shown() -> anyhow::Result<()> {
+    let server = ClickHouse::start()?;
+    tokio::runtime::Runtime::new()?.block_on(async {
+        let site = site(&server)?;
+        let (code, stdout, _) = site.run(&["reconcile", "list", "--output", "json"]).await?;
+        assert_eq!((code, stdout.trim()), (Some(0), "[]"));
+        let (code, _, stderr) = site.run(&["reconcile"]).await?;
+        assert_eq!(code, Some(1), "nothing could be compared: {stderr}");
+        let (code, stdout, stderr) = site.run(&["reconcile", "list", "--output", "json"]).await?;
+        assert_eq!(code, Some(0), "{stderr}");
+        let listed: serde_json::Value = serde_json::from_str(&stdout)?;
+        assert_eq!(
+            (&listed[0]["view"], &listed[0]["verdict"]),
+            (&"departures".into(), &"unsound".into())
+        );
+        let id = listed[0]["id"].as_str().unwrap_or_default();
+        let (code, stdout, _) = site.run(&["reconcile", "show", &id[..18]]).await?;
+        assert_eq!(code, Some(0));
+        assert!(stdout.contains("# departures: nothing was compared"), "{stdout}");
+        let (_, stdout, _) = site.run(&["reconcile", "show", id, "--output", "json"]).await?;
+        let shown: serde_json::Value = serde_json::from_str(&stdout)?;
+        assert_eq!(shown[0]["why"], "nothing is archived yet");
+        let (code, _, stderr) = site.run(&["reconcile", "show", "nope"]).await?;
+        assert_eq!(
+            (code, stderr.trim()),
+            (
+                Some(1),
+                "highwater: there is no report `nope`: `highwater reconcile list` shows those that are kept"
+            )
+        );
+        let (code, _, _) = site.run(&["reconcile", "--wait"]).await?;
+        assert_eq!(code, Some(2), "--wait is for --repair");
+        anyhow::Ok(())
+    })
+}

@@ -1,5 +1,6 @@
 //! Batch runs on a real archive and the real engine: what is published, and what becomes of it when others interfere.
 
+mod causes;
 mod checks;
 mod choosing;
 mod reconciliation;

@@ -47,6 +47,8 @@ mod several_workers;
 #[cfg(test)]
 mod sketches;
 #[cfg(test)]
+mod statements;
+#[cfg(test)]
 mod status;
 #[cfg(test)]
 mod tidy;

@@ -16,6 +16,8 @@
 //! - [`lease`]: one run at a time
 //! - [`schedule`](Batch::schedule): runs by the clock
 //! - [`list`], [`show`], [`diff`], [`rollback`]: what was published, what changed, and going back
+//! - [`list`], [`rollback`]: what was published, and going back
+//! - [`repair`]: some days computed again at the published marks
 //! - [`reconcile`]: what the store answers from, beside a computation from the archive
 //! - [`progress`], [`report`]: what a run says on its way, and in the end
 //! - [`measured`]: what `highwater bench batch` measures
@@ -35,6 +37,7 @@ pub mod progress;
 mod publish;
 pub mod recompute;
 pub mod reconcile;
+pub mod repair;
 mod repeats;
 pub mod report;
 mod retry;
@@ -53,6 +56,7 @@ pub use list::{Listed, list};
 pub use planned::Planned;
 pub use progress::{Logs, Step, Watcher};
 pub use reconcile::{Reconciled, reconcile};
+pub use repair::repair;
 pub use report::{Outcome, ViewReport};
 pub use rollback::{RollbackError, RolledBack, rollback};
 pub use run::{Batch, Selection, Unknown};

@@ -71,7 +71,7 @@ impl Choice {
 
     /// Why there is nothing to do, if there is nothing.
     pub(crate) fn nothing(&self, batch: &Batch, dataset: &Dataset) -> Option<String> {
-        match batch.scope {
+        match &batch.scope {
             Scope::Dirty => (!self.marks.move_on()).then(|| no_mark_moves(&self.marks, dataset, batch.to_end)),
             Scope::Days(_) if self.facts.newest().is_none() => Some(
                 "nothing is published yet, and chosen days are computed at the published marks: run it without `--days`"
@@ -87,7 +87,7 @@ impl Choice {
 
     fn why(&self, batch: &Batch) -> String {
         let (days, published) = (self.days.len(), self.facts.newest().is_some());
-        match batch.scope {
+        match &batch.scope {
             Scope::Dirty if !published => {
                 format!("the view's first publication: all {days} event days below its marks")
             }

@@ -8,9 +8,16 @@
 //! layer's own rule, with the archive's events: if the store holds just that, the difference is explained. Everything else
 //! is unexplained: lost, counted twice, or a definition that changed its meaning.
 
+mod calibration;
+mod cause;
+mod classes;
 mod comparable;
 mod compare;
+mod explain;
+mod keep;
 mod ledgers;
+mod place;
+mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,9 +28,9 @@ use shared_connections::sentence;
 use shared_connections::store::Facts;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::handoff::{ChunkSize, EventDay, Mark, Offset, OffsetSet, Partition, Publication, Start, counts};
-use shared_schemas::plan::{CellKey, MergePlan};
+use shared_schemas::plan::MergePlan;
 use shared_schemas::store::Statement;
-use shared_schemas::store::cells::{HeldCells, highest_of_start, speed_days};
+use shared_schemas::store::cells::{highest_of_start, speed_days};
 use shared_schemas::view::View;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -32,16 +39,22 @@ use crate::archive::{Archive, Pinned};
 use crate::error::RunError;
 use crate::progress::{Step, Watcher};
 use crate::recompute::{Recompute, below, topic_text};
+use crate::report::ViewReport;
 use crate::retry::patiently;
 use crate::run::Batch;
 use crate::write::{groups, reason, span};
 
+pub use calibration::Calibration;
+pub use cause::{Cause, Contribution};
 use comparable::Comparable;
 pub use comparable::LeftOut;
 pub use compare::Difference;
 use compare::{Cells, Compare};
+use explain::{Compared, NARROWED};
+pub use keep::{after_run, held, keep, page, placed};
 use ledgers::Placed;
 pub use ledgers::{LedgerDifference, LedgersCompared, Told};
+pub use place::{EventShown, Place};
 
 /// How often the archive is looked at while it is behind.
 const LOOKS: Duration = Duration::from_millis(250);
@@ -53,7 +66,7 @@ const LISTED: usize = 1000;
 const TRIES: usize = 2;
 
 /// What reconciling a view came to.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Reconciled {
     /// The view.
     pub view: String,
@@ -65,6 +78,10 @@ pub struct Reconciled {
     pub different: u64,
     /// How many of these nothing explains.
     pub unexplained: u64,
+    /// How many differences each cause has; and how many answers are equal only within the bound that they state.
+    pub causes: BTreeMap<Cause, u64>,
+    /// How often stated bounds held.
+    pub calibration: Vec<Calibration>,
     /// The differences, unexplained ones first; a thousand at most.
     pub differences: Vec<Difference>,
     /// Which offsets were compared.
@@ -75,6 +92,11 @@ pub struct Reconciled {
     pub ledgers: LedgersCompared,
     /// Why nothing was compared.
     pub why: Option<String>,
+    /// What was computed again, where that was asked for.
+    pub repaired: Option<ViewReport>,
+    /// The days of which batch rows are wrong: computing them again mends that.
+    #[serde(skip)]
+    pub mendable: BTreeSet<EventDay>,
 }
 
 /// Which offsets of a partition were compared.
@@ -138,6 +160,9 @@ pub async fn reconcile(
                     ..Reconciled::default()
                 }),
         );
+    }
+    if !cancel.is_cancelled() {
+        keep::record(&all);
     }
     all
 }
@@ -269,14 +294,13 @@ impl OfView<'_> {
         let plan_error = |error: datafusion::error::DataFusionError| RunError::Plan(error.to_string());
         let memory = self.batch.config.batch.memory;
         let recompute = Recompute::new(self.view, self.dataset, memory).map_err(plan_error)?;
-        let of_both = Recompute::of_both_layers(self.view, self.dataset, memory).map_err(plan_error)?;
-        let merge = MergePlan::new(self.view, CellKey::OneStart).map_err(plan_error)?;
         let publication = ground.facts.newest().map(|newest| &newest.publication);
         let cut_short = self.cut_short(ground).await?;
         let ranges = ground.pinned.ranges();
         let days = self.days(ground, publication).await?;
         let mut all = Compare::default();
         let mut done = 0;
+        let mut left = NARROWED;
         for group in groups(&days, &ranges) {
             let step = Step::Computes {
                 done,
@@ -292,11 +316,18 @@ impl OfView<'_> {
             let exact = self.exact(&recompute, ground, &group).await?;
             let mut found = Compare::of(self.view, &held, &exact);
             if !found.different.is_empty() {
-                let predicted = self.predicted(&of_both, &merge, ground, &group).await?;
-                found.explain(self.view, &held, &predicted, cut_short);
+                let compared = Compared {
+                    ground,
+                    publication,
+                    days: &group,
+                    held: &held,
+                    cut_short,
+                };
+                Box::pin(self.explain(&compared, &mut found, &mut left)).await?;
             }
             all.compared += found.compared;
             all.equal += found.equal;
+            Calibration::add(&mut all.calibration, calibration::of(self.view, &held, &exact));
             all.different.append(&mut found.different);
         }
         Ok(all)
@@ -317,44 +348,15 @@ impl OfView<'_> {
             .collect())
     }
 
-    async fn held(
-        &self,
-        ground: &Ground,
-        publication: Option<&Publication>,
-        days: &BTreeSet<EventDay>,
-        recompute: &Recompute,
-    ) -> Result<Cells, RunError> {
-        let starts = ground
-            .partitions
-            .iter()
-            .map(|(partition, found)| (*partition, (found.mark, found.upto)));
-        let starts = starts.collect();
-        let cells = HeldCells {
-            database: self.batch.store.database(),
-            view: self.view,
-            publication,
-            starts: &starts,
-            days,
-        };
-        let arrow_error = |error: arrow::error::ArrowError| RunError::Plan(error.to_string());
-        let Some(statement) = cells.statement() else {
-            return Cells::new(self.view, recompute.schema(), &[]).map_err(arrow_error);
-        };
-        let answer = patiently(|| self.batch.store.answer(&statement, "ArrowStream")).await?;
-        Cells::from_stream(self.view, recompute.schema(), &answer.body).map_err(arrow_error)
-    }
-
-    /// Every event at the compared offsets once.
+    /// Every event at the compared offsets once, also where the speed layer has a gap.
     async fn exact(
         &self,
         recompute: &Recompute,
         ground: &Ground,
         days: &BTreeSet<EventDay>,
     ) -> Result<Cells, RunError> {
-        let mut counted = ground.of_speed(self.chunk()?);
-        for (partition, below) in below(&ground.marks()) {
-            counted.entry(partition).or_default().extend(&below);
-        }
+        // Those too that the speed layer lacks: what is not answered is a difference, and a gap its cause.
+        let counted = ground.places(self.chunk()?).all();
         let failed = |error| computing(days, &error);
         let cells = recompute
             .cells(ground.pinned.events(days), days, &counted)
@@ -417,8 +419,18 @@ impl OfView<'_> {
             compared,
             equal,
             mut different,
+            calibration,
         } = compare;
+        let mut causes = BTreeMap::new();
+        for difference in &different {
+            *causes.entry(difference.cause).or_default() += 1;
+        }
+        for one in calibration.iter().filter(|one| one.off > 0) {
+            *causes.entry(one.of).or_default() += one.off;
+        }
         different.sort_by_key(|difference| difference.explained.is_some());
+        let mendable = different.iter().filter(|one| one.is_of_batch()).map(Difference::day);
+        let mendable = mendable.collect();
         let unexplained = different
             .iter()
             .filter(|difference| difference.explained.is_none())
@@ -430,7 +442,8 @@ impl OfView<'_> {
         let compared_ledgers = self.compared(ground, &all)?;
         let from = marks.iter().map(|(partition, mark)| (*partition, mark.0)).collect();
         let accounts = archive.accounts(ground.pinned.version, &from).await?;
-        let ledgers = ledgers::compare(&compared_ledgers, &accounts, &ground.pinned).await?;
+        let known = self.rules_known().await?;
+        let ledgers = ledgers::compare(&compared_ledgers, &accounts, &ground.pinned, &known).await?;
         let mut gaps = BTreeMap::new();
         let mut partitions = Vec::with_capacity(ground.partitions.len());
         for (partition, found) in &ground.partitions {
@@ -461,10 +474,14 @@ impl OfView<'_> {
             equal,
             different: count,
             unexplained,
+            causes,
+            calibration,
             differences: different,
             partitions,
             alarms: ledgers::alarms(&all, &marks, &gaps, chunk),
             ledgers,
+            repaired: None,
+            mendable,
             why: (compared == 0).then(|| "the speed layer and the archive hold no events in common yet".to_owned()),
         })
     }
@@ -475,6 +492,14 @@ impl OfView<'_> {
 }
 
 impl Ground {
+    /// Each partition's mark, and the first start that is not compared.
+    fn starts(&self) -> BTreeMap<Partition, (Mark, Start)> {
+        let starts = self.partitions.iter();
+        starts
+            .map(|(partition, found)| (*partition, (found.mark, found.upto)))
+            .collect()
+    }
+
     fn marks(&self) -> BTreeMap<Partition, Mark> {
         self.partitions
             .iter()

@@ -14,13 +14,20 @@ fn pauses() -> ExponentialBuilder {
         .with_max_times(10)
 }
 
+/// How often the store may be too slow: each time takes a minute or more, and what stands still once may well again.
+const TOO_SLOW: usize = 3;
+
 /// Does what may be done again, until it succeeds or fails for good.
 pub(crate) async fn patiently<T, F>(ask: impl FnMut() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
 {
+    let mut slow = 0;
     ask.retry(pauses())
-        .when(StoreError::is_passing)
+        .when(|error: &StoreError| {
+            slow += usize::from(matches!(error, StoreError::Slow { .. }));
+            error.is_passing() && slow < TOO_SLOW
+        })
         .notify(|error, pause| tracing::debug!(%error, ?pause, "asking the store again"))
         .await
 }

@@ -348,7 +348,10 @@ impl OfView<'_> {
 }
 
 /// Of each partition the last event day with an event below the mark.
-fn last_days(marks: &BTreeMap<Partition, Mark>, archived: &[ArchivedRange]) -> BTreeMap<Partition, EventDay> {
+pub(crate) fn last_days(
+    marks: &BTreeMap<Partition, Mark>,
+    archived: &[ArchivedRange],
+) -> BTreeMap<Partition, EventDay> {
     let mut last: BTreeMap<Partition, EventDay> = BTreeMap::new();
     for range in archived {
         if marks.get(&range.partition).is_some_and(|mark| range.first < mark.0) {

@@ -6,6 +6,7 @@ use chrono::Utc;
 use tokio_util::sync::CancellationToken;
 
 use crate::progress::Watcher;
+use crate::reconcile::after_run;
 use crate::report::{Outcome, ViewReport};
 use crate::run::{Batch, Selection};
 
@@ -55,6 +56,9 @@ impl Batch {
             tell(&report, cancel.is_cancelled());
         }
         drop(lease);
+        if self.config.batch.reconcile && !cancel.is_cancelled() {
+            after_run(self, &views, watcher, cancel).await;
+        }
     }
 }
 

@@ -12,13 +12,13 @@ use shared_schemas::handoff::{ArchivedRange, EventDay, dirty_days};
 use crate::marks::Marks;
 
 /// Which event days a run computes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Scope {
     /// Those that got events since the last publication.
     #[default]
     Dirty,
     /// These, at the published marks, which stay.
-    Days(DayRange),
+    Days(Vec<DayRange>),
     /// All that the archive has.
     Full,
 }
@@ -30,6 +30,12 @@ pub struct DayRange {
     pub first: EventDay,
     /// The last: it is among them.
     pub last: EventDay,
+}
+
+impl From<EventDay> for DayRange {
+    fn from(day: EventDay) -> Self {
+        Self { first: day, last: day }
+    }
 }
 
 impl FromStr for DayRange {
@@ -55,11 +61,15 @@ impl FromStr for DayRange {
 
 impl Scope {
     /// The days, among those of the archive's files. Where days are chosen the marks must be the published ones.
-    pub(crate) fn days(self, marks: &Marks, archived: &[ArchivedRange]) -> BTreeSet<EventDay> {
+    pub(crate) fn days(&self, marks: &Marks, archived: &[ArchivedRange]) -> BTreeSet<EventDay> {
         let below = || dirty_days(&Default::default(), &marks.all(), archived.iter().copied());
         match self {
             Self::Dirty => dirty_days(&marks.parent, &marks.all(), archived.iter().copied()),
-            Self::Days(DayRange { first, last }) => below().range(first..=last).copied().collect(),
+            Self::Days(ranges) => {
+                let mut days = below();
+                days.retain(|day| ranges.iter().any(|range| (range.first..=range.last).contains(day)));
+                days
+            }
             Self::Full => below(),
         }
     }

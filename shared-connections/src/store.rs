@@ -11,6 +11,9 @@
 //! - [`record`]: what they write: progress, gaps, cuts, runs, publications, floors
 //! - `reports`: what batch runs came to, for people
 //! - [`freshness`]: how fresh the speed layer is, and which partitions are stuck, and why
+//! - [`pace`]: how long a statement may take, and ending one that is given up
+//! - [`reconciliations`]: reports of reconciliation, the newest few
+//! - [`rules`]: what the hashes of rules mean
 //! - [`truncation`]: logs that ended below what was read from them
 
 pub mod client;
@@ -19,8 +22,11 @@ pub mod facts;
 pub mod freshness;
 mod isolate;
 pub mod ledger;
+pub mod pace;
+pub mod reconciliations;
 pub mod record;
 mod reports;
+pub mod rules;
 pub mod truncation;
 mod upgrade;
 
@@ -30,5 +36,8 @@ pub use facts::{Cut, Facts, Published, Run};
 pub use freshness::{FreshnessOfPartition, PartitionState};
 pub use isolate::RefusedRow;
 pub use ledger::{Ledger, Unbalanced};
+pub use pace::Pace;
+pub use reconciliations::ReconciliationRow;
 pub use record::{Origin, ProgressRow};
+pub use rules::{RulesDiffer, RulesKnown};
 pub use truncation::Truncation;

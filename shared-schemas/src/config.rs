@@ -126,6 +126,8 @@ pub struct BatchConfig {
     pub max_change: f64,
     /// How many publications can be restored, at least 2.
     pub keep_publications: u32,
+    /// Whether each run is followed by a reconciliation.
+    pub reconcile: bool,
 }
 
 /// The serving layer.
@@ -263,6 +265,7 @@ impl Config {
                 spill: None,
                 max_change: 1.0,
                 keep_publications: 0,
+                reconcile: false,
             },
             serve: ServeConfig { listen: nowhere },
             metrics: MetricsConfig { listen: nowhere },

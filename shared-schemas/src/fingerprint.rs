@@ -39,6 +39,18 @@ impl Fingerprint {
         Self::of_text(&rules_text(dataset))
     }
 
+    /// Of those rules that a view can see: without those on undeclared data.
+    pub fn of_event_rules(dataset: &Dataset) -> Self {
+        Self::of_text(&event_rules_text(dataset))
+    }
+
+    /// The same whatever keys values are hashed with.
+    pub fn of_event_rules_without_keys(dataset: &Dataset) -> Self {
+        let text = event_rules_text(dataset);
+        let kept: Vec<_> = text.lines().filter(|line| !line.starts_with("key ")).collect();
+        Self::of_text(&kept.join("\n"))
+    }
+
     /// Of all that a view computes.
     pub fn of_view(view: &View, dataset: &Dataset) -> Self {
         Self::of_text(&view_text(view, dataset))

@@ -36,7 +36,7 @@ pub use extreme::{Extreme, Moment, Side};
 pub use form::Malformed;
 pub use function::{Act, ByGroup, Kind};
 pub use identity::{identities, identity, identity_is_wide};
-pub use uniq::{KEPT_AT_MOST, Uniq, uniq_bound_sql};
+pub use uniq::{KEPT_AT_MOST, Uniq, uniq_bound, uniq_bound_sql};
 
 use function::call;
 

@@ -155,7 +155,7 @@ impl Batch {
             batch.to_end = *to_end;
             batch.accept = *accept;
             batch.scope = match days {
-                Some(days) => Scope::Days(*days),
+                Some(days) => Scope::Days(vec![*days]),
                 None if *full => Scope::Full,
                 None => Scope::Dirty,
             };
@@ -208,6 +208,9 @@ impl Command {
                 let lease = batch.lease("batch run", wait, &bars, cancel).await?;
                 let reports = batch.run(&views, &bars, cancel).await;
                 drop(lease);
+                if batch.config.batch.reconcile && !cancel.is_cancelled() {
+                    highwater_batch::reconcile::after_run(batch, &views, &bars, cancel).await;
+                }
                 bars.finish();
                 output.print(&reports, |reports| tables::reports(reports))?;
                 let failed = reports.iter().any(|report| report.result == Outcome::Failed);

@@ -1,10 +1,16 @@
 //! `highwater reconcile`: what is answered, beside a computation from the archive.
 
+mod kept;
+
 use std::process::ExitCode;
 
 use highwater_batch::reconcile::{LedgerDifference, Told};
 use highwater_batch::{Reconciled, Selection};
+use shared_schemas::dataset::Dataset;
+use shared_schemas::view::View;
 use tokio_util::sync::CancellationToken;
+
+use self::kept::Form;
 
 use super::Place;
 use super::batch::progress::Bars;
@@ -19,19 +25,56 @@ const SHOWN: usize = 20;
 /// Compare what is answered with a computation from the archive, cell by cell
 ///
 /// Batch rows below the marks and the speed layer's rows above them are compared with all archived events counted once,
-/// over the offsets that both the archive and the speed layer hold. A difference is explained where the speed layer could
-/// not know a repeat: the next batch run drops it. With anything unexplained, or nothing to compare, it exits 1.
+/// over the offsets that both the archive and the speed layer hold. Each difference is put down to a cause, where archived events
+/// and ledgers prove it, and the first few are narrowed down to the rows, offsets and events that make it. With anything
+/// unexplained, or nothing to compare, it exits 1. Each report is kept, the newest fifty of them.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  \
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  \
     highwater reconcile\n  \
     highwater reconcile --view departures\n  \
-    highwater reconcile --output json")]
+    highwater reconcile --repair\n  \
+    highwater reconcile --output json\n  \
+    highwater reconcile list"
+)]
 pub(crate) struct Reconcile {
+    #[command(subcommand)]
+    kept: Option<Kept>,
     /// Only this view; may be given several times
     #[arg(long, value_name = "NAME")]
     view: Vec<String>,
+    /// Compute days again of which batch rows are wrong, at the published marks, and compare once more
+    #[arg(long)]
+    repair: bool,
+    /// With `--repair`: wait while a run is under way, instead of failing
+    #[arg(long, requires = "repair")]
+    wait: bool,
     #[command(flatten)]
     output: Output,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Kept {
+    /// List the reports that are kept, the newest first
+    #[command(after_help = "Examples:\n  \
+        highwater reconcile list\n  \
+        highwater reconcile list --output json")]
+    List {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show a report
+    #[command(after_help = "Examples:\n  \
+        highwater reconcile show 0192f0c1\n  \
+        highwater reconcile show 0192f0c1 --output json")]
+    Show {
+        /// Its id, or the beginning of it
+        id: String,
+        /// How it is written to stdout
+        #[arg(short, long, value_name = "FORMAT", default_value = "page")]
+        output: Form,
+    },
 }
 
 impl Reconcile {
@@ -41,15 +84,15 @@ impl Reconcile {
         tokio::runtime::Runtime::new()?.block_on(async {
             let mut signals = Signals::listen()?;
             tokio::select! {
-                done = Box::pin(self.compare(&batch)) => done,
+                done = Box::pin(self.done(&batch)) => done,
                 name = signals.next() => anyhow::bail!("{name}: not everything was compared"),
             }
         })
     }
 
-    async fn compare(self, batch: &highwater_batch::Batch) -> anyhow::Result<ExitCode> {
+    async fn done(self, batch: &highwater_batch::Batch) -> anyhow::Result<ExitCode> {
         let selection = Selection {
-            views: self.view,
+            views: self.view.clone(),
             datasets: Vec::new(),
         };
         let views = match batch.selected(&selection) {
@@ -57,9 +100,39 @@ impl Reconcile {
             Err(unknown) => return Ok(used_wrongly(&unknown)),
         };
         connect::tables(&batch.store, &batch.definitions).await?;
+        match &self.kept {
+            None => self.compare(batch, &views).await,
+            Some(Kept::List { output }) => kept::list(&batch.store, *output).await,
+            Some(Kept::Show { id, output }) => kept::show(&batch.store, id, *output).await,
+        }
+    }
+
+    async fn compare(&self, batch: &highwater_batch::Batch, views: &[(&View, &Dataset)]) -> anyhow::Result<ExitCode> {
         let bars = Bars::new();
-        let all = highwater_batch::reconcile(batch, &views, &bars, &CancellationToken::new()).await;
+        let cancel = CancellationToken::new();
+        let mut all = highwater_batch::reconcile(batch, views, &bars, &cancel).await;
+        if self.repair && all.iter().any(|one| !one.mendable.is_empty()) {
+            let lease = batch.lease("repair", self.wait, &bars, &cancel).await?;
+            let mut repaired = Vec::new();
+            for (one, (view, dataset)) in all.iter().zip(views) {
+                repaired.push(if one.mendable.is_empty() {
+                    None
+                } else {
+                    Some(highwater_batch::repair(batch, view, dataset, &one.mendable, &bars, &cancel).await)
+                });
+            }
+            drop(lease);
+            all = highwater_batch::reconcile(batch, views, &bars, &cancel).await;
+            for (one, repaired) in all.iter_mut().zip(repaired) {
+                one.repaired = repaired;
+            }
+        }
         bars.finish();
+        // Compared it is, whether or not that can be kept.
+        match highwater_batch::reconcile::keep(batch, &all).await {
+            Ok(id) => tracing::info!(id, "report kept: `highwater reconcile show {id}`"),
+            Err(error) => tracing::warn!(%error, "the report can't be kept"),
+        }
         self.output.print_text(&all, |all| text(all))?;
         Ok(if all.iter().all(Reconciled::is_sound) {
             ExitCode::SUCCESS
@@ -137,6 +210,28 @@ fn remarks(one: &Reconciled) -> Vec<String> {
             null(difference.exact.as_deref()),
             difference.explained.unwrap_or("unexplained"),
         ));
+    }
+    let places = one
+        .differences
+        .iter()
+        .take(SHOWN)
+        .flat_map(|difference| &difference.place);
+    remarks.extend(places.map(highwater_batch::reconcile::placed));
+    remarks.extend(one.calibration.iter().map(highwater_batch::reconcile::held));
+    if let Some(repaired) = &one.repaired {
+        remarks.push(match (repaired.publication, &repaired.why) {
+            (Some(publication), _) => format!(
+                "{} event days from {} to {} computed again, {} rows, publication {publication}",
+                repaired.days,
+                null(repaired.first_day.as_deref()),
+                null(repaired.last_day.as_deref()),
+                repaired.rows,
+            ),
+            (None, why) => format!(
+                "not repaired: {}",
+                why.as_deref().unwrap_or("nothing was to be computed")
+            ),
+        });
     }
     let more = one.different.saturating_sub(SHOWN as u64);
     if more > 0 {

@@ -49,7 +49,7 @@ fn what_a_run_would_do_it_does() -> anyhow::Result<()> {
 
         // Chosen days are computed at the published marks, whatever is archived above them.
         world.archive([24, 24], 1).await?;
-        world.batch.scope = Scope::Days("2013-11-01".parse().map_err(anyhow::Error::msg)?);
+        world.batch.scope = Scope::Days(vec!["2013-11-01".parse().map_err(anyhow::Error::msg)?]);
         let chosen = plan(&world, "hourly").await?;
         assert_eq!(
             (marks(&chosen), &chosen.days[..]),
@@ -67,7 +67,7 @@ fn what_a_run_would_do_it_does() -> anyhow::Result<()> {
             "compared with the publication before: {again:?}"
         );
 
-        world.batch.scope = Scope::Days("2014-01-01..2014-01-02".parse().map_err(anyhow::Error::msg)?);
+        world.batch.scope = Scope::Days(vec!["2014-01-01..2014-01-02".parse().map_err(anyhow::Error::msg)?]);
         let none = world.run(&["hourly"], &Quiet, &cancel).await;
         assert_eq!(none[0].result, Outcome::NothingToDo, "{none:?}");
 

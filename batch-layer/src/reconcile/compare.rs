@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, Float64Array, RecordBatch, make_comparator};
 use arrow::compute::{SortOptions, cast, concat_batches};
-use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Schema, SchemaRef, UInt8Type, UInt64Type};
+use arrow::datatypes::{
+    DataType, Field, FieldRef, Float64Type, Schema, SchemaRef, TimestampMicrosecondType, UInt8Type, UInt64Type,
+};
 use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
 use arrow::row::{OwnedRow, RowConverter, SortField};
@@ -18,6 +20,10 @@ use shared_schemas::measure::{Held, State};
 use shared_schemas::plan::WINDOW_COLUMN;
 use shared_schemas::store::cells::LAYERS_COLUMN;
 use shared_schemas::view::{MeasureForm, View};
+
+use super::calibration::Calibration;
+use super::cause::{Cause, Contribution};
+use super::place::{EventShown, Place};
 
 /// A measure of a cell that is not what the archive gives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -36,8 +42,24 @@ pub struct Difference {
     pub exact: Option<String>,
     /// Which layers' rows the cell is made of: `batch`, `speed` or `merged`; null where there are none.
     pub layer: Option<&'static str>,
-    /// Why it may be so; null where nothing explains it.
+    /// Why it is so in words; null where nothing explains it.
     pub explained: Option<&'static str>,
+    /// Why it is so.
+    pub cause: Cause,
+    /// What the events of each cause contribute to it.
+    pub contributions: Vec<Contribution>,
+    /// The smallest place that it was narrowed down to; empty where that was not done, of the first few differences only.
+    pub place: Vec<Place>,
+    /// Archived events in that place, a few.
+    pub events: Vec<EventShown>,
+    /// How many archived events there are in that place.
+    pub events_in_place: usize,
+    /// Where its window begins, in microseconds since 1970.
+    #[serde(skip)]
+    pub(crate) begins: i64,
+    /// Its cell.
+    #[serde(skip)]
+    pub(crate) cell: Option<OwnedRow>,
 }
 
 /// A repeat that a window or a partition hides from the speed layer.
@@ -70,7 +92,7 @@ impl Cells {
     }
 
     /// Cells as the store sends them: the columns brought to the plan's types.
-    pub(crate) fn from_stream(view: &View, schema: &SchemaRef, body: &[u8]) -> Result<Self, ArrowError> {
+    pub(crate) fn read(view: &View, schema: &SchemaRef, body: &[u8]) -> Result<Vec<RecordBatch>, ArrowError> {
         let layers = Field::new(LAYERS_COLUMN, DataType::UInt8, false).into();
         let all: Vec<FieldRef> = schema.fields().iter().cloned().chain([layers]).collect();
         let all = SchemaRef::new(Schema::new(all));
@@ -90,10 +112,25 @@ impl Cells {
             }
             batches.push(RecordBatch::try_new(SchemaRef::clone(&all), columns)?);
         }
-        Self::new(view, schema, &batches)
+        Ok(batches)
     }
 
-    fn state(&self, name: &str, at: usize) -> Option<(&ArrayRef, usize)> {
+    /// The row of a cell.
+    pub(crate) fn at(&self, key: &OwnedRow) -> Option<usize> {
+        self.rows.get(key).copied()
+    }
+
+    /// The keys of all cells, with their rows.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = (&OwnedRow, usize)> {
+        self.rows.iter().map(|(key, at)| (key, *at))
+    }
+
+    /// The rows, as they came.
+    pub(crate) fn batch(&self) -> &RecordBatch {
+        &self.batch
+    }
+
+    pub(crate) fn state(&self, name: &str, at: usize) -> Option<(&ArrayRef, usize)> {
         self.batch.column_by_name(name).map(|column| (column, at))
     }
 
@@ -111,7 +148,7 @@ impl Cells {
 }
 
 /// States that came as hexadecimal digits, each in the form that all equal ones have.
-fn canonical(state: &State, digits: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+pub(crate) fn canonical(state: &State, digits: &ArrayRef) -> Result<ArrayRef, ArrowError> {
     let broken = |why: &dyn std::fmt::Display| ArrowError::ParseError(format!("the store sent a broken state: {why}"));
     let digits = cast(digits, &DataType::Utf8)?;
     let read = |digits: &str| {
@@ -146,13 +183,13 @@ fn key_columns(view: &View) -> usize {
 }
 
 /// A measure with the state columns that it rests on; a ratio's are those of its two.
-struct Compared<'a> {
-    name: &'a str,
+pub(crate) struct Compared<'a> {
+    pub(crate) name: &'a str,
     /// For each aggregate its states.
-    states: Vec<Vec<(String, State)>>,
+    pub(crate) states: Vec<Vec<(String, State)>>,
 }
 
-fn measures(view: &View) -> Vec<Compared<'_>> {
+pub(crate) fn measures(view: &View) -> Vec<Compared<'_>> {
     let states = |index: usize| {
         view.measures.get(index).and_then(|measure| match &measure.form {
             MeasureForm::Aggregate(aggregate) => Some(
@@ -186,6 +223,7 @@ pub(crate) struct Compare {
     pub(crate) compared: u64,
     pub(crate) equal: u64,
     pub(crate) different: Vec<Difference>,
+    pub(crate) calibration: Vec<Calibration>,
 }
 
 impl Compare {
@@ -193,7 +231,7 @@ impl Compare {
     pub(crate) fn of(view: &View, held: &Cells, exact: &Cells) -> Self {
         let mut found = Self::default();
         let measures = measures(view);
-        each_cell(held, exact, |held_at, exact_at| {
+        each_cell(held, exact, |cell, held_at, exact_at| {
             for measure in &measures {
                 found.compared += 1;
                 if measure.is_equal(held, held_at, exact, exact_at) {
@@ -201,7 +239,7 @@ impl Compare {
                 } else {
                     found
                         .different
-                        .push(difference(view, measure, (held, held_at), (exact, exact_at)));
+                        .push(difference(view, measure, cell, (held, held_at), (exact, exact_at)));
                 }
             }
         });
@@ -213,7 +251,7 @@ impl Compare {
     pub(crate) fn explain(&mut self, view: &View, held: &Cells, predicted: &Cells, cut_short: bool) {
         let measures = measures(view);
         let mut explained: BTreeMap<MeasureOfCell, &'static str> = BTreeMap::new();
-        each_cell(held, predicted, |held_at, predicted_at| {
+        each_cell(held, predicted, |_, held_at, predicted_at| {
             let all_batch = held_at.and_then(|at| held.layer(at)) == Some("batch");
             let (held_row, predicted_row) = ((held, held_at), (predicted, predicted_at));
             let counted_more = measures
@@ -250,17 +288,12 @@ impl Compare {
 }
 
 /// Calls for each key that either has, with its rows.
-fn each_cell(a: &Cells, b: &Cells, mut call: impl FnMut(Option<usize>, Option<usize>)) {
+fn each_cell(a: &Cells, b: &Cells, mut call: impl FnMut(&OwnedRow, Option<usize>, Option<usize>)) {
     for (key, at) in &a.rows {
-        call(Some(*at), b.rows.get(key).copied());
+        call(key, Some(*at), b.rows.get(key).copied());
     }
-    for at in b
-        .rows
-        .iter()
-        .filter(|(key, _)| !a.rows.contains_key(*key))
-        .map(|(_, at)| *at)
-    {
-        call(None, Some(at));
+    for (key, at) in b.rows.iter().filter(|(key, _)| !a.rows.contains_key(*key)) {
+        call(key, None, Some(*at));
     }
 }
 
@@ -270,7 +303,7 @@ impl Compared<'_> {
         self.states.iter().flatten().any(|(_, state)| state.held == Held::Batch)
     }
 
-    fn is_equal(&self, a: &Cells, a_at: Option<usize>, b: &Cells, b_at: Option<usize>) -> bool {
+    pub(crate) fn is_equal(&self, a: &Cells, a_at: Option<usize>, b: &Cells, b_at: Option<usize>) -> bool {
         let (Some(a_at), Some(b_at)) = (a_at, b_at) else {
             return false;
         };
@@ -291,6 +324,30 @@ impl Compared<'_> {
                     _ => false,
                 })
         })
+    }
+
+    /// Whether its counts lie between those of one row, and those with another's added; and it has counts that say so.
+    pub(crate) fn lies_within(&self, held: Row<'_>, least: Row<'_>, more: Row<'_>) -> bool {
+        let of = |(cells, at): Row<'_>, name: &str| at.and_then(|at| cells.state(name, at)).and_then(count);
+        let counts = self.of_both().filter(|(_, state)| state.is_count());
+        let within = counts.map(|(name, _)| {
+            let (held, least) = (of(held, name).unwrap_or_default(), of(least, name).unwrap_or_default());
+            held >= least && held - least <= of(more, name).unwrap_or_default()
+        });
+        // Without a count of its own it must at least be there that something is added.
+        within.fold(more.1.is_some(), |all, one| all && one)
+    }
+
+    /// Its states for people.
+    pub(crate) fn shown(&self, cells: &Cells, at: usize) -> String {
+        let states = self.states.iter().flatten().filter_map(|(name, state)| {
+            let (column, at) = cells.state(name, at)?;
+            Some(format!(
+                "{name}={}",
+                shown(state, column, at).as_deref().unwrap_or("null")
+            ))
+        });
+        states.collect::<Vec<_>>().join(" ")
     }
 
     /// The states that rows of both layers have.
@@ -383,6 +440,21 @@ fn tolerance(states: &[(String, State)], exact: &Cells, at: usize) -> Option<f64
     Some(2.0 * count * f64::EPSILON * magnitude)
 }
 
+/// How far sums of doubles lie apart, and how far they may.
+pub(crate) fn rounded_apart(
+    states: &[(String, State)],
+    (held, at): (&Cells, usize),
+    (exact, exact_at): (&Cells, usize),
+) -> Option<(f64, f64)> {
+    let bound = tolerance(states, exact, exact_at)?;
+    let (name, _) = states
+        .iter()
+        .find(|(_, state)| state.is_rounded() && state.suffix == "sum")?;
+    let of = |cells: &Cells, at| cells.state(name, at).and_then(|(column, at)| float(column, at));
+    let off = (of(held, at)? - of(exact, exact_at)?).abs();
+    off.is_finite().then_some((off, bound))
+}
+
 fn float(column: &ArrayRef, at: usize) -> Option<f64> {
     let column: &Float64Array = column.as_primitive_opt::<Float64Type>()?;
     column.is_valid(at).then(|| column.value(at))
@@ -434,21 +506,22 @@ fn key(
     (value(WINDOW_COLUMN).unwrap_or_default(), dimensions.collect())
 }
 
+/// Where a row's window begins.
+fn begins((cells, at): Row<'_>) -> Option<i64> {
+    let (windows, at) = cells.state(WINDOW_COLUMN, at?)?;
+    let windows = windows.as_primitive_opt::<TimestampMicrosecondType>()?;
+    Some(windows.value(at))
+}
+
 fn difference(
     view: &View,
     measure: &Compared<'_>,
+    cell: &OwnedRow,
     held: (&Cells, Option<usize>),
     exact: (&Cells, Option<usize>),
 ) -> Difference {
     let (window, dimensions) = key(view, held, exact);
-    let all = |(cells, at): (&Cells, Option<usize>)| {
-        let at = at?;
-        let states = measure.states.iter().flatten().map(|(name, state)| {
-            let value = cells.state(name, at).and_then(|(column, at)| shown(state, column, at));
-            format!("{name}={}", value.as_deref().unwrap_or("null"))
-        });
-        Some(states.collect::<Vec<_>>().join(" "))
-    };
+    let all = |(cells, at): (&Cells, Option<usize>)| at.map(|at| measure.shown(cells, at));
     Difference {
         view: view.name.clone(),
         window,
@@ -458,5 +531,12 @@ fn difference(
         exact: all(exact),
         layer: held.1.and_then(|at| held.0.layer(at)),
         explained: None,
+        cause: Cause::Unexplained,
+        contributions: Vec::new(),
+        place: Vec::new(),
+        events: Vec::new(),
+        events_in_place: 0,
+        begins: begins(held).or(begins(exact)).unwrap_or_default(),
+        cell: Some(cell.clone()),
     }
 }

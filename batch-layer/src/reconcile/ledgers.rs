@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use shared_connections::store::Ledger;
+use shared_connections::store::{Ledger, RulesDiffer, RulesKnown};
 use shared_schemas::handoff::{ChunkSize, Mark, Offset, OffsetRange, OffsetSet, Partition, Start, counts};
 
 use crate::archive::{Account, Accounts, ArchiveError, Pinned};
@@ -65,6 +65,9 @@ pub struct Told {
 pub(crate) const GAP: &str = "Kafka no longer had all of these offsets for one of the layers";
 /// A record that one rule refuses another may accept.
 pub(crate) const RULES: &str = "the layers read these offsets under different rules";
+
+/// As [`RULES`], where nothing but a key differs.
+pub(crate) const KEYS: &str = "the layers masked what is at these offsets with different keys";
 
 /// A ledger with its place.
 pub(crate) type Placed = (Partition, Start, Ledger);
@@ -147,6 +150,7 @@ pub(crate) async fn compare(
     ledgers: &[Placed],
     accounts: &Accounts,
     pinned: &Pinned,
+    known: &RulesKnown,
 ) -> Result<LedgersCompared, ArchiveError> {
     let mut all = LedgersCompared::default();
     for (partition, start, ledger) in ledgers {
@@ -171,7 +175,8 @@ pub(crate) async fn compare(
         let gap = pinned.gaps.get(partition).map(|gaps| gaps.within(range.from, range.to));
         let has_gap = ledger.gap > 0 || gap.is_some_and(|gap| !gap.is_empty());
         let rules = account.as_ref().map(|account| account.rules.as_str());
-        match different(*partition, *start, ledger, archived, has_gap, rules) {
+        let differ = rules.and_then(|rules| known.differ(rules, &ledger.rules));
+        match different(*partition, *start, ledger, archived, has_gap, differ) {
             None => all.equal += 1,
             Some(difference) => {
                 all.different += 1;
@@ -199,7 +204,7 @@ fn different(
     ledger: &Ledger,
     archived: Told,
     has_gap: bool,
-    rules: Option<&str>,
+    rules: Option<RulesDiffer>,
 ) -> Option<LedgerDifference> {
     let told = Told {
         read: archived.read.map(|_| ledger.read),
@@ -212,7 +217,10 @@ fn different(
     let explained = if has_gap {
         Some(GAP)
     } else {
-        rules.filter(|rules| *rules != ledger.rules).map(|_| RULES)
+        rules.map(|differ| match differ {
+            RulesDiffer::ByKeys => KEYS,
+            RulesDiffer::Otherwise => RULES,
+        })
     };
     Some(LedgerDifference {
         topic: topic_text(partition.topic),
@@ -300,7 +308,7 @@ mod tests {
             accepted: 7,
             invalid: Some(ledger.invalid.clone()),
         };
-        assert_eq!(found(same.clone(), false, Some("other")), None);
+        assert_eq!(found(same.clone(), false, Some(RulesDiffer::Otherwise)), None);
         let events = Told {
             accepted: 7,
             ..Told::default()
@@ -314,9 +322,16 @@ mod tests {
             invalid: Some(BTreeMap::from([("not_json".to_owned(), 1)])),
             ..same
         };
-        assert_eq!(found(reason.clone(), false, Some("now")), Some(None));
-        assert_eq!(found(reason.clone(), false, Some("then")), Some(Some(RULES)));
-        assert_eq!(found(reason, true, Some("now")), Some(Some(GAP)));
+        assert_eq!(found(reason.clone(), false, None), Some(None));
+        assert_eq!(
+            found(reason.clone(), false, Some(RulesDiffer::Otherwise)),
+            Some(Some(RULES))
+        );
+        assert_eq!(
+            found(reason.clone(), false, Some(RulesDiffer::ByKeys)),
+            Some(Some(KEYS))
+        );
+        assert_eq!(found(reason, true, None), Some(Some(GAP)));
         let fewer = Told {
             accepted: 6,
             ..Told::default()

@@ -1,15 +1,18 @@
-//! Statements and inserts, with timeouts.
+//! Statements and inserts, each with a deadline. What was given up is ended on the server too, by its id.
 
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use clickhouse::query::Query;
 use clickhouse::{Client, RowOwned, RowRead, RowWrite};
 use shared_schemas::config::ClickHouseConfig;
 use shared_schemas::definitions::Definitions;
 use shared_schemas::store::{STATEMENT_LIMIT, Statement, arrow_stream, control_tables, quote, tables, view_tables};
+use tokio::time::Instant;
 
 use super::error::StoreError;
+use super::pace::{Ids, Moved, Pace, Watched};
 
 /// For facts and inserts. Beyond it a request counts as failed, and is sent again.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -18,8 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const INSERT_PATIENCE: Duration = Duration::from_secs(2 * PATIENCE.as_secs() + 5);
 /// A statement's own limit stops it first.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(STATEMENT_LIMIT.as_secs() + 5);
+/// What a statement is asked to do, for messages.
+const ANSWERS: &str = "answer a query";
 /// A probe of whether it answers at all.
-const PROBE: Duration = Duration::from_secs(5);
+pub(super) const PROBE: Duration = Duration::from_secs(5);
+/// The setting, as a parameter of a request, that names a statement.
+const ID: &str = "query_id";
 
 /// One database of a ClickHouse server. Clones share their connections.
 #[derive(Clone)]
@@ -27,6 +34,7 @@ pub struct Store {
     pub(super) client: Client,
     url: String,
     database: String,
+    ids: Ids,
 }
 
 /// What a statement gave.
@@ -57,6 +65,7 @@ impl Store {
             client,
             url,
             database: config.database.clone(),
+            ids: Ids::new(),
         }
     }
 
@@ -93,7 +102,8 @@ impl Store {
             let doing = format!("create table {}", table.name);
             self.execute(&doing, &table.create(&self.database)).await?;
         }
-        self.upgrade(&control_tables()).await
+        self.upgrade(&control_tables()).await?;
+        self.record_rules(&definitions.datasets).await
     }
 
     /// Runs SQL that gives no rows.
@@ -101,8 +111,10 @@ impl Store {
     /// # Errors
     /// ClickHouse's.
     pub async fn execute(&self, doing: &str, sql: &str) -> Result<(), StoreError> {
+        let id = self.ids.next();
         // `query_raw`: SQL is sent as it is, a question mark in it is no placeholder.
-        self.within(PATIENCE, doing, self.client.query_raw(sql).execute()).await
+        let asked = self.client.query_raw(sql).with_setting(ID, &id).execute();
+        self.or_ended(id, self.within(PATIENCE, doing, asked).await)
     }
 
     /// Inserts the batches as one statement. Safe to send again.
@@ -128,14 +140,15 @@ impl Store {
             quote::table(&self.database, table),
             columns.join(", ")
         );
-        let insert = self.client.insert_formatted_with(sql);
+        let id = self.ids.next();
+        let insert = self.client.insert_formatted_with(sql).with_setting(ID, &id);
         let mut insert = insert.with_timeouts(Some(PATIENCE), Some(PATIENCE));
         let sent = async {
             insert.send(Bytes::from(body)).await?;
             insert.end().await
         };
-        self.within(INSERT_PATIENCE, &format!("insert into {table}"), sent)
-            .await
+        let doing = format!("insert into {table}");
+        self.or_ended(id, self.within(INSERT_PATIENCE, &doing, sent).await)
     }
 
     /// Runs a statement of `shared_schemas::store`; the rows in that ClickHouse format, as in `JSONCompact` or
@@ -144,17 +157,73 @@ impl Store {
     /// # Errors
     /// ClickHouse's.
     pub async fn answer(&self, statement: &Statement, format: &str) -> Result<Answer, StoreError> {
-        let mut query = self.client.query_raw(&statement.sql);
+        let id = self.ids.next();
+        let query = self.query(statement, &id);
+        let collected = async { query.fetch_bytes(format)?.collect().await };
+        let body = self.within(ANSWER_PATIENCE, ANSWERS, collected).await;
+        Ok(Answer {
+            body: self.or_ended(id, body)?,
+        })
+    }
+
+    /// The same for a statement that may take long: it is given up where nothing moves any more, see [`Pace`].
+    ///
+    /// # Errors
+    /// ClickHouse's.
+    pub async fn answer_at_length(
+        &self,
+        statement: &Statement,
+        format: &str,
+        pace: Pace,
+    ) -> Result<Answer, StoreError> {
+        let id = self.ids.next();
+        let done = self.collect(self.query(statement, &id), &id, format, pace).await;
+        self.or_ended(id, done)
+    }
+
+    async fn collect(&self, query: Query, id: &str, format: &str, pace: Pace) -> Result<Answer, StoreError> {
+        let failed = |error| StoreError::new(&self.url, ANSWERS, error);
+        let mut rows = query.fetch_bytes(format).map_err(failed)?;
+        let mut body = BytesMut::new();
+        let mut watched = Watched::new(pace, Instant::now());
+        let mut work = 0;
+        loop {
+            let looks = Instant::now() + pace.looks_every();
+            loop {
+                match tokio::time::timeout_at(looks, rows.next()).await {
+                    Ok(Ok(Some(bytes))) => body.extend_from_slice(&bytes),
+                    Ok(Ok(None)) => return Ok(Answer { body: body.freeze() }),
+                    Ok(Err(error)) => return Err(failed(error)),
+                    Err(_) => break,
+                }
+            }
+            // What the server does not say this time is no step back.
+            work = self.work_of(id).await.max(work);
+            let bytes = body.len() as u64;
+            if let Some(limit) = watched.note(Moved { bytes, work }, Instant::now()) {
+                let doing = ANSWERS.to_owned();
+                return Err(StoreError::Slow { doing, limit });
+            }
+        }
+    }
+
+    fn query(&self, statement: &Statement, id: &str) -> Query {
+        let mut query = self.client.query_raw(&statement.sql).with_setting(ID, id);
         for (name, value) in &statement.settings {
             query = query.with_setting(*name, *value);
         }
         for (name, value) in &statement.parameters {
             query = query.with_setting(format!("param_{name}"), value);
         }
-        let doing = "answer a query";
-        let collected = async { query.fetch_bytes(format)?.collect().await };
-        let body = self.within(ANSWER_PATIENCE, doing, collected).await?;
-        Ok(Answer { body })
+        query
+    }
+
+    /// The same; a statement that was given up is ended on the server too.
+    fn or_ended<T>(&self, id: String, done: Result<T, StoreError>) -> Result<T, StoreError> {
+        if matches!(done, Err(StoreError::Slow { .. })) {
+            self.end(id);
+        }
+        done
     }
 
     /// Rows of a control table.
@@ -164,10 +233,12 @@ impl Store {
         sql: &str,
         parameters: &[(&str, String)],
     ) -> Result<Vec<T>, StoreError> {
+        let id = self.ids.next();
+        let query = self.client.query(sql).with_setting(ID, &id);
         let query = parameters
             .iter()
-            .fold(self.client.query(sql), |query, (name, value)| query.param(name, value));
-        self.within(PATIENCE, doing, query.fetch_all::<T>()).await
+            .fold(query, |query, (name, value)| query.param(name, value));
+        self.or_ended(id, self.within(PATIENCE, doing, query.fetch_all::<T>()).await)
     }
 
     /// Inserts rows into a control table as one statement. Safe to send again.

@@ -223,6 +223,7 @@ impl Reader<'_> {
             "spill",
             "max_change",
             "keep_publications",
+            "reconcile",
         ];
         let Some(section) = self.section(whole, "batch", &keys) else {
             return;
@@ -263,6 +264,12 @@ impl Reader<'_> {
             && let Some(keep) = entry.integer(2..=10_000, "7", &mut self.findings)
         {
             batch.keep_publications = u32::try_from(keep).unwrap_or(u32::MAX);
+        }
+        if let Some(entry) = section.get("reconcile") {
+            match entry.value() {
+                DeValue::Boolean(reconcile) => batch.reconcile = *reconcile,
+                _ => entry.wrong_type("true or false", "false", &mut self.findings),
+            }
         }
     }
 

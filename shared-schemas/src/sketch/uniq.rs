@@ -163,3 +163,15 @@ pub fn uniq_bound_sql(result: &str) -> String {
          0.011 * (exp({result} / 4294967296) - 1) / ({result} / 4294967296))"
     )
 }
+
+/// The same bound, as a part of the truth, of an estimate of so many.
+pub fn uniq_bound(result: f64) -> f64 {
+    if result <= 64_000.0 {
+        2.0 / result.max(20_000.0)
+    } else if result <= 100_000_000.0 {
+        1.96 / (result / (result / 64_000.0).log2().ceil().exp2()).sqrt()
+    } else {
+        let share = result / 4_294_967_296.0;
+        0.011 * share.exp_m1() / share
+    }
+}

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::quote::{identifier, table};
-use super::statement::Statement;
+use super::statement::{LENGTHY, Statement};
 use super::tables::{DAY_COLUMN, NEXT_COLUMN, RUN_COLUMN, TOPIC_COLUMN, batch_table_name, speed_table_name};
 use crate::dataset::PARTITION_COLUMN;
 use crate::handoff::{EventDay, Mark, Partition, Publication, RunId, Start};
@@ -18,7 +18,32 @@ use crate::view::{StateColumn, View};
 /// Name of the column that says which layers' rows made a cell: 1 batch, 2 speed, 3 both.
 pub const LAYERS_COLUMN: &str = "_layers";
 
+/// Whose rows the parts of cells are: the layer as in [`LAYERS_COLUMN`], the run in decimal digits, the topic likewise, the
+/// partition, the start and its version; empty or 0 where the layer has none.
+pub const PLACE_COLUMNS: [&str; 6] = [
+    "_layer",
+    "_of_run",
+    "_of_topic",
+    "_of_partition",
+    "_of_start",
+    "_of_next",
+];
+
 const SECONDS_PER_DAY: i64 = 86_400;
+
+/// The values of a statement, named in order.
+#[derive(Debug, Default)]
+struct Parameters(Vec<(String, String)>);
+
+impl Parameters {
+    /// Adds a value and gives the SQL that stands for it.
+    fn add(&mut self, clickhouse_type: &str, value: impl ToString) -> String {
+        let name = format!("p{}", self.0.len());
+        let sql = format!("{{{name}:{clickhouse_type}}}");
+        self.0.push((name, value.to_string()));
+        sql
+    }
+}
 
 /// Which cells.
 #[derive(Debug, Clone, Copy)]
@@ -33,16 +58,22 @@ pub struct HeldCells<'a> {
     pub starts: &'a BTreeMap<Partition, (Mark, Start)>,
     /// The event days.
     pub days: &'a BTreeSet<EventDay>,
+    /// Windows that begin within: from, and before, in seconds since 1970. All of those days, or a part of that.
+    pub time: (i64, i64),
+}
+
+/// From the first day's beginning to the last one's end, in seconds since 1970; `None` without days.
+pub fn times_of(days: &BTreeSet<EventDay>) -> Option<(i64, i64)> {
+    let (first, last) = days.first().zip(days.last())?;
+    let begin = |day: i64| day * SECONDS_PER_DAY;
+    Some((begin(i64::from(first.0)), begin(i64::from(last.0) + 1)))
 }
 
 impl HeldCells<'_> {
     /// The statement: one row for each cell, with the columns of the plan's cells and [`LAYERS_COLUMN`]. States that only the
     /// batch layer keeps are whole where all rows are its. States of ClickHouse's functions come as hexadecimal digits. `None` where nothing counts. Ask for `ArrowStream`.
     pub fn statement(&self) -> Option<Statement> {
-        let keys: Vec<_> = key_fields(self.view, CellKey::Cell)
-            .iter()
-            .map(|field| identifier(field.name()))
-            .collect();
+        let keys = self.keys();
         let states: Vec<_> = self.view.states().collect();
         let columns = |of_batch: bool| {
             let of_state = |column: &StateColumn<'_>| match column.state.held {
@@ -52,66 +83,20 @@ impl HeldCells<'_> {
             let key = keys.iter().cloned().chain([identifier(FAILED_COLUMN)]);
             key.chain(states.iter().map(of_state)).collect::<Vec<_>>().join(", ")
         };
-        let mut parameters = Vec::new();
-        let mut add = |clickhouse_type: &str, value: String| {
-            let name = format!("p{}", parameters.len());
-            let sql = format!("{{{name}:{clickhouse_type}}}");
-            parameters.push((name, value));
-            sql
-        };
+        let mut parameters = Parameters::default();
         let mut parts = Vec::new();
-        let batch: Vec<_> = self
-            .runs()
-            .into_iter()
-            .map(|(run, days)| {
-                let run = add("UInt128", run.0.to_string());
-                let days = add("Array(Int32)", list(&days));
-                let (run_column, day_column) = (identifier(RUN_COLUMN), identifier(DAY_COLUMN));
-                format!("({run_column} = {run} AND {day_column} IN arrayMap(day -> toDate32(day), {days}))")
-            })
-            .collect();
-        if !batch.is_empty() {
+        if let Some(condition) = self.batch(&mut parameters) {
             parts.push(format!(
-                "SELECT {}, 1 AS _layer FROM {} FINAL WHERE {}",
+                "SELECT {}, 1 AS _layer FROM {} FINAL WHERE {condition}",
                 columns(true),
                 table(self.database, &batch_table_name(self.view)),
-                batch.join(" OR ")
             ));
         }
-        let start = identifier(START_COLUMN);
-        let speed: Vec<_> = self
-            .starts
-            .iter()
-            .filter(|(_, (mark, upto))| *upto > mark.start())
-            .map(|(partition, (mark, upto))| {
-                let topic = add("UInt128", partition.topic.0.to_string());
-                let number = add("UInt32", partition.number.to_string());
-                let mark = add("UInt64", mark.0.0.to_string());
-                let upto = add("UInt64", upto.0.0.to_string());
-                format!(
-                    "({} = {topic} AND {} = {number} AND {start} < {upto} AND \
-                     ({start} = {mark} OR ({start} >= {mark} AND {start} % {} = 0)))",
-                    identifier(TOPIC_COLUMN),
-                    identifier(PARTITION_COLUMN),
-                    self.view.chunk,
-                )
-            })
-            .collect();
-        if let (false, Some(first), Some(last)) = (speed.is_empty(), self.days.first(), self.days.last()) {
-            let window = identifier(WINDOW_COLUMN);
-            let from = add("Int64", (i64::from(first.0) * SECONDS_PER_DAY).to_string());
-            let to = add("Int64", ((i64::from(last.0) + 1) * SECONDS_PER_DAY).to_string());
-            let days = add(
-                "Array(Int32)",
-                list(&self.days.iter().map(|day| day.0).collect::<Vec<_>>()),
-            );
+        if let Some(condition) = self.speed(&mut parameters) {
             parts.push(format!(
-                "SELECT {}, 2 AS _layer FROM {} FINAL WHERE {window} >= toDateTime64({from}, 0, 'UTC') AND \
-                 {window} < toDateTime64({to}, 0, 'UTC') AND \
-                 toDate32({window}) IN arrayMap(day -> toDate32(day), {days}) AND ({})",
+                "SELECT {}, 2 AS _layer FROM {} FINAL WHERE {condition}",
                 columns(false),
                 table(self.database, &speed_table_name(self.view)),
-                speed.join(" OR "),
             ));
         }
         if parts.is_empty() {
@@ -140,11 +125,154 @@ impl HeldCells<'_> {
         );
         Some(Statement {
             sql,
-            parameters,
+            parameters: parameters.0,
             // On several threads the engine (26.5) comes to a standstill in about half the tries at a month of a year's
             // flights with states of `quantilesDD` in them: its threads wait for each other, and no limit of time ends it.
-            settings: settings().into_iter().chain([("max_threads", "1")]).collect(),
+            settings: settings(LENGTHY).into_iter().chain([("max_threads", "1")]).collect(),
         })
+    }
+
+    /// The statement that gives the rows which these cells are made of, as they stand, of the one window that begins at that moment, in
+    /// microseconds since 1970: the columns of the plan's cells, and before them whose rows they are, in [`PLACE_COLUMNS`].
+    /// States of ClickHouse's functions come as hexadecimal digits, those that only the batch layer keeps are left out. `None`
+    /// where nothing counts. Ask for `ArrowStream`.
+    pub fn parts(&self, window: i64) -> Option<Statement> {
+        let keys = self.keys();
+        let states = self.view.states().filter(|column| column.state.held == Held::Both);
+        let states = states.map(|column| {
+            let name = identifier(&column.name);
+            if column.state.is_serialized() {
+                format!("hex({name})")
+            } else {
+                name
+            }
+        });
+        let columns: Vec<_> = keys
+            .into_iter()
+            .chain([identifier(FAILED_COLUMN)])
+            .chain(states)
+            .collect();
+        let mut parameters = Parameters::default();
+        let window = parameters.add("Int64", window);
+        let of_window = format!(
+            "{} = fromUnixTimestamp64Micro({window}, 'UTC')",
+            identifier(WINDOW_COLUMN)
+        );
+        let mut parts = Vec::new();
+        let mut part = |place: [String; 6], table_name: &str, condition: &str| {
+            let place = place
+                .iter()
+                .zip(PLACE_COLUMNS)
+                .map(|(sql, name)| format!("{sql} AS {name}"));
+            let selected: Vec<_> = place.chain(columns.iter().cloned()).collect();
+            parts.push(format!(
+                "SELECT {} FROM {} FINAL WHERE {of_window} AND ({condition})",
+                selected.join(", "),
+                table(self.database, table_name),
+            ));
+        };
+        let number = |column: &str| format!("toUInt64({})", identifier(column));
+        let none = || "toUInt64(0)".to_owned();
+        let text = |column: &str| format!("toString({})", identifier(column));
+        if let Some(condition) = self.batch(&mut parameters) {
+            let place = [
+                "toUInt8(1)".to_owned(),
+                text(RUN_COLUMN),
+                "''".to_owned(),
+                none(),
+                none(),
+                none(),
+            ];
+            part(place, &batch_table_name(self.view), &condition);
+        }
+        if let Some(condition) = self.speed(&mut parameters) {
+            let [partition, start, next] = [PARTITION_COLUMN, START_COLUMN, NEXT_COLUMN].map(number);
+            let place = [
+                "toUInt8(2)".to_owned(),
+                "''".to_owned(),
+                text(TOPIC_COLUMN),
+                partition,
+                start,
+                next,
+            ];
+            part(place, &speed_table_name(self.view), &condition);
+        }
+        (!parts.is_empty()).then(|| Statement {
+            sql: parts.join("\nUNION ALL\n"),
+            parameters: parameters.0,
+            settings: settings("60").into_iter().chain([("max_threads", "1")]).collect(),
+        })
+    }
+
+    /// The columns that tell cells apart.
+    fn keys(&self) -> Vec<String> {
+        let fields = key_fields(self.view, CellKey::Cell);
+        fields.iter().map(|field| identifier(field.name())).collect()
+    }
+
+    /// Which batch rows count.
+    fn batch(&self, parameters: &mut Parameters) -> Option<String> {
+        let runs = self.runs().into_iter().map(|(run, days)| {
+            let run = parameters.add("UInt128", run.0);
+            let days = parameters.add("Array(Int32)", list(&days));
+            let (run_column, day_column) = (identifier(RUN_COLUMN), identifier(DAY_COLUMN));
+            format!("({run_column} = {run} AND {day_column} IN arrayMap(day -> toDate32(day), {days}))")
+        });
+        let runs: Vec<_> = runs.collect();
+        if runs.is_empty() {
+            return None;
+        }
+        let runs = runs.join(" OR ");
+        // A row whose window is not of its day is wrong, and is to be seen.
+        let is_all = times_of(self.days) == Some(self.time);
+        Some(if is_all {
+            runs
+        } else {
+            format!("{} AND ({runs})", self.within(parameters))
+        })
+    }
+
+    /// Which speed rows count.
+    fn speed(&self, parameters: &mut Parameters) -> Option<String> {
+        if self.days.is_empty() {
+            return None;
+        }
+        let start = identifier(START_COLUMN);
+        let starts = self.starts.iter().filter(|(_, (mark, upto))| *upto > mark.start());
+        let starts: Vec<_> = starts
+            .map(|(partition, (mark, upto))| {
+                let topic = parameters.add("UInt128", partition.topic.0);
+                let number = parameters.add("UInt32", partition.number);
+                let mark = parameters.add("UInt64", mark.0.0);
+                let upto = parameters.add("UInt64", upto.0.0);
+                format!(
+                    "({} = {topic} AND {} = {number} AND {start} < {upto} AND \
+                     ({start} = {mark} OR ({start} >= {mark} AND {start} % {} = 0)))",
+                    identifier(TOPIC_COLUMN),
+                    identifier(PARTITION_COLUMN),
+                    self.view.chunk,
+                )
+            })
+            .collect();
+        if starts.is_empty() {
+            return None;
+        }
+        let window = identifier(WINDOW_COLUMN);
+        let days: Vec<_> = self.days.iter().map(|day| day.0).collect();
+        let days = parameters.add("Array(Int32)", list(&days));
+        Some(format!(
+            "{} AND toDate32({window}) IN arrayMap(day -> toDate32(day), {days}) AND ({})",
+            self.within(parameters),
+            starts.join(" OR "),
+        ))
+    }
+
+    /// Whether a window begins in the time that is asked for.
+    fn within(&self, parameters: &mut Parameters) -> String {
+        let window = identifier(WINDOW_COLUMN);
+        let (from, to) = self.time;
+        let [from, to] = [from, to].map(|second| parameters.add("Int64", second));
+        format!("{window} >= toDateTime64({from}, 0, 'UTC') AND {window} < toDateTime64({to}, 0, 'UTC')")
     }
 
     fn runs(&self) -> BTreeMap<RunId, Vec<i32>> {
@@ -166,7 +294,7 @@ pub fn speed_days(database: &str, view: &View) -> Statement {
             table(database, &speed_table_name(view))
         ),
         parameters: Vec::new(),
-        settings: settings(),
+        settings: settings("60"),
     }
 }
 
@@ -187,18 +315,18 @@ pub fn highest_of_start(database: &str, view: &View, partition: Partition, start
             ("partition".to_owned(), partition.number.to_string()),
             ("start".to_owned(), start.0.0.to_string()),
         ],
-        settings: settings(),
+        settings: settings("60"),
     }
 }
 
-fn settings() -> Vec<(&'static str, &'static str)> {
+fn settings(limit: &'static str) -> Vec<(&'static str, &'static str)> {
     vec![
         ("do_not_merge_across_partitions_select_final", "1"),
         ("optimize_move_to_prewhere_if_final", "0"),
         ("output_format_arrow_compression_method", "none"),
         ("output_format_arrow_string_as_string", "1"),
         ("output_format_arrow_low_cardinality_as_dictionary", "0"),
-        ("max_execution_time", "60"),
+        ("max_execution_time", limit),
         ("timeout_overflow_mode", "throw"),
     ]
 }

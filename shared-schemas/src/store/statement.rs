@@ -33,6 +33,9 @@ pub const BELOW_FLOOR: &str = "this publication lies below the floor";
 /// delete ([`crate::handoff::floor::COLLECT_WAITS`]), so that none outlives the rows that it was allowed to read.
 pub const STATEMENT_LIMIT: Duration = Duration::from_secs(60);
 
+/// The same for a statement of the batch layer, in seconds, which may scan months: half of what collection waits.
+pub(super) const LENGTHY: &str = "300";
+
 const SECONDS_PER_DAY: i64 = 86_400;
 
 /// SQL for ClickHouse with the values that go along.

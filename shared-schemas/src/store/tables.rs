@@ -40,6 +40,10 @@ pub const PUBLICATIONS: &str = "publications";
 pub const FLOORS: &str = "floors";
 /// Logs that ended below what was read from them.
 pub const TRUNCATIONS: &str = "truncations";
+/// Table of reports of reconciliation.
+pub const RECONCILIATIONS: &str = "reconciliations";
+/// Table of what the hashes of rules mean.
+pub const RULES: &str = "rules";
 /// How fresh the speed layer is: for people and for waiting, never for deciding what counts.
 pub const FRESHNESS: &str = "freshness";
 
@@ -222,6 +226,20 @@ pub fn control_tables() -> Vec<Table> {
             "_topic UInt128, _partition UInt32, end UInt64, next UInt64, found DateTime64(3, 'UTC') DEFAULT now64(3)",
             "",
             &["_topic", "_partition", "end", "next"],
+        ),
+        control(
+            RECONCILIATIONS,
+            "id String, view String, at DateTime64(3, 'UTC'), sound Bool, compared UInt64, different UInt64, \
+             unexplained UInt64, document String, page String",
+            "",
+            &["id", "view"],
+        ),
+        // `events` is the hash of the rules that views can see, `unkeyed` of those without keys.
+        control(
+            RULES,
+            "rules String, events String, unkeyed String, known DateTime64(3, 'UTC') DEFAULT now64(3)",
+            "",
+            &["rules"],
         ),
         // `watermark` is the highest event time seen less the lateness, `kafka_time` the last counted record's Kafka
         // timestamp; `reason` says why a partition is stuck.
