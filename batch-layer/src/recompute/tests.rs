@@ -4,6 +4,7 @@ mod memory;
 mod same;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::compute::concat_batches;
