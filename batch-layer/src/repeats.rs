@@ -5,7 +5,7 @@
 //! timestamp, then the lowest partition number, then the lowest topic id. Equal events have equal event times, so a day
 //! can be done without its neighbours.
 //!
-//! Events are known by a hash of 128 bits, as in the speed layer: 40 bytes each, whatever they carry. They are put into buckets by
+//! Events are known by a hash of 128 bits, as in the speed layer: 32 bytes each with their place, whatever they carry. They are put into buckets by
 //! that hash, so that equal ones meet in one bucket, and each bucket is sorted by itself. What exceeds the memory goes to a file
 //! for each bucket, after those are dropped of which a lower offset is known already: one event sent over and over takes
 //! no room. What comes out is only which offsets are repeats, and a second reading of the events leaves those out.
@@ -20,15 +20,20 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use datafusion::common::{DataFusionError, Result};
-use shared_schemas::handoff::{Offset, Partition};
+use shared_schemas::handoff::Partition;
 use shared_schemas::identity::EventId;
 
 use crate::spill::Spill;
 
-/// One for each value of the hash's first byte: a day of 100 M events makes buckets of 16 MB.
+/// One for each value of the hash's first byte: a day of 100 M events makes buckets of 12 MB.
 const BUCKETS: usize = 256;
 /// Bytes of one event in a file.
-const RECORD: usize = 36;
+const RECORD: usize = 32;
+/// An offset takes so many bits of a place, the partition's index the rest.
+const OFFSET_BITS: u32 = 48;
+const OFFSETS: u64 = (1 << OFFSET_BITS) - 1;
+/// A bucket grows by this part of what it holds: doubling would leave half of the memory empty.
+const GROWS: usize = 8;
 /// So many offsets of a block are listed; of more, each offset of the block has a bit.
 const LISTED: usize = 4096;
 
@@ -36,9 +41,19 @@ const LISTED: usize = 4096;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Seen {
     id: [u64; 2],
-    place: u32,
-    offset: u64,
+    /// The partition's index, then the offset.
+    at: u64,
     time: i64,
+}
+
+impl Seen {
+    fn place(&self) -> usize {
+        usize::try_from(self.at >> OFFSET_BITS).unwrap_or(usize::MAX)
+    }
+
+    fn offset(&self) -> u64 {
+        self.at & OFFSETS
+    }
 }
 
 /// Occurrences of events, until all are known. Filled from several threads.
@@ -66,24 +81,31 @@ struct Bucket {
 
 /// What a thread has seen and not handed in yet.
 #[derive(Debug)]
-pub(crate) struct Hand(Vec<Vec<Seen>>);
+pub(crate) struct Hand {
+    seen: Vec<Vec<Seen>>,
+    beyond: bool,
+}
 
 impl Default for Hand {
     fn default() -> Self {
-        Self(vec![Vec::new(); BUCKETS])
+        Self {
+            seen: vec![Vec::new(); BUCKETS],
+            beyond: false,
+        }
     }
 }
 
 impl Hand {
     /// An event at that offset of the partition with this index, with that Kafka timestamp.
-    pub(crate) fn take(&mut self, EventId(id): EventId, place: u32, offset: Offset, time: i64) {
+    pub(crate) fn take(&mut self, EventId(id): EventId, place: usize, offset: u64, time: i64) {
         let [bucket, ..] = id.to_be_bytes();
         #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
         let id = [(id >> 64) as u64, id as u64];
-        self.0[usize::from(bucket)].push(Seen {
+        let place = u64::from(u16::try_from(place).unwrap_or(u16::MAX));
+        self.beyond |= offset > OFFSETS || place == u64::from(u16::MAX);
+        self.seen[usize::from(bucket)].push(Seen {
             id,
-            place,
-            offset: offset.0,
+            at: place << OFFSET_BITS | (offset & OFFSETS),
             time,
         });
     }
@@ -113,11 +135,19 @@ impl Sightings {
     /// # Errors
     /// A disk that is full.
     pub(crate) fn hand_in(&self, hand: &mut Hand) -> Result<()> {
+        if hand.beyond {
+            let most = "finding repeats takes offsets below 2^48, of fewer than 65,535 partitions".to_owned();
+            return Err(DataFusionError::Execution(most));
+        }
         let mut grown = 0;
-        for (bucket, new) in self.buckets.iter().zip(&mut hand.0) {
+        for (bucket, new) in self.buckets.iter().zip(&mut hand.seen) {
             let mut bucket = lock(bucket);
             let before = bucket.bytes();
-            bucket.seen.append(new);
+            let seen = &mut bucket.seen;
+            if seen.capacity() - seen.len() < new.len() {
+                seen.reserve_exact(new.len().max(seen.len() / GROWS));
+            }
+            seen.append(new);
             grown += bucket.bytes() - before;
         }
         if self.held.fetch_add(grown, Ordering::Relaxed) + grown > self.most {
@@ -194,21 +224,23 @@ impl Sightings {
         for same in seen.chunk_by(|one, other| one.id == other.id) {
             let [_, _, ..] = same else { continue };
             let mut stays: Option<&Seen> = None;
-            for of_partition in same.chunk_by(|one, other| one.place == other.place) {
+            for of_partition in same.chunk_by(|one, other| one.place() == other.place()) {
                 let (first, later) = of_partition.split_at(1);
-                later.iter().for_each(|seen| repeats.insert(seen.place, seen.offset));
+                later
+                    .iter()
+                    .for_each(|seen| repeats.insert(seen.place(), seen.offset()));
                 let [first] = first else { continue };
                 let order = |seen: &Seen| {
-                    let place = self.places.get(seen.place as usize);
+                    let place = self.places.get(seen.place());
                     (seen.time, place.map(|place| (place.number, place.topic)))
                 };
                 match stays {
                     None => stays = Some(first),
                     Some(other) if order(first) < order(other) => {
-                        repeats.insert(other.place, other.offset);
+                        repeats.insert(other.place(), other.offset());
                         stays = Some(first);
                     }
-                    Some(_) => repeats.insert(first.place, first.offset),
+                    Some(_) => repeats.insert(first.place(), first.offset()),
                 }
             }
         }
@@ -224,9 +256,9 @@ impl Bucket {
     fn drop_later(&mut self, gone: &mut Repeats) {
         self.seen.sort_unstable();
         self.seen.dedup_by(|later, first| {
-            let same = (later.id, later.place) == (first.id, first.place);
+            let same = (later.id, later.place()) == (first.id, first.place());
             if same {
-                gone.insert(later.place, later.offset);
+                gone.insert(later.place(), later.offset());
             }
             same
         });
@@ -243,8 +275,7 @@ impl Bucket {
         for seen in &self.seen {
             out.write_all(&seen.id[0].to_le_bytes())?;
             out.write_all(&seen.id[1].to_le_bytes())?;
-            out.write_all(&seen.place.to_le_bytes())?;
-            out.write_all(&seen.offset.to_le_bytes())?;
+            out.write_all(&seen.at.to_le_bytes())?;
             out.write_all(&seen.time.to_le_bytes())?;
         }
         out.flush()?;
@@ -281,13 +312,10 @@ impl Bucket {
                 bytes.copy_from_slice(&record[at..at + 8]);
                 u64::from_le_bytes(bytes)
             };
-            let mut place = [0_u8; 4];
-            place.copy_from_slice(&record[16..20]);
             seen.push(Seen {
                 id: [number(0), number(8)],
-                place: u32::from_le_bytes(place),
-                offset: number(20),
-                time: number(28).cast_signed(),
+                at: number(16),
+                time: number(24).cast_signed(),
             });
         }
         Ok(seen)
@@ -317,8 +345,8 @@ impl Repeats {
     }
 
     /// Each offset once.
-    fn insert(&mut self, place: u32, offset: u64) {
-        let Some(blocks) = self.of.get_mut(place as usize) else {
+    fn insert(&mut self, place: usize, offset: u64) {
+        let Some(blocks) = self.of.get_mut(place) else {
             return;
         };
         self.count += 1;
@@ -328,7 +356,7 @@ impl Repeats {
     }
 
     fn extend(&mut self, other: Self) {
-        for (place, blocks) in (0..).zip(other.of) {
+        for (place, blocks) in other.of.into_iter().enumerate() {
             for (block, low) in blocks {
                 low.each(|low| self.insert(place, block << 16 | u64::from(low)));
             }
@@ -428,7 +456,7 @@ mod tests {
         let sightings = Arc::new(Sightings::new(places(), memory, spill));
         let mut hand = Hand::default();
         for (offset, (event, place, time)) in (0..).zip(events) {
-            hand.take(id(*event), *place, Offset(offset), *time);
+            hand.take(id(*event), *place as usize, offset, *time);
             if offset % 50 == 0 {
                 sightings.hand_in(&mut hand).unwrap();
             }

@@ -273,7 +273,7 @@ impl Work<'_> {
             let written = &mut work.written;
             written.read += told.read();
             written.repeats += told.repeats();
-            written.passed += passed.unwrap_or(told.read() - told.repeats());
+            written.passed += passed.unwrap_or_else(|| told.read().saturating_sub(told.repeats()));
             for partition in self.counted.keys() {
                 let old = work.job.old.get(partition).map_or(Offset(0), |mark| mark.0);
                 *written.new.entry(*partition).or_default() += told.since(*partition, old);

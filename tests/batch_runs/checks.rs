@@ -1,12 +1,16 @@
 //! A run that finds itself wrong publishes nothing, and says what differs. Each check has something planted for it.
 
+use std::collections::BTreeSet;
+
 use anyhow::Context;
-use highwater_batch::ViewReport;
+use highwater_batch::{Outcome, ViewReport};
+use shared_schemas::handoff::PublicationNumber;
 use shared_schemas::store::quote;
-use shared_schemas::store::tables::batch_table_name;
+use shared_schemas::store::tables::{batch_table_name, speed_table_name};
+use tokio_util::sync::CancellationToken;
 
 use super::world::{Quiet, World, files, log};
-use super::*;
+use super::{on_engine, published};
 
 fn failed(reports: &[ViewReport]) -> String {
     for report in reports {
@@ -118,10 +122,7 @@ fn a_row_that_the_speed_layer_has_and_the_archive_does_not() -> anyhow::Result<(
             "{sound:?}"
         );
         let store = &world.batch.store;
-        let table = quote::table(
-            store.database(),
-            &shared_schemas::store::tables::speed_table_name(world.view("hourly")),
-        );
+        let table = quote::table(store.database(), &speed_table_name(world.view("hourly")));
         let more = format!(
             "INSERT INTO {table} SELECT * REPLACE (delay__sum + 1 AS delay__sum, _next + 1 AS _next) FROM {table} FINAL"
         );

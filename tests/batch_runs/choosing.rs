@@ -1,19 +1,22 @@
 //! What a run computes is what was asked for, said before and shown afterwards.
 
-use highwater_batch::{Scope, ViewReport, diff, show};
+use highwater_batch::diff::Changed;
+use highwater_batch::{Outcome, Planned, Scope, ViewReport, diff, show};
+use shared_schemas::handoff::{Mark, Offset};
 use shared_schemas::view::View;
+use tokio_util::sync::CancellationToken;
 
 use super::world::{Quiet, World, log, partition};
-use super::*;
+use super::{on_engine, published};
 
-async fn plan(world: &World, view: &str) -> anyhow::Result<highwater_batch::Planned> {
+async fn plan(world: &World, view: &str) -> anyhow::Result<Planned> {
     let view: &View = world.view(view);
     let planned = world.batch.plan(&[(view, world.dataset())]).await;
     let planned = planned.into_iter().next().expect("one view");
     planned.map_err(anyhow::Error::msg)
 }
 
-fn marks(planned: &highwater_batch::Planned) -> Vec<(u64, u64)> {
+fn marks(planned: &Planned) -> Vec<(u64, u64)> {
     planned.marks.iter().map(|moved| (moved.from, moved.to)).collect()
 }
 
@@ -102,7 +105,7 @@ async fn looked_back(world: &World, third: &ViewReport) -> anyhow::Result<()> {
     assert!(!other.days.is_empty() && !other.cells.is_empty(), "{other:?}");
     let flights = other.days.iter().flat_map(|day| &day.columns);
     let flights: Vec<_> = flights.filter(|column| column.column == "flights__count").collect();
-    let total = |of: fn(&highwater_batch::diff::Changed) -> &Option<String>| -> u64 {
+    let total = |of: fn(&Changed) -> &Option<String>| -> u64 {
         flights
             .iter()
             .filter_map(|column| of(column).as_ref()?.parse::<u64>().ok())

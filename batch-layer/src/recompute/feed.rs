@@ -44,8 +44,8 @@ use crate::repeats::{Hand, Repeats, Sightings};
 
 /// Batches that wait for a plan, in each of its lanes: one to work on and one to come.
 const AHEAD: usize = 2;
-/// The part of the memory in which repeats are looked for. Plans do not run yet, and sorting needs some besides.
-const FOR_REPEATS: usize = 2;
+/// The part of the memory, in eighths, in which repeats are looked for. Plans do not run yet; what is read needs some besides.
+const FOR_REPEATS: usize = 6;
 const EVENTS: &str = "events";
 
 /// What a reading comes to, while it goes on and in the end.
@@ -253,7 +253,7 @@ async fn look_for_repeats(
     columns.insert(KAFKA_TIME_COLUMN.to_owned());
     columns.extend(dataset.event_id.iter().cloned());
     let plan = physical(session, source(&columns)?).await?;
-    let sightings = Sightings::new(counted.partitions(), room.memory() / FOR_REPEATS, room.spill());
+    let sightings = Sightings::new(counted.partitions(), room.memory() / 8 * FOR_REPEATS, room.spill());
     let sightings = Arc::new(sightings);
     let identities = Identities::new(dataset, &plan.schema())?;
     let identities = Arc::new(identities.ok_or_else(|| internal_datafusion_err!("a dataset without an event id"))?);
@@ -271,8 +271,8 @@ async fn look_for_repeats(
                 let times = times.and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>());
                 let times = times.ok_or_else(|| internal_datafusion_err!("events without Kafka's time"))?;
                 counted.each(&batch, |row, place, offset| {
-                    if let (Some(Some(id)), Ok(place)) = (found.ids().get(row), u32::try_from(place)) {
-                        hand.take(*id, place, Offset(offset), times.value(row));
+                    if let Some(Some(id)) = found.ids().get(row) {
+                        hand.take(*id, place, offset, times.value(row));
                     }
                 })?;
                 sightings.hand_in(&mut hand)?;

@@ -1,4 +1,7 @@
 //! Days that are much larger than the memory to compute them in: the run ends, within it.
+//!
+//! Sorting whole events to find repeats did not: a batch of 8,192 such events needs 22 MB to be sorted, and the share of one of two
+//! sorts was 4. The first sort had spilled 310 MB of 50 MB of events by then.
 
 use arrow::array::AsArray;
 use arrow::datatypes::UInt64Type;
@@ -88,19 +91,17 @@ async fn wide_events_are_counted_in_little_memory() {
     };
     let counted = below(&BTreeMap::from([(partition, Mark(Offset(EVENTS)))]));
     for view in &definitions.views {
-        let began = std::time::Instant::now();
         let recompute = Recompute::new(view, dataset, 32 << 20).unwrap();
         let days = BTreeSet::from([EventDay(0)]);
         let table: Arc<MemTable> = Arc::clone(&table);
         let cells = recompute.cells(table, &days, &counted).await.unwrap();
         let cells: Vec<_> = cells.try_collect().await.unwrap();
-        eprintln!("{} took {:?}", view.name, began.elapsed());
         let rows: usize = cells.iter().map(RecordBatch::num_rows).sum();
         let people = |cells: &RecordBatch| -> u64 {
             let (_, at) = cells
                 .schema()
                 .fields()
-                .find("people")
+                .find("people__count")
                 .map(|(at, field)| (field.clone(), at))
                 .unwrap();
             cells.column(at).as_primitive::<UInt64Type>().values().iter().sum()
