@@ -126,9 +126,7 @@ impl HeldCells<'_> {
         Some(Statement {
             sql,
             parameters: parameters.0,
-            // On several threads the engine (26.5) comes to a standstill in about half the tries at a month of a year's
-            // flights with states of `quantilesDD` in them: its threads wait for each other, and no limit of time ends it.
-            settings: settings(LENGTHY).into_iter().chain([("max_threads", "1")]).collect(),
+            settings: settings(LENGTHY),
         })
     }
 
@@ -200,7 +198,7 @@ impl HeldCells<'_> {
         (!parts.is_empty()).then(|| Statement {
             sql: parts.join("\nUNION ALL\n"),
             parameters: parameters.0,
-            settings: settings("60").into_iter().chain([("max_threads", "1")]).collect(),
+            settings: settings("60"),
         })
     }
 
