@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use highwater_batch::reconcile::Cause;
 use highwater_batch::{Batch, Logs, Reconciled, Selection, reconcile};
 use highwater_tests::platform::{Platform, VIEWS, events};
 use highwater_tests::stack::{PATIENCE, run};
@@ -185,6 +186,7 @@ fn what_kafka_forgot_is_told_everywhere_until_batch_has_it() -> anyhow::Result<(
 
         let hourly = &reconciled(&platform).await?[0];
         assert!(hourly.is_sound(), "what the archive holds explains it: {hourly:?}");
+        assert_eq!(hourly.causes.keys().collect::<Vec<_>>(), [&Cause::Gap], "{hourly:?}");
         for partition in &hourly.partitions {
             assert_eq!(
                 (partition.gaps.as_slice(), partition.archived_in_gaps),

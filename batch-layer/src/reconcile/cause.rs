@@ -101,6 +101,9 @@ impl Compare {
             let counted = (&proof.counted, at(&proof.counted));
             let row = (held, at(held));
             let is_proved = match why {
+                REPEATS if row.1.is_none() && counted.1.is_none() => {
+                    proof.classes.get(&Class::Gap).is_some_and(|gap| at(gap).is_some())
+                }
                 REPEATS => measure.is_equal(row.0, row.1, counted.0, counted.1),
                 // Of the repeats that a filter should have dropped, some are in it: no more than there are.
                 CUT_SHORT => proof

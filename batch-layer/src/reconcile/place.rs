@@ -170,6 +170,9 @@ pub(crate) struct Narrow<'a> {
 /// Events of a row, in their order.
 type Events<'e> = Vec<&'e EventCell>;
 
+/// A row that a cell is made of, if it is there; the events that it should hold; and the partition and start of the speed layer's.
+type Row<'e> = (Option<&'e Part>, Events<'e>, Option<(u32, Start)>);
+
 impl Narrow<'_> {
     /// The places that make a difference, and the events to show.
     pub(crate) async fn down(&self, difference: &Difference) -> Result<(Vec<Place>, Vec<EventCell>)> {
@@ -209,11 +212,7 @@ impl Narrow<'_> {
     }
 
     /// The rows that the cell is made of, or should be: each with its events, and where it counts from.
-    fn rows<'e>(
-        &'e self,
-        key: &OwnedRow,
-        events: &[&'e EventCell],
-    ) -> Vec<(Option<&'e Part>, Events<'e>, Option<(u32, Start)>)> {
+    fn rows<'e>(&'e self, key: &OwnedRow, events: &[&'e EventCell]) -> Vec<Row<'e>> {
         let mark = |partition: u32| {
             self.marks
                 .iter()

@@ -3,7 +3,7 @@
 //! Ledgers, commits of the archive and publications carry the hash of all rules of a dataset. Two hashes that differ do not
 //! say whether an answer can: a rule on undeclared data changes none, another key of a mask changes masked values alone. So
 //! beside each hash stand two further ones, of the rules that views can see, and of those without keys. No rule itself is
-//! written, and no key can be told from a hash of all rules together.
+//! written, and a key of random bytes cannot be told from them.
 
 use std::collections::BTreeMap;
 

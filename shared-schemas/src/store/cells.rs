@@ -37,7 +37,7 @@ struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
     /// Adds a value and gives the SQL that stands for it.
-    fn add(&mut self, clickhouse_type: &str, value: impl ToString) -> String {
+    fn add(&mut self, clickhouse_type: &str, value: &impl ToString) -> String {
         let name = format!("p{}", self.0.len());
         let sql = format!("{{{name}:{clickhouse_type}}}");
         self.0.push((name, value.to_string()));
@@ -126,9 +126,7 @@ impl HeldCells<'_> {
         Some(Statement {
             sql,
             parameters: parameters.0,
-            // On several threads the engine (26.5) comes to a standstill in about half the tries at a month of a year's
-            // flights with states of `quantilesDD` in them: its threads wait for each other, and no limit of time ends it.
-            settings: settings(LENGTHY).into_iter().chain([("max_threads", "1")]).collect(),
+            settings: settings(LENGTHY),
         })
     }
 
@@ -153,7 +151,7 @@ impl HeldCells<'_> {
             .chain(states)
             .collect();
         let mut parameters = Parameters::default();
-        let window = parameters.add("Int64", window);
+        let window = parameters.add("Int64", &window);
         let of_window = format!(
             "{} = fromUnixTimestamp64Micro({window}, 'UTC')",
             identifier(WINDOW_COLUMN)
@@ -200,7 +198,7 @@ impl HeldCells<'_> {
         (!parts.is_empty()).then(|| Statement {
             sql: parts.join("\nUNION ALL\n"),
             parameters: parameters.0,
-            settings: settings("60").into_iter().chain([("max_threads", "1")]).collect(),
+            settings: settings("60"),
         })
     }
 
@@ -213,8 +211,8 @@ impl HeldCells<'_> {
     /// Which batch rows count.
     fn batch(&self, parameters: &mut Parameters) -> Option<String> {
         let runs = self.runs().into_iter().map(|(run, days)| {
-            let run = parameters.add("UInt128", run.0);
-            let days = parameters.add("Array(Int32)", list(&days));
+            let run = parameters.add("UInt128", &run.0);
+            let days = parameters.add("Array(Int32)", &list(&days));
             let (run_column, day_column) = (identifier(RUN_COLUMN), identifier(DAY_COLUMN));
             format!("({run_column} = {run} AND {day_column} IN arrayMap(day -> toDate32(day), {days}))")
         });
@@ -241,10 +239,10 @@ impl HeldCells<'_> {
         let starts = self.starts.iter().filter(|(_, (mark, upto))| *upto > mark.start());
         let starts: Vec<_> = starts
             .map(|(partition, (mark, upto))| {
-                let topic = parameters.add("UInt128", partition.topic.0);
-                let number = parameters.add("UInt32", partition.number);
-                let mark = parameters.add("UInt64", mark.0.0);
-                let upto = parameters.add("UInt64", upto.0.0);
+                let topic = parameters.add("UInt128", &partition.topic.0);
+                let number = parameters.add("UInt32", &partition.number);
+                let mark = parameters.add("UInt64", &mark.0.0);
+                let upto = parameters.add("UInt64", &upto.0.0);
                 format!(
                     "({} = {topic} AND {} = {number} AND {start} < {upto} AND \
                      ({start} = {mark} OR ({start} >= {mark} AND {start} % {} = 0)))",
@@ -259,7 +257,7 @@ impl HeldCells<'_> {
         }
         let window = identifier(WINDOW_COLUMN);
         let days: Vec<_> = self.days.iter().map(|day| day.0).collect();
-        let days = parameters.add("Array(Int32)", list(&days));
+        let days = parameters.add("Array(Int32)", &list(&days));
         Some(format!(
             "{} AND toDate32({window}) IN arrayMap(day -> toDate32(day), {days}) AND ({})",
             self.within(parameters),
@@ -271,7 +269,7 @@ impl HeldCells<'_> {
     fn within(&self, parameters: &mut Parameters) -> String {
         let window = identifier(WINDOW_COLUMN);
         let (from, to) = self.time;
-        let [from, to] = [from, to].map(|second| parameters.add("Int64", second));
+        let [from, to] = [from, to].map(|second| parameters.add("Int64", &second));
         format!("{window} >= toDateTime64({from}, 0, 'UTC') AND {window} < toDateTime64({to}, 0, 'UTC')")
     }
 
