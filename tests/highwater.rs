@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod accounting;
 #[cfg(test)]
+mod archive_upkeep;
+#[cfg(test)]
 mod archiver;
 #[cfg(test)]
 mod batch_command;
@@ -12,6 +14,8 @@ mod batch_runs;
 mod bench;
 #[cfg(test)]
 mod check;
+#[cfg(test)]
+mod damaged_files;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
@@ -32,6 +36,8 @@ mod kafka_log;
 mod law;
 #[cfg(test)]
 mod local_stack;
+#[cfg(test)]
+mod object_store;
 #[cfg(test)]
 mod poison;
 #[cfg(test)]

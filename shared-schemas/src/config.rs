@@ -107,8 +107,16 @@ pub struct ArchiveConfig {
     pub url: ArchiveUrl,
     /// Whether the configuration names it. Where it does not, `up --data DIR` takes `DIR/archive`.
     pub url_is_default: bool,
+    /// Options of the object store, by their names; they go before its environment variables.
+    pub options: BTreeMap<String, Secret>,
     /// How often files are committed.
     pub commit_every: Duration,
+    /// About how many bytes a file has that is made of small ones.
+    pub target_file: u64,
+    /// When the archiver makes small files into large ones.
+    pub optimize: Schedule,
+    /// How long files are kept that no newer version names.
+    pub keep_removed: Duration,
 }
 
 /// The batch layer.
@@ -256,7 +264,11 @@ impl Config {
             archive: ArchiveConfig {
                 url: ArchiveUrl::Folder(PathBuf::new()),
                 url_is_default: true,
+                options: BTreeMap::new(),
                 commit_every: Duration::ZERO,
+                target_file: 0,
+                optimize: Schedule::default(),
+                keep_removed: Duration::ZERO,
             },
             batch: BatchConfig {
                 schedule: Schedule::default(),
