@@ -45,6 +45,8 @@ mod privacy;
 #[cfg(test)]
 mod produce;
 #[cfg(test)]
+mod readers;
+#[cfg(test)]
 mod schema_change;
 #[cfg(test)]
 mod serving;
