@@ -19,6 +19,8 @@ mod damaged_files;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod disk_full;
+#[cfg(test)]
 mod embedded_clickhouse;
 #[cfg(test)]
 mod end_to_end;
