@@ -119,6 +119,18 @@ pub struct ArchiveConfig {
     pub keep_removed: Duration,
 }
 
+impl ArchiveConfig {
+    /// One in a folder; all else is as by default.
+    pub fn in_folder(folder: impl Into<PathBuf>) -> Self {
+        let defaults = Config::parse("", FILE_NAME, Path::new(""), &|_| None);
+        Self {
+            url: ArchiveUrl::Folder(folder.into()),
+            url_is_default: false,
+            ..defaults.config.archive
+        }
+    }
+}
+
 /// The batch layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchConfig {
