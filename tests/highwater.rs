@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod accounting;
 #[cfg(test)]
+mod archive_upkeep;
+#[cfg(test)]
 mod archiver;
 #[cfg(test)]
 mod batch_command;
@@ -13,7 +15,11 @@ mod bench;
 #[cfg(test)]
 mod check;
 #[cfg(test)]
+mod damaged_files;
+#[cfg(test)]
 mod demo;
+#[cfg(test)]
+mod disk_full;
 #[cfg(test)]
 mod embedded_clickhouse;
 #[cfg(test)]
@@ -33,11 +39,15 @@ mod law;
 #[cfg(test)]
 mod local_stack;
 #[cfg(test)]
+mod object_store;
+#[cfg(test)]
 mod poison;
 #[cfg(test)]
 mod privacy;
 #[cfg(test)]
 mod produce;
+#[cfg(test)]
+mod readers;
 #[cfg(test)]
 mod schema_change;
 #[cfg(test)]

@@ -25,7 +25,7 @@
 //! - What became of the records of a commit, the refused ones too, is in its entry's own information, for reconciliation: it
 //!   may be cleaned up with the entry.
 //!
-//! The parts, in reading order: `columns`, `standing`, `accounts`, `table`, `files`, `commit`; for readers `pinned` and `scan`; for the
+//! The parts, in reading order: `columns`, `standing`, `accounts`, `store`, `table`, `sums`, `files`, `commit`; for readers `pinned`, `later` and `scan`; to keep it tidy `optimize`, `upkeep` and `quarantine`; for the
 //! archiver `held`, `dead_letters`, `stall`, `metrics`, `archiver`, `serve`.
 
 mod accounts;
@@ -36,13 +36,19 @@ mod dead_letters;
 mod error;
 mod files;
 mod held;
+mod later;
 mod metrics;
+mod optimize;
 mod pinned;
+mod quarantine;
 mod scan;
 mod serve;
 mod stall;
 mod standing;
+mod store;
+mod sums;
 mod table;
+mod upkeep;
 
 #[cfg(test)]
 mod tests;
@@ -52,6 +58,8 @@ pub use columns::{DATE_COLUMN, SCHEMA_COLUMN, TOPIC_COLUMN};
 pub use commit::Commit;
 pub use dead_letters::LetterError;
 pub use error::ArchiveError;
+pub use optimize::{Files, Optimized, Upkeep};
 pub use pinned::Pinned;
+pub use quarantine::Quarantined;
 pub use serve::{ServeError, serve};
 pub use table::Archive;

@@ -137,6 +137,14 @@ impl Checked<'_> {
                     partition.number, old.0.0, mark.0.0
                 )));
             }
+            // What the archive lacks the speed layer may have counted.
+            let lacking = self.publication.gaps.get(partition);
+            if lacking.is_some_and(|gaps| !gaps.within(old.0, mark.0).is_empty()) {
+                return Ok(Ok(format!(
+                    "not looked at: the archive lacks offsets of partition {} between {} and {}",
+                    partition.number, old.0.0, mark.0.0
+                )));
+            }
             marks.insert(*partition, (old, *mark));
         }
         if marks.is_empty() {

@@ -70,7 +70,10 @@ pub(crate) async fn choose(pinned: &Pinned, facts: &Facts, chunk: ChunkSize, to_
         let published = parent
             .and_then(|parent| parent.gaps.get(&partition))
             .unwrap_or(&nothing);
-        let excused = facts.progress(partition).coverage(before, chunk).gaps;
+        let mut excused = facts.progress(partition).coverage(before, chunk).gaps;
+        if let Some(accepted) = pinned.accepted.get(&partition) {
+            excused.extend(accepted);
+        }
         let limit = mark_limit(end, before, lacks, published, &excused)
             .map_err(|source| RunError::Behind { partition, source })?;
         let boundary = chunk.first(limit).0.max(before.0);

@@ -107,8 +107,28 @@ pub struct ArchiveConfig {
     pub url: ArchiveUrl,
     /// Whether the configuration names it. Where it does not, `up --data DIR` takes `DIR/archive`.
     pub url_is_default: bool,
+    /// Options of the object store, by their names; they go before its environment variables.
+    pub options: BTreeMap<String, Secret>,
     /// How often files are committed.
     pub commit_every: Duration,
+    /// About how many bytes a file has that is made of small ones.
+    pub target_file: u64,
+    /// When the archiver makes small files into large ones.
+    pub optimize: Schedule,
+    /// How long files are kept that no newer version names.
+    pub keep_removed: Duration,
+}
+
+impl ArchiveConfig {
+    /// One in a folder; all else is as by default.
+    pub fn in_folder(folder: impl Into<PathBuf>) -> Self {
+        let defaults = Config::parse("", FILE_NAME, Path::new(""), &|_| None);
+        Self {
+            url: ArchiveUrl::Folder(folder.into()),
+            url_is_default: false,
+            ..defaults.config.archive
+        }
+    }
 }
 
 /// The batch layer.
@@ -256,7 +276,11 @@ impl Config {
             archive: ArchiveConfig {
                 url: ArchiveUrl::Folder(PathBuf::new()),
                 url_is_default: true,
+                options: BTreeMap::new(),
                 commit_every: Duration::ZERO,
+                target_file: 0,
+                optimize: Schedule::default(),
+                keep_removed: Duration::ZERO,
             },
             batch: BatchConfig {
                 schedule: Schedule::default(),

@@ -14,7 +14,7 @@ use anyhow::{Context, ensure};
 use highwater_batch::archive::{Archive, Commit, Pinned};
 use highwater_batch::error::RunError;
 use highwater_batch::measured::{Came, plain, recomputed};
-use shared_schemas::config::{ArchiveConfig, ArchiveUrl};
+use shared_schemas::config::ArchiveConfig;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::decode::{Decoder, EnvironmentKeys, Options, Record};
 use shared_schemas::definitions::Definitions;
@@ -185,11 +185,7 @@ where
 
 /// Archives events, from a day on; the archive, and the processor time of the commits.
 async fn archived(folder: &Path, dataset: &Dataset, day: i64, events: u64) -> anyhow::Result<(Pinned, Duration)> {
-    let config = ArchiveConfig {
-        url: ArchiveUrl::Folder(folder.to_owned()),
-        url_is_default: false,
-        commit_every: Duration::from_secs(1),
-    };
+    let config = ArchiveConfig::in_folder(folder);
     let mut archive = Archive::open_or_create(&config, dataset).await?;
     let partition = |number: u32| Partition {
         topic: TopicId(1),
@@ -276,11 +272,7 @@ async fn one_dirty_day(folder: &Path, definitions: &Definitions, days: u64, each
     }
     let spill = folder.join("spill");
     let began = Instant::now();
-    let config = ArchiveConfig {
-        url: ArchiveUrl::Folder(place),
-        url_is_default: false,
-        commit_every: Duration::from_secs(1),
-    };
+    let config = ArchiveConfig::in_folder(place);
     let archive = Archive::open(&config, dataset).await?.context("nothing is archived")?;
     let pinned = archive.pin().await?;
     let last: Option<EventDay> = pinned.ranges().iter().map(|range| range.day).max();

@@ -1,7 +1,12 @@
-//! `highwater archive`: the archiver as a process of its own.
+//! `highwater archive`: the archiver as a process of its own, and what keeps an archive in order.
+
+mod optimize;
+mod quarantine;
 
 use std::process::ExitCode;
 
+use self::optimize::Optimize;
+use self::quarantine::Quarantine;
 use super::Place;
 use crate::connect;
 use crate::metrics;
@@ -10,25 +15,45 @@ use crate::signals::Signals;
 /// Keep every event of every dataset in the archive, until Ctrl-C
 ///
 /// Events are written as Parquet files of a Delta Lake table, each range of offsets once. Records that can't be read go to
-/// the dataset's dead-letter topic, each with its reason.
+/// the dataset's dead-letter topic, each with its reason. Small files are made into large ones on `archive.optimize`'s
+/// schedule.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "Examples:\n  \
     highwater archive\n  \
-    highwater archive --config /etc/highwater/highwater.toml --log-format json")]
-pub(crate) struct Archive {}
+    highwater archive --config /etc/highwater/highwater.toml --log-format json\n  \
+    highwater archive optimize --dry-run")]
+pub(crate) struct Archive {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Optimize(Optimize),
+    Quarantine(Quarantine),
+}
 
 impl Archive {
-    /// Runs until a signal.
+    /// Runs to its end; the archiver until a signal.
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
-        let (config, definitions) = place.join_with_keys()?;
-        Signals::run_until_told(async |cancel| {
-            let (metrics, _) = metrics::serve(config.metrics.listen).await?;
-            let connected = Box::pin(connect::kafka(&config, &definitions));
-            let Some(kafka) = cancel.run_until_cancelled(connected).await.transpose()? else {
-                return Ok(());
-            };
-            tracing::info!("metrics at {metrics}");
-            Ok(highwater_batch::archive::serve(&config, &definitions, &kafka, cancel.clone()).await?)
-        })
+        match self.command {
+            None => serve(place),
+            Some(Command::Optimize(optimize)) => optimize.run(place),
+            Some(Command::Quarantine(quarantine)) => quarantine.run(place),
+        }
     }
+}
+
+fn serve(place: &Place) -> anyhow::Result<ExitCode> {
+    let (config, definitions) = place.join_with_keys()?;
+    Signals::run_until_told(async |cancel| {
+        let (metrics, _) = metrics::serve(config.metrics.listen).await?;
+        let connected = Box::pin(connect::kafka(&config, &definitions));
+        let Some(kafka) = cancel.run_until_cancelled(connected).await.transpose()? else {
+            return Ok(());
+        };
+        tracing::info!("metrics at {metrics}");
+        Ok(highwater_batch::archive::serve(&config, &definitions, &kafka, cancel.clone()).await?)
+    })
 }

@@ -10,7 +10,7 @@ use highwater_batch::archive::{Archive, Commit};
 use highwater_batch::recompute::{Recompute, Room, below};
 use highwater_batch::spill::Spill;
 use serde_json::json;
-use shared_schemas::config::{ArchiveConfig, ArchiveUrl};
+use shared_schemas::config::ArchiveConfig;
 use shared_schemas::decode::{Decoder, EnvironmentKeys, Options, Record};
 use shared_schemas::definitions::Definitions;
 use shared_schemas::handoff::{EventDay, Mark, Offset, OffsetRange, Partition, TopicId};
@@ -76,11 +76,7 @@ async fn archived(definitions: &Definitions, folder: &Path) -> anyhow::Result<Ar
         });
         anyhow::ensure!(read.is_ok(), "a person is refused");
     }
-    let config = ArchiveConfig {
-        url: ArchiveUrl::Folder(folder.to_owned()),
-        url_is_default: false,
-        commit_every: Duration::from_secs(1),
-    };
+    let config = ArchiveConfig::in_folder(folder);
     let mut archive = Archive::open_or_create(&config, dataset).await?;
     let range = OffsetRange {
         from: Offset(0),

@@ -6,5 +6,7 @@ pub mod flights;
 pub mod platform;
 pub mod proxy;
 pub mod python;
+pub mod s3;
 pub mod stack;
+pub mod table;
 pub mod workers;

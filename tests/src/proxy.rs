@@ -73,7 +73,7 @@ impl Proxy {
         Self::start(to, Protocol::Bytes)
     }
 
-    /// Leads HTTP requests to ClickHouse at that URL.
+    /// Leads HTTP requests to ClickHouse at that URL, or to S3: a request's first line is part of its statement.
     pub fn of_statements(url: &str) -> anyhow::Result<Self> {
         Self::start(url, Protocol::Statements(Arc::default()))
     }

@@ -1,11 +1,16 @@
-//! The Python that `deploy/install` makes, with the packages of `deploy/requirements.txt`.
+//! The Pythons that `deploy/install` makes, with the packages of `deploy/requirements.txt` and of `deploy/readers.txt`.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 
-/// Where it is.
+/// Where the clients' one is.
 pub fn python() -> anyhow::Result<PathBuf> {
+    python_of("python")
+}
+
+/// Where the one of that name is.
+pub fn python_of(name: &str) -> anyhow::Result<PathBuf> {
     let set = |name: &str| {
         std::env::var_os(name)
             .filter(|value| !value.is_empty())
@@ -14,7 +19,9 @@ pub fn python() -> anyhow::Result<PathBuf> {
     let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
     let python = cache
         .context("neither XDG_CACHE_HOME nor HOME is set")?
-        .join("highwater/python/bin/python");
+        .join("highwater")
+        .join(name)
+        .join("bin/python");
     ensure!(
         python.is_file(),
         "{} is missing: run deploy/install first",

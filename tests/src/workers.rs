@@ -41,9 +41,38 @@ impl Worker {
         place: &Place,
         environment: &[(&str, String)],
     ) -> anyhow::Result<Self> {
+        Self::run(platform, layer, place, environment, Command::new(program("highwater")?))
+    }
+
+    /// Starts a layer that can't write files beyond so many kilobytes, as if the disk were full, until
+    /// [`Worker::unlimited`].
+    pub fn limited(platform: &Platform, layer: &'static str, kilobytes: u32) -> anyhow::Result<Self> {
+        let mut command = Command::new("bash");
+        // A write beyond the limit is an error, and not the end.
+        let limit = format!("trap '' XFSZ; ulimit -S -f {kilobytes}; exec \"$0\" \"$@\"");
+        command.arg("-c").arg(limit).arg(program("highwater")?);
+        Self::run(platform, layer, &platform.place(), &[], command)
+    }
+
+    /// Lets it write again.
+    pub fn unlimited(&self) -> anyhow::Result<()> {
+        let mut command = Command::new("prlimit");
+        let status = command
+            .args(["--pid", &self.pid().to_string(), "--fsize=unlimited"])
+            .status()?;
+        ensure!(status.success(), "prlimit: {status}");
+        Ok(())
+    }
+
+    fn run(
+        platform: &Platform,
+        layer: &'static str,
+        place: &Place,
+        environment: &[(&str, String)],
+        mut command: Command,
+    ) -> anyhow::Result<Self> {
         let folder = platform.folder_of(&unique(layer), place)?;
         let log = folder.join("log");
-        let mut command = Command::new(program("highwater")?);
         command.current_dir(&folder).arg(layer);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         let process = Process::start(Launch {

@@ -5,10 +5,14 @@
 //! own resolution of conflicts rebases a commit past others that it takes for independent, and transactions of the same
 //! name count as dependent there only if the commit is told that it read them. After a conflict, or an error that leaves
 //! open whether the entry was written, the newest version is read and everything is checked again.
+//!
+//! A request to an object store may do its work after its writer has given up. So a try whose entry is not there is not
+//! known to have failed: its entry may still come, and must never name a file that is gone. It can't come any more once its
+//! version is there, since an entry is only written where none is. Until then the files stay, and the next try of the same
+//! ranges names the same files.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use arrow::array::RecordBatch;
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
@@ -34,6 +38,23 @@ const ENTRIES_AT_ONCE: usize = 16;
 
 /// How often a commit is tried on a newer version. Only writers to the same dataset meet, and they are few.
 const TRIES: u32 = 10;
+
+/// A commit that was tried, and nobody knows what became of it.
+#[derive(Debug)]
+pub(super) struct Try {
+    /// The version that its entry would be, or is.
+    version: u64,
+    ranges: BTreeMap<Partition, OffsetRange>,
+    adds: Vec<Add>,
+}
+
+/// How a commit came to be in the archive.
+enum Entered {
+    /// By the entry that was just written.
+    Now(u64),
+    /// It was found there: by an earlier try, or from a rival with the same ranges.
+    Before(u64),
+}
 
 /// What goes into the archive at once.
 #[derive(Debug, Clone, Default)]
@@ -110,16 +131,55 @@ impl Archive {
             }
             Err(error) => return Err(error),
         }
-        let adds = self.write(commit).await?;
-        let result = self.enter(commit, &adds).await;
-        // Of tries before this one, too: what became of them is known once the log can be read again.
-        self.undecided.extend(adds);
-        // An error may come after the entry was written, from what is done behind it: only the newest version tells.
-        if result.is_ok() || self.refresh().await.is_ok() {
-            let tried = std::mem::take(&mut self.undecided);
-            self.discard(&self.unnamed(tried)).await;
+        let adds = match self.written(commit) {
+            Some(adds) => adds,
+            None => self.write(commit).await?,
+        };
+        let mut version = self.version() + 1;
+        let entered = self.enter(commit, &adds, &mut version).await;
+        if !matches!(entered, Ok(Entered::Now(_))) {
+            let ranges = commit.ranges.clone();
+            self.undecided.push(Try { version, ranges, adds });
         }
-        result
+        // An error may come after the entry was written, from what is done behind it: only the newest version tells.
+        if entered.is_ok() || self.refresh().await.is_ok() {
+            self.decide().await;
+        }
+        entered.map(|(Entered::Now(version) | Entered::Before(version))| version)
+    }
+
+    /// The files of an earlier try of the same ranges whose entry may still come: what is in them is the same, since the
+    /// log alone decides it.
+    fn written(&mut self, commit: &Commit) -> Option<Vec<Add>> {
+        let version = self.version() + 1;
+        let same = |earlier: &Try| earlier.version >= version && earlier.ranges == commit.ranges;
+        let place = self.undecided.iter().position(same)?;
+        Some(self.undecided.swap_remove(place).adds)
+    }
+
+    /// Removes files of tries that are known to have failed.
+    async fn decide(&mut self) {
+        let newest = self.version();
+        let (decided, open) = std::mem::take(&mut self.undecided)
+            .into_iter()
+            .partition(|tried| tried.version <= newest);
+        self.undecided = open;
+        for tried in decided {
+            match self.log.read_commit_entry(tried.version).await {
+                Ok(Some(entry)) => {
+                    let mut lost = tried.adds;
+                    let named = named(&entry);
+                    lost.retain(|add| !named.contains(&add.path));
+                    self.discard(&lost).await;
+                }
+                // Cleaned up long ago: `optimize` finds what nobody names.
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "what became of a try is not known yet");
+                    self.undecided.push(tried);
+                }
+            }
+        }
     }
 
     /// Where the archive stands once that is in it.
@@ -128,34 +188,19 @@ impl Archive {
         Ok(after.cut_off(&commit.truncated))
     }
 
-    /// Those of the files that the version that this handle knows has not: not committed, or by a rival with the same
-    /// ranges. A folder has no entry that arrives late.
-    fn unnamed(&self, mut adds: Vec<Add>) -> Vec<Add> {
-        match self.state.snapshot().try_log_data() {
-            Ok(files) => {
-                let tried: HashSet<_> = adds.iter().map(|add| add.path.clone()).collect();
-                let paths = files.iter().map(|file| file.path().to_string());
-                let named: HashSet<_> = paths.filter(|path| tried.contains(path)).collect();
-                adds.retain(|add| !named.contains(&add.path));
-                adds
-            }
-            // Where the log can't tell, they stay: a file too many harms nobody.
-            Err(_) => Vec::new(),
-        }
-    }
-
-    /// Writes the entry of the log.
-    async fn enter(&mut self, commit: &Commit, adds: &[Add]) -> Result<u64, ArchiveError> {
+    /// Writes the entry of the log; `tried` is the version that it was last tried as.
+    async fn enter(&mut self, commit: &Commit, adds: &[Add], tried: &mut u64) -> Result<Entered, ArchiveError> {
         for _ in 0..TRIES {
             let after = self.after(commit)?;
+            *tried = self.version() + 1;
             let error = match Box::pin(self.try_enter(&after, commit, adds)).await {
-                Ok(()) => return Ok(self.version()),
+                Ok(()) => return Ok(Entered::Now(self.version())),
                 Err(error) => error,
             };
             let before = self.version();
             self.refresh().await?;
             if self.standing.holds(&commit.ranges, &commit.truncated) {
-                return Ok(self.version());
+                return Ok(Entered::Before(self.version()));
             }
             if self.version() == before {
                 return Err(error);
@@ -174,18 +219,32 @@ impl Archive {
             let end = i64::try_from(range.to.0).unwrap_or(i64::MAX);
             Transaction::new(transaction(*partition), end)
         });
-        let next = self.version() + 1;
-        let properties = CommitProperties::default()
-            .with_max_retries(0)
-            .with_application_transactions(transactions.collect())
-            .with_metadata(self.told(commit))
-            // To look for old entries is to list all there are, so only where a checkpoint makes some superfluous.
-            .with_cleanup_expired_logs(Some((next + 1).is_multiple_of(CHECKPOINT_EVERY)));
         let operation = DeltaOperation::Write {
             mode: SaveMode::Append,
             partition_by: Some(columns::PLACES.map(ToOwned::to_owned).into()),
             predicate: None,
         };
+        self.append(actions, operation, transactions.collect(), self.told(commit))
+            .await?;
+        self.standing = after.clone();
+        Ok(())
+    }
+
+    /// Writes the entry after the version that this handle knows, or none.
+    pub(super) async fn append(
+        &mut self,
+        actions: Vec<Action>,
+        operation: DeltaOperation,
+        transactions: Vec<Transaction>,
+        told: Option<(String, serde_json::Value)>,
+    ) -> Result<(), ArchiveError> {
+        let next = self.version() + 1;
+        let properties = CommitProperties::default()
+            .with_max_retries(0)
+            .with_application_transactions(transactions)
+            .with_metadata(told)
+            // To look for old entries is to list all there are, so only where a checkpoint makes some superfluous.
+            .with_cleanup_expired_logs(Some((next + 1).is_multiple_of(CHECKPOINT_EVERY)));
         let entry = CommitBuilder::from(properties).with_actions(actions).build(
             Some(&self.state),
             Arc::clone(&self.log),
@@ -193,7 +252,6 @@ impl Archive {
         );
         let entered = entry.await.map_err(failed(&self.place, "committed to"))?;
         self.state = entered.snapshot;
-        self.standing = after.clone();
         Ok(())
     }
 
@@ -249,7 +307,7 @@ impl Archive {
         )))
     }
 
-    fn failed_schema(&self, error: impl std::fmt::Display) -> ArchiveError {
+    pub(super) fn failed_schema(&self, error: impl std::fmt::Display) -> ArchiveError {
         ArchiveError::Foreign {
             place: self.place.clone(),
             what: format!("its columns can't be extended: {error}"),
@@ -261,15 +319,10 @@ impl Archive {
         let schema = columns::file_schema(&self.dataset);
         let wrong = |error: arrow::error::ArrowError| ArchiveError::Commit(error.to_string());
         let files = arrange(&commit.batches, &schema, self.rules).map_err(wrong)?;
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let now = now
-            .ok()
-            .and_then(|since| i64::try_from(since.as_millis()).ok())
-            .unwrap_or_default();
         // All are awaited, also after one failed: what was written must be known, to be removed.
         let writing: Vec<_> = files
             .into_iter()
-            .map(|rows| self.write_file(rows, Arc::clone(&schema), now).boxed())
+            .map(|rows| self.write_file(rows, Arc::clone(&schema)).boxed())
             .collect();
         let written: Vec<_> = futures::stream::iter(writing).buffered(FILES_AT_ONCE).collect().await;
         let (mut adds, mut failure) = (Vec::with_capacity(written.len()), None);
@@ -286,8 +339,8 @@ impl Archive {
         Err(error)
     }
 
-    async fn write_file(&self, rows: Rows, schema: arrow::datatypes::SchemaRef, now: i64) -> Result<Add, ArchiveError> {
-        let encoded = spawn_blocking(move || rows.encode(&schema, now)).await;
+    async fn write_file(&self, rows: Rows, schema: arrow::datatypes::SchemaRef) -> Result<Add, ArchiveError> {
+        let encoded = spawn_blocking(move || rows.encode(&schema)).await;
         let failed = |path: &str, source| ArchiveError::Write {
             path: format!("{}/{path}", self.place),
             source,
@@ -301,8 +354,8 @@ impl Archive {
         }
     }
 
-    /// Removes files that no entry of the log names.
-    async fn discard(&self, adds: &[Add]) {
+    /// Removes files that no entry of the log names, or will name.
+    pub(super) async fn discard(&self, adds: &[Add]) {
         let store = self.log.object_store(None);
         for add in adds {
             let path = object_store::path::Path::from(add.path.as_str());
@@ -311,4 +364,13 @@ impl Archive {
             }
         }
     }
+}
+
+/// The files that an entry of the log adds.
+pub(super) fn named(entry: &[u8]) -> HashSet<String> {
+    let lines = entry.split(|byte| *byte == b'\n');
+    lines
+        .filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok())
+        .filter_map(|action| Some(action.get("add")?.get("path")?.as_str()?.to_owned()))
+        .collect()
 }

@@ -44,6 +44,14 @@ pub enum ArchiveError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// There is no such file to put aside.
+    #[error("the archive at {place} names no file {file} in its newest version")]
+    NoFile {
+        /// Where the table is.
+        place: String,
+        /// What was asked for.
+        file: String,
+    },
     /// What is archived can't be masked by the dataset's rules, so it is not read.
     #[error(transparent)]
     Masks(DecodeSetupError),

@@ -15,7 +15,6 @@ use arrow::error::ArrowError;
 use chrono::{DateTime, NaiveDate, SecondsFormat};
 use deltalake::kernel::Add;
 use object_store::path::Path;
-use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
@@ -27,16 +26,33 @@ use uuid::Uuid;
 
 use super::columns::{DATE_COLUMN, SCHEMA_COLUMN, TOPIC_COLUMN};
 use super::standing::topic_text;
+use super::sums::FileWriter;
 
 /// A good half of the size of uncompressed files, at a speed far above the decoder's.
 const ZSTD_LEVEL: i32 = 1;
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 
+/// Where a file belongs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Home {
+    pub(super) partition: Partition,
+    pub(super) day: EventDay,
+}
+
+/// What the log says of a file's rows.
+#[derive(Debug, Default)]
+pub(super) struct Summary {
+    rows: usize,
+    /// The lowest and the highest value of each column that is told of.
+    spans: BTreeMap<&'static str, (i64, i64)>,
+    /// The fingerprint of the rules by which the rows were read.
+    rules: Option<String>,
+}
+
 /// The rows of one file.
 pub(super) struct Rows {
-    partition: Partition,
-    day: EventDay,
+    home: Home,
     /// In the order of offsets.
     batches: Vec<RecordBatch>,
 }
@@ -65,8 +81,7 @@ pub(super) fn arrange<'a>(
         }
     }
     let rows = files.into_iter().map(|((partition, day), batches)| Rows {
-        partition,
-        day,
+        home: Home { partition, day },
         batches,
     });
     Ok(rows.collect())
@@ -128,81 +143,126 @@ impl Rows {
     ///
     /// # Errors
     /// Parquet's.
-    pub(super) fn encode(&self, schema: &SchemaRef, now: i64) -> Result<Encoded, ParquetError> {
-        let properties = WriterProperties::builder()
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
-            .set_created_by("highwater".to_owned())
-            .build();
-        let mut writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties))?;
+    pub(super) fn encode(&self, schema: &SchemaRef) -> Result<Encoded, ParquetError> {
+        let mut writer = FileWriter::new(schema, properties()?)?;
+        let mut summary = Summary::default();
+        let mut bytes = Vec::new();
         for batch in &self.batches {
-            writer.write(batch)?;
+            summary.add(batch);
+            bytes.append(&mut writer.write(batch)?);
         }
-        let bytes = writer.into_inner()?;
-        let date = date_text(self.day);
-        let topic = topic_text(self.partition.topic);
-        let number = self.partition.number.to_string();
-        let first = self.span(OFFSET_COLUMN).map_or(0, |(first, _)| first);
-        let path = format!(
-            "{DATE_COLUMN}={date}/{TOPIC_COLUMN}={topic}/{PARTITION_COLUMN}={number}/{first:020}-{}.zstd.parquet",
+        bytes.append(&mut writer.finish()?);
+        let path = self.home.new_file(summary.first());
+        Ok(Encoded {
+            path: Path::from(path.as_str()),
+            add: self.home.add(path, bytes.len(), &summary, true),
+            bytes,
+        })
+    }
+}
+
+/// How files are written.
+pub(super) fn properties() -> Result<WriterProperties, ParquetError> {
+    Ok(WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
+        .set_created_by("highwater".to_owned())
+        .build())
+}
+
+impl Home {
+    /// A name that no other file has, also not one of another try.
+    pub(super) fn new_file(&self, first: Offset) -> String {
+        let (date, topic) = (date_text(self.day), topic_text(self.partition.topic));
+        format!(
+            "{DATE_COLUMN}={date}/{TOPIC_COLUMN}={topic}/{PARTITION_COLUMN}={}/{:020}-{}.zstd.parquet",
+            self.partition.number,
+            first.0,
             Uuid::new_v4().simple()
-        );
-        let places = [(DATE_COLUMN, date), (TOPIC_COLUMN, topic), (PARTITION_COLUMN, number)];
-        let add = Add {
-            path: path.clone(),
-            partition_values: HashMap::from(places.map(|(name, value)| (name.to_owned(), Some(value)))),
-            size: i64::try_from(bytes.len()).unwrap_or(i64::MAX),
-            modification_time: now,
-            data_change: true,
-            stats: Some(self.statistics()),
+        )
+    }
+
+    /// What its place says of a file.
+    pub(super) fn values(&self) -> HashMap<String, Option<String>> {
+        let values = [
+            (DATE_COLUMN, date_text(self.day)),
+            (TOPIC_COLUMN, topic_text(self.partition.topic)),
+            (PARTITION_COLUMN, self.partition.number.to_string()),
+        ];
+        HashMap::from(values.map(|(name, value)| (name.to_owned(), Some(value))))
+    }
+
+    /// The action that puts a file into the table.
+    pub(super) fn add(&self, path: String, bytes: usize, summary: &Summary, data_change: bool) -> Add {
+        Add {
+            path,
+            partition_values: self.values(),
+            size: i64::try_from(bytes).unwrap_or(i64::MAX),
+            modification_time: now(),
+            data_change,
+            stats: Some(summary.statistics()),
             tags: None,
             deletion_vector: None,
             base_row_id: None,
             default_row_commit_version: None,
             clustering_provider: None,
-        };
-        Ok(Encoded {
-            path: Path::from(path),
-            bytes,
-            add,
-        })
+        }
+    }
+}
+
+/// Now, in milliseconds, for what the log tells people.
+pub(super) fn now() -> i64 {
+    chrono::Utc::now().timestamp_millis()
+}
+
+impl Summary {
+    /// Adds rows that follow.
+    pub(super) fn add(&mut self, batch: &RecordBatch) {
+        self.rows += batch.num_rows();
+        for column in [OFFSET_COLUMN, KAFKA_TIME_COLUMN, EVENT_TIME_COLUMN] {
+            let Some((low, high)) = span(batch, column) else {
+                continue;
+            };
+            let held = self.spans.entry(column).or_insert((low, high));
+            *held = (held.0.min(low), held.1.max(high));
+        }
+        // One file is of one set of rules.
+        if self.rules.is_none() {
+            let texts = batch.column_by_name(SCHEMA_COLUMN);
+            let texts = texts.and_then(|texts| texts.as_string_opt::<i32>());
+            self.rules = texts
+                .and_then(|texts| texts.iter().next().flatten())
+                .map(ToOwned::to_owned);
+        }
     }
 
-    fn span(&self, column: &str) -> Option<(i64, i64)> {
-        let spans = self.batches.iter().filter_map(|batch| span(batch, column));
-        spans.reduce(|(low, high), (first, last)| (low.min(first), high.max(last)))
-    }
-
-    /// The fingerprint of the rules by which the rows were read.
-    fn rules(&self) -> Option<&str> {
-        let texts = self.batches.first()?.column_by_name(SCHEMA_COLUMN)?;
-        texts.as_string_opt::<i32>()?.iter().next().flatten()
+    /// The lowest offset.
+    fn first(&self) -> Offset {
+        let first = self.spans.get(OFFSET_COLUMN).map(|(first, _)| *first);
+        Offset(first.and_then(|first| u64::try_from(first).ok()).unwrap_or_default())
     }
 
     /// Delta's statistics, of the columns that Highwater itself asks for.
     fn statistics(&self) -> String {
-        let rows: usize = self.batches.iter().map(RecordBatch::num_rows).sum();
         let (mut lowest, mut highest, mut nulls) = (json!({}), json!({}), json!({}));
-        for column in [OFFSET_COLUMN, KAFKA_TIME_COLUMN, EVENT_TIME_COLUMN] {
-            let Some((low, high)) = self.span(column) else { continue };
+        for (column, (low, high)) in &self.spans {
             let value = |of: i64| {
-                if column == OFFSET_COLUMN {
+                if *column == OFFSET_COLUMN {
                     json!(of)
                 } else {
                     moment_text(of)
                 }
             };
-            lowest[column] = value(low);
-            highest[column] = value(high);
-            nulls[column] = json!(0);
+            lowest[*column] = value(*low);
+            highest[*column] = value(*high);
+            nulls[*column] = json!(0);
         }
-        // One commit is of one set of rules.
-        if let Some(rules) = self.rules() {
+        if let Some(rules) = &self.rules {
             for bounds in [&mut lowest, &mut highest] {
                 bounds[SCHEMA_COLUMN] = json!(rules);
             }
             nulls[SCHEMA_COLUMN] = json!(0);
         }
-        json!({"numRecords": rows, "minValues": lowest, "maxValues": highest, "nullCount": nulls}).to_string()
+        json!({"numRecords": self.rows, "minValues": lowest, "maxValues": highest, "nullCount": nulls}).to_string()
     }
 }
 

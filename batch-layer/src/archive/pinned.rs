@@ -31,6 +31,8 @@ pub struct Pinned {
     pub gaps: BTreeMap<Partition, OffsetSet>,
     /// Logs that ended below what was archived: from their end then, up to there. Such a partition is archived no further.
     pub truncated: BTreeMap<Partition, OffsetRange>,
+    /// Those of the gaps that a person accepted, by putting a file aside.
+    pub accepted: BTreeMap<Partition, OffsetSet>,
     pub(super) files: Arc<[File]>,
     pub(super) dataset: Arc<Dataset>,
     /// What readers get.
@@ -47,9 +49,9 @@ pub(super) struct File {
     pub(super) rows: u64,
     pub(super) range: ArchivedRange,
     /// The lowest and highest Kafka time, in milliseconds.
-    times: (i64, i64),
+    pub(super) times: (i64, i64),
     /// The fingerprint of the rules by which its events were read; unknown where the log does not say.
-    rules: Option<String>,
+    pub(super) rules: Option<String>,
 }
 
 impl std::fmt::Debug for Pinned {
@@ -183,10 +185,10 @@ impl Pinned {
     }
 
     /// The events of these days, as a table: the columns of `plan::event_schema`, and [`TOPIC_COLUMN`]. Files of other days
-    /// are not touched. Fields that a file is older than are null. Fields with a mask rule are masked by it, in files that
-    /// are older than the rule too.
+    /// are not touched. Fields that a file is older than are read from its undeclared data. Fields with a mask rule are
+    /// masked by it, in files that are older than the rule too.
     ///
-    /// What can't be read is told when it is read: a file that is damaged, cut short or gone, or that lacks a field which
+    /// What can't be read is told when it is read: a file that is damaged, cut short or gone, or that lacks a value which
     /// is declared never null, ends the plan with [`ArchiveError::File`] inside DataFusion's error; a mask rule without its key
     /// with [`ArchiveError::Masks`].
     pub fn events(&self, days: &BTreeSet<EventDay>) -> Arc<dyn TableProvider> {

@@ -9,10 +9,14 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, OnceLock};
 
-use arrow::array::{ArrayRef, Int32Array, RecordBatch, RecordBatchOptions, StringArray, new_null_array};
-use arrow::datatypes::SchemaRef;
+use arrow::array::{
+    Array, ArrayRef, AsArray, Int32Array, RecordBatch, RecordBatchOptions, StringArray, new_null_array,
+};
+use arrow::datatypes::{Field, SchemaRef};
+use arrow::error::ArrowError;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Result, internal_err};
@@ -25,7 +29,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use futures::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use parquet::arrow::ProjectionMask;
@@ -33,13 +37,16 @@ use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::{AsyncFileReader, ParquetRecordBatchStreamBuilder};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
-use shared_schemas::dataset::{Dataset, PARTITION_COLUMN};
+use parquet::schema::types::SchemaDescriptor;
+use shared_schemas::dataset::{Dataset, EXTRA_COLUMN, PARTITION_COLUMN};
 use shared_schemas::decode::{EnvironmentKeys, StoredMasks};
 
 use super::columns::TOPIC_COLUMN;
 use super::error::ArchiveError;
+use super::later;
 use super::pinned::{File, damaged};
 use super::standing::topic_text;
+use super::sums::Sums;
 
 /// `bytes::Bytes`, as the object store and Parquet exchange them.
 type Bytes = <PutPayload as IntoIterator>::Item;
@@ -97,6 +104,7 @@ impl Events {
         );
         Ok(Arc::new(Scan {
             groups: groups.into_iter().map(|(_, files)| files).collect(),
+            dataset: Arc::clone(&self.dataset),
             masks: Arc::new(masks),
             schema,
             store: Arc::clone(&self.store),
@@ -139,6 +147,7 @@ impl TableProvider for Events {
 #[derive(Debug)]
 struct Scan {
     groups: Vec<Vec<File>>,
+    dataset: Arc<Dataset>,
     masks: Arc<StoredMasks>,
     schema: SchemaRef,
     store: Arc<dyn ObjectStore>,
@@ -190,12 +199,13 @@ impl ExecutionPlan for Scan {
             return internal_err!("the archive's scan has no group {partition}");
         };
         let (store, place, schema) = (Arc::clone(&self.store), self.place.clone(), Arc::clone(&self.schema));
-        let masks = Arc::clone(&self.masks);
+        let (masks, dataset) = (Arc::clone(&self.masks), Arc::clone(&self.dataset));
         let rows = context.session_config().batch_size();
         let batches = futures::stream::iter(files)
             .then(move |file| {
                 let (schema, masks) = (Arc::clone(&schema), Arc::clone(&masks));
-                read(Arc::clone(&store), place.clone(), file, schema, masks, rows)
+                let dataset = Arc::clone(&dataset);
+                read(Arc::clone(&store), place.clone(), file, schema, dataset, masks, rows)
             })
             .try_flatten()
             .map_err(|error| DataFusionError::External(Box::new(error)));
@@ -212,33 +222,29 @@ async fn read(
     place: String,
     file: File,
     schema: SchemaRef,
+    dataset: Arc<Dataset>,
     masks: Arc<StoredMasks>,
     rows: usize,
 ) -> Result<BoxStream<'static, Result<RecordBatch, ArchiveError>>, ArchiveError> {
     let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-    let (held, batches) = open(&store, &place, &file, &names, rows).await?;
+    let mask = |held: &SchemaDescriptor| {
+        let has = |name: &str| held.columns().iter().any(|column| column.name() == name);
+        let lacks = names.iter().any(|name| !is_place(name) && !has(name));
+        let later = lacks.then_some(EXTRA_COLUMN);
+        ProjectionMask::columns(held, names.iter().copied().chain(later))
+    };
+    let (held, batches) = open_with(&store, &place, &file, mask, rows).await?;
     for wanted in schema.fields().iter().filter(|field| !is_place(field.name())) {
-        let what = match held.field_with_name(wanted.name()) {
-            Ok(field) if field.data_type() != wanted.data_type() => {
-                format!(
-                    "its column {} is {}, declared is {}",
-                    wanted.name(),
-                    field.data_type(),
-                    wanted.data_type()
-                )
-            }
-            Err(_) if !wanted.is_nullable() => {
-                format!(
-                    "it is older than field {}, which is declared never null: declare it with `?`",
-                    wanted.name()
-                )
-            }
-            _ => continue,
-        };
-        return Err(damaged(&place, &file.path, what));
+        if let Ok(field) = held.field_with_name(wanted.name())
+            && field.data_type() != wanted.data_type()
+        {
+            let (name, held, declared) = (wanted.name(), field.data_type(), wanted.data_type());
+            let what = format!("its column {name} is {held}, declared is {declared}");
+            return Err(damaged(&place, &file.path, what));
+        }
     }
     let batches = batches.map(move |batch| {
-        let shaped = shape(&batch?, &file, &schema, &masks);
+        let shaped = shape(&batch?, &file, &schema, &dataset, &masks);
         shaped.map_err(|error| damaged(&place, &file.path, error))
     });
     Ok(batches.boxed())
@@ -248,17 +254,18 @@ fn is_place(column: &str) -> bool {
     column == TOPIC_COLUMN || column == PARTITION_COLUMN
 }
 
-/// The columns of the file, masked, those that its place tells, and nulls for what it lacks.
+/// The columns of the file, masked, those that its place tells, and for what it lacks what its undeclared data says.
 fn shape(
     batch: &RecordBatch,
     file: &File,
     schema: &SchemaRef,
+    dataset: &Dataset,
     masks: &StoredMasks,
-) -> Result<RecordBatch, arrow::error::ArrowError> {
+) -> Result<RecordBatch, ArrowError> {
     let rows = batch.num_rows();
-    let columns = schema.fields().iter().map(|field| -> ArrayRef {
+    let columns = schema.fields().iter().map(|field| -> Result<ArrayRef, ArrowError> {
         let partition = file.range.partition;
-        match field.name().as_str() {
+        Ok(match field.name().as_str() {
             TOPIC_COLUMN => {
                 let texts = std::iter::repeat_n(topic_text(partition.topic), rows);
                 Arc::new(StringArray::from_iter_values(texts))
@@ -269,12 +276,29 @@ fn shape(
             }
             name => match batch.column_by_name(name) {
                 Some(column) => masks.apply(name, column),
-                None => new_null_array(field.data_type(), rows),
+                None => masks.apply(name, &declared_later(batch, dataset, field)?),
             },
-        }
+        })
     });
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
-    RecordBatch::try_new_with_options(Arc::clone(schema), columns.collect(), &options)
+    let columns = columns.collect::<Result<_, _>>()?;
+    RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)
+}
+
+/// A column that the file lacks.
+fn declared_later(batch: &RecordBatch, dataset: &Dataset, wanted: &Field) -> Result<ArrayRef, ArrowError> {
+    let extra = batch.column_by_name(EXTRA_COLUMN);
+    let extra = extra.and_then(|extra| extra.as_string_opt::<i32>());
+    let column = match dataset.field(wanted.name()).zip(extra) {
+        Some((field, extra)) => later::column(dataset, field, wanted.data_type(), extra)?,
+        None => new_null_array(wanted.data_type(), batch.num_rows()),
+    };
+    if !wanted.is_nullable() && column.null_count() > 0 {
+        let name = wanted.name();
+        let what = format!("it is older than field {name}, which is declared never null: declare it with `?`");
+        return Err(ArrowError::InvalidArgumentError(what));
+    }
+    Ok(column)
 }
 
 /// Opens a file: all of its columns, and a stream of those of these names that it has. Every error names the file.
@@ -287,20 +311,37 @@ pub(super) async fn open(
     columns: &[&str],
     rows: usize,
 ) -> Result<(SchemaRef, BoxStream<'static, Result<RecordBatch, ArchiveError>>), ArchiveError> {
+    let named = |schema: &SchemaDescriptor| ProjectionMask::columns(schema, columns.iter().copied());
+    open_with(store, place, file, named, rows).await
+}
+
+async fn open_with(
+    store: &Arc<dyn ObjectStore>,
+    place: &str,
+    file: &File,
+    mask: impl Fn(&SchemaDescriptor) -> ProjectionMask + Send,
+    rows: usize,
+) -> Result<(SchemaRef, BoxStream<'static, Result<RecordBatch, ArchiveError>>), ArchiveError> {
     let reader = Reader {
         store: Arc::clone(store),
         path: file.path.clone(),
         size: file.size,
+        sums: Arc::default(),
     };
     let wrong = |error: ParquetError| damaged(place, &file.path, error);
-    let builder = ParquetRecordBatchStreamBuilder::new(reader).await.map_err(wrong)?;
+    // A footer that makes no sense makes decoders panic, too.
+    let opened = AssertUnwindSafe(ParquetRecordBatchStreamBuilder::new(reader)).catch_unwind();
+    let builder = match opened.await {
+        Ok(opened) => opened.map_err(wrong)?,
+        Err(_) => return Err(damaged(place, &file.path, "its footer makes no sense")),
+    };
     let held = u64::try_from(builder.metadata().file_metadata().num_rows());
     if held != Ok(file.rows) {
         let what = format!("it holds {held:?} rows, its log entry says {}", file.rows);
         return Err(damaged(place, &file.path, what));
     }
     let schema = Arc::clone(builder.schema());
-    let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
+    let mask = mask(builder.parquet_schema());
     let stream = builder
         .with_projection(mask)
         .with_batch_size(rows)
@@ -311,23 +352,51 @@ pub(super) async fn open(
     Ok((schema, stream.boxed()))
 }
 
+/// As [`open`], with all columns that the file has.
+pub(super) async fn open_whole(
+    store: &Arc<dyn ObjectStore>,
+    place: &str,
+    file: &File,
+    rows: usize,
+) -> Result<(SchemaRef, BoxStream<'static, Result<RecordBatch, ArchiveError>>), ArchiveError> {
+    open_with(store, place, file, |_| ProjectionMask::all(), rows).await
+}
+
 /// A file as Parquet reads it.
 struct Reader {
     store: Arc<dyn ObjectStore>,
     path: Path,
     size: u64,
+    /// Of its chunks, once the footer is read.
+    sums: Arc<OnceLock<Arc<Sums>>>,
+}
+
+impl Reader {
+    /// What is read before the footer is the footer, and what has no checksums is taken as it is.
+    fn check(&self, range: &Range<u64>, bytes: &Bytes) -> Result<(), ParquetError> {
+        self.sums.get().map_or(Ok(()), |sums| sums.check(range, bytes))
+    }
 }
 
 impl AsyncFileReader for Reader {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, ParquetError>> {
-        self.store
-            .get_range(&self.path, range)
-            .map_err(ParquetError::from)
-            .boxed()
+        async move {
+            let bytes = self.store.get_range(&self.path, range.clone()).await?;
+            self.check(&range, &bytes)?;
+            Ok(bytes)
+        }
+        .boxed()
     }
 
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>, ParquetError>> {
-        async move { Ok(self.store.get_ranges(&self.path, &ranges).await?) }.boxed()
+        async move {
+            let all = self.store.get_ranges(&self.path, &ranges).await?;
+            for (range, bytes) in ranges.iter().zip(&all) {
+                self.check(range, bytes)?;
+            }
+            Ok(all)
+        }
+        .boxed()
     }
 
     fn get_metadata<'a>(
@@ -339,7 +408,12 @@ impl AsyncFileReader for Reader {
             let reader = ParquetMetaDataReader::new()
                 .with_metadata_options(options.map(|options| options.metadata_options().clone()))
                 .with_prefetch_hint(Some(FOOTER));
-            Ok(Arc::new(reader.load_and_finish(self, size).await?))
+            let metadata = reader.load_and_finish(&mut *self, size).await?;
+            if let Some(sums) = Sums::of(&metadata)? {
+                // Set once: each file has a reader of its own.
+                let _ = self.sums.set(sums);
+            }
+            Ok(Arc::new(metadata))
         }
         .boxed()
     }

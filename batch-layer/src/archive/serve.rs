@@ -14,6 +14,7 @@ use super::dead_letters::LetterError;
 use super::error::ArchiveError;
 use super::metrics;
 use super::table::Archive;
+use super::upkeep::keep_tidy;
 
 /// Why the archivers can't start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +90,7 @@ pub async fn serve(
         archivers.push(started);
     }
     let mut tasks = JoinSet::new();
+    tasks.spawn(keep_tidy(config.clone(), definitions.datasets.clone(), ending.clone()));
     for archiver in archivers {
         tasks.spawn(archiver.run());
     }

@@ -26,6 +26,8 @@ pub(super) struct Standing {
     /// Where a log ended below what was archived: from its end then, up to what was archived. Those records are archived,
     /// and not in the log any more; the partition is archived no further, for good.
     pub(super) truncated: BTreeMap<Partition, OffsetRange>,
+    /// Gaps that a person accepted: of files that were put aside. Marks may pass them.
+    pub(super) accepted: BTreeMap<Partition, OffsetSet>,
 }
 
 impl Standing {
@@ -86,6 +88,14 @@ impl Standing {
         self
     }
 
+    /// Where it stands once these offsets are lacking, by a person's word.
+    pub(super) fn put_aside(mut self, partition: Partition, lacking: &OffsetSet) -> Self {
+        for gaps in [&mut self.gaps, &mut self.accepted] {
+            gaps.entry(partition).or_default().extend(lacking);
+        }
+        self
+    }
+
     /// Whether these ranges are in it already, and what is known of logs that were cut off: of a commit that arrived
     /// although its writer was told otherwise.
     pub(super) fn holds(
@@ -104,6 +114,7 @@ impl Standing {
             partition: partition.number,
             gaps: self.gaps.get(partition).map(pairs).unwrap_or_default(),
             truncated: self.truncated.get(partition).map(|range| (range.from.0, range.to.0)),
+            accepted: self.accepted.get(partition).map(pairs).unwrap_or_default(),
         });
         let listing = Listing {
             form: FORM,
@@ -132,13 +143,18 @@ impl Standing {
                 number: listed.partition,
             };
             standing.ends.insert(partition, Offset::default());
-            let gaps = listed.gaps.iter().map(|(from, to)| OffsetRange {
-                from: Offset(*from),
-                to: Offset(*to),
-            });
-            let gaps: OffsetSet = gaps.collect();
-            if !gaps.is_empty() {
-                standing.gaps.insert(partition, gaps);
+            for (pairs, gaps) in [
+                (&listed.gaps, &mut standing.gaps),
+                (&listed.accepted, &mut standing.accepted),
+            ] {
+                let set = pairs.iter().map(|(from, to)| OffsetRange {
+                    from: Offset(*from),
+                    to: Offset(*to),
+                });
+                let set: OffsetSet = set.collect();
+                if !set.is_empty() {
+                    gaps.insert(partition, set);
+                }
             }
             if let Some((from, to)) = listed.truncated {
                 let (from, to) = (Offset(from), Offset(to));
@@ -164,6 +180,8 @@ struct Listed {
     gaps: Vec<(u64, u64)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     truncated: Option<(u64, u64)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    accepted: Vec<(u64, u64)>,
 }
 
 fn pairs(gaps: &OffsetSet) -> Vec<(u64, u64)> {
@@ -263,6 +281,7 @@ mod tests {
             ends: [(partition(0), Offset(0)), (partition(2), Offset(0))].into(),
             gaps: [(partition(2), gaps)].into(),
             truncated: BTreeMap::new(),
+            accepted: BTreeMap::new(),
         };
         let text = standing.text();
         assert_eq!(
@@ -273,6 +292,9 @@ mod tests {
         let cut_off = standing.cut_off(&[(partition(0), range(5, 9))].into());
         assert!(cut_off.text().contains(r#""truncated":[5,9]"#));
         assert_eq!(Standing::parse(&cut_off.text()).unwrap(), cut_off);
+        let aside = cut_off.put_aside(partition(0), &[range(1, 4)].into_iter().collect());
+        assert_eq!(aside.gaps[&partition(0)], aside.accepted[&partition(0)]);
+        assert_eq!(Standing::parse(&aside.text()).unwrap(), aside);
         assert!(
             Standing::parse(r#"{"form":2,"partitions":[]}"#)
                 .unwrap_err()

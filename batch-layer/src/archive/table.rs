@@ -5,11 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use deltalake::DeltaTableError;
-use deltalake::kernel::Add;
 use deltalake::logstore::{LogStoreRef, StorageConfig, logstore_for};
 use deltalake::operations::create::CreateBuilder;
 use deltalake::protocol::SaveMode;
 use deltalake::table::state::DeltaTableState;
+use serde::Deserialize;
 use shared_schemas::config::{ArchiveConfig, ArchiveUrl};
 use shared_schemas::dataset::Dataset;
 use shared_schemas::fingerprint::Fingerprint;
@@ -17,9 +17,11 @@ use shared_schemas::handoff::{Offset, OffsetRange, OffsetSet, Partition};
 use url::Url;
 
 use super::columns;
+use super::commit::Try;
 use super::error::ArchiveError;
 use super::pinned::{Pinned, files_of};
 use super::standing::{PROPERTY, Standing, topic_text, transaction};
+use super::store::log_in_store;
 
 /// So many commits between checkpoints: a reader replays at most as many entries of the log.
 pub(super) const CHECKPOINT_EVERY: u64 = 50;
@@ -38,9 +40,23 @@ pub struct Archive {
     /// The version that the next commit builds upon.
     pub(super) state: DeltaTableState,
     pub(super) standing: Standing,
-    /// Files of tries of which the log could not be asked yet.
-    pub(super) undecided: Vec<Add>,
+    /// Tries of which nobody knows yet what became.
+    pub(super) undecided: Vec<Try>,
 }
+
+/// What a table asks of those who read and write it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Protocol {
+    min_reader_version: u64,
+    min_writer_version: u64,
+}
+
+/// What Highwater's own tables ask for. Whoever made it more uses what nobody here looks for: rows marked as deleted, say.
+const KNOWN: Protocol = Protocol {
+    min_reader_version: 1,
+    min_writer_version: 2,
+};
 
 impl std::fmt::Debug for Archive {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -59,7 +75,7 @@ impl Archive {
     /// [`ArchiveError::Place`] for a place that can't be used, [`ArchiveError::Log`] where the table can't be read,
     /// [`ArchiveError::Foreign`] where it is not Highwater's.
     pub async fn open(config: &ArchiveConfig, dataset: &Dataset) -> Result<Option<Self>, ArchiveError> {
-        let (log, place) = log_store(config, dataset)?;
+        let (log, place) = log_store(config, dataset).await?;
         let there = log.is_delta_table_location().await;
         if !there.map_err(failed(&place, "looked for"))? {
             return Ok(None);
@@ -84,7 +100,7 @@ impl Archive {
         let archive = match Self::open(config, dataset).await? {
             Some(archive) => archive,
             None => {
-                let (log, place) = log_store(config, dataset)?;
+                let (log, place) = log_store(config, dataset).await?;
                 let made = Box::pin(create(&log, dataset)).await;
                 match (Self::open(config, dataset).await?, made) {
                     (Some(archive), _) => archive,
@@ -111,6 +127,7 @@ impl Archive {
             ends: standing.ends,
             gaps: standing.gaps,
             truncated: standing.truncated,
+            accepted: standing.accepted,
             files: files_of(&state, &self.place)?.into(),
             dataset: Arc::new(self.dataset.clone()),
             schema: columns::read_schema(&self.dataset),
@@ -159,6 +176,17 @@ async fn load(log: &LogStoreRef, place: &str) -> Result<(DeltaTableState, Standi
         place: place.to_owned(),
         what,
     };
+    let asks: Protocol = serde_json::to_value(state.protocol())
+        .and_then(serde_json::from_value)
+        .map_err(|error| foreign(error.to_string()))?;
+    if asks.min_reader_version > KNOWN.min_reader_version || asks.min_writer_version > KNOWN.min_writer_version {
+        let (reader, writer) = (asks.min_reader_version, asks.min_writer_version);
+        return Err(foreign(format!(
+            "it asks for version {reader} of Delta Lake's readers and {writer} of its writers, and this Highwater knows {} \
+             and {}",
+            KNOWN.min_reader_version, KNOWN.min_writer_version
+        )));
+    }
     let text = state.metadata().configuration().get(PROPERTY);
     let text = text.ok_or_else(|| foreign(format!("it has no property {PROPERTY}")))?;
     let mut standing = Standing::parse(text).map_err(foreign)?;
@@ -196,15 +224,18 @@ async fn create(log: &LogStoreRef, dataset: &Dataset) -> Result<(), DeltaTableEr
 }
 
 /// The log of the dataset's table, and its place for messages.
-fn log_store(config: &ArchiveConfig, dataset: &Dataset) -> Result<(LogStoreRef, String), ArchiveError> {
+async fn log_store(config: &ArchiveConfig, dataset: &Dataset) -> Result<(LogStoreRef, String), ArchiveError> {
     let wrong = |why: String| ArchiveError::Place {
         url: config.url.to_string(),
         why,
     };
-    let ArchiveUrl::Folder(folder) = &config.url else {
-        return Err(wrong(
-            "only folders (`file:`) can be written yet: set archive.url to one".to_owned(),
-        ));
+    let folder = match &config.url {
+        ArchiveUrl::Folder(folder) => folder,
+        ArchiveUrl::Store { kind, bucket, path } => {
+            let path = [path.as_str(), &dataset.name].join("/");
+            let path = path.trim_start_matches('/');
+            return log_in_store(*kind, bucket, path, &config.options).await.map_err(wrong);
+        }
     };
     let folder = std::path::absolute(folder.join(Path::new(&dataset.name)));
     let folder = folder.map_err(|error| wrong(error.to_string()))?;

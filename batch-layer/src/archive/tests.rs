@@ -5,12 +5,11 @@ mod reading;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Int32Type, Int64Type};
 use datafusion::prelude::SessionContext;
-use shared_schemas::config::{ArchiveConfig, ArchiveUrl};
+use shared_schemas::config::ArchiveConfig;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::decode::{Decoder, EnvironmentKeys, Options, Record};
 use shared_schemas::definitions::Definitions;
@@ -58,11 +57,7 @@ impl Site {
     }
 
     pub(super) fn config(&self) -> ArchiveConfig {
-        ArchiveConfig {
-            url: ArchiveUrl::Folder(self.folder.path().join("archive")),
-            url_is_default: false,
-            commit_every: Duration::from_secs(1),
-        }
+        ArchiveConfig::in_folder(self.folder.path().join("archive"))
     }
 
     pub(super) async fn archive(&self, dataset: &Dataset) -> Archive {

@@ -74,6 +74,7 @@ impl Reader<'_> {
         self.speed(whole, &mut config);
         self.archive(whole, &mut config);
         self.batch(whole, &mut config);
+        config.archive.optimize = config.archive.optimize.in_time_zone(config.batch.schedule.time_zone());
         for (name, listen) in [
             ("serve", &mut config.serve.listen),
             ("metrics", &mut config.metrics.listen),
@@ -199,7 +200,15 @@ impl Reader<'_> {
     }
 
     fn archive(&mut self, whole: &Section<'_>, config: &mut Config) {
-        let Some(section) = self.section(whole, "archive", &["url", "commit_every"]) else {
+        let keys = [
+            "url",
+            "options",
+            "commit_every",
+            "target_file",
+            "optimize",
+            "keep_removed",
+        ];
+        let Some(section) = self.section(whole, "archive", &keys) else {
             return;
         };
         let archive = &mut config.archive;
@@ -212,6 +221,35 @@ impl Reader<'_> {
         });
         let bounds = (Duration::from_millis(100), HOUR);
         self.duration(&section, "commit_every", &mut archive.commit_every, bounds, "\"10s\"");
+        if let Some(options) = section.section("options", &mut self.findings) {
+            for entry in options.entries() {
+                let secret = match entry.value() {
+                    DeValue::Integer(number) => Some(Secret::new(number.to_string())),
+                    DeValue::Boolean(flag) => Some(Secret::new(flag.to_string())),
+                    _ => self.secret(&entry),
+                };
+                let name = entry.key.to_ascii_lowercase();
+                archive.options.extend(secret.map(|secret| (name, secret)));
+            }
+        }
+        if let Some(entry) = section.get("target_file")
+            && let Some(size) = entry.size_within(MIB..=8 << 30, "\"128MiB\"", &mut self.findings)
+        {
+            archive.target_file = size;
+        }
+        let example = "`\"minute hour day month weekday\"`, like `\"30 3 * * *\"`, or `\"never\"`";
+        self.parsed(
+            &section,
+            "optimize",
+            example,
+            &mut archive.optimize,
+            |text| match text {
+                "never" => Ok(Schedule::default()),
+                text => Schedule::parse(text, Tz::UTC),
+            },
+        );
+        let bounds = (HOUR, 3650 * 24 * HOUR);
+        self.duration(&section, "keep_removed", &mut archive.keep_removed, bounds, "\"7d\"");
     }
 
     fn batch(&mut self, whole: &Section<'_>, config: &mut Config) {

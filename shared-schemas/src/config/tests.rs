@@ -47,7 +47,7 @@ fn the_shipped_defaults_set_every_key() {
         })
         .sum();
     assert!((config.speed.invalid_alarm - 0.01).abs() < f64::EPSILON);
-    assert_eq!(set, 24, "a key without a default, or a new one: mend this count");
+    assert_eq!(set, 29, "a key without a default, or a new one: mend this count");
 }
 
 #[test]
@@ -70,6 +70,8 @@ fn what_is_given_goes_over_the_defaults() {
         url = "https://db:8443/x/"
         [archive]
         url = "s3://bucket/events"
+        options = { aws_endpoint = "http://127.0.0.1:9000", AWS_ALLOW_HTTP = true }
+        optimize = "0 4 * * 0"
         [batch]
         time_zone = "Europe/Berlin"
         "#,
@@ -80,6 +82,14 @@ fn what_is_given_goes_over_the_defaults() {
     assert_eq!(config.kafka.properties["security.protocol"].reveal(), "ssl");
     assert_eq!(config.kafka.properties["queued.min.messages"].reveal(), "1000");
     assert!(!config.archive.url_is_default);
+    assert_eq!(config.archive.options["aws_endpoint"].reveal(), "http://127.0.0.1:9000");
+    assert_eq!(config.archive.options["aws_allow_http"].reveal(), "true");
+    let optimized = config
+        .archive
+        .optimize
+        .after("2026-01-01T00:00:00Z".parse().unwrap())
+        .unwrap();
+    assert_eq!(optimized.to_rfc3339(), "2026-01-04T03:00:00+00:00");
     assert_eq!(config.batch.schedule.expression(), "0 2 * * *");
     let start = config
         .batch

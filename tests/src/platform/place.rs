@@ -51,7 +51,7 @@ impl Platform {
     pub fn folder_of(&self, name: &str, place: &Place) -> anyhow::Result<PathBuf> {
         let folder = self.folder.path().join(name);
         std::fs::create_dir_all(folder.join("definitions"))?;
-        let archive = format!("file:{}", self.folder().join("archive").display());
+        let archive = self.config.archive.url.to_string();
         let text = config_text(place, &self.config.clickhouse.database, &archive);
         std::fs::write(folder.join("highwater.toml"), text)?;
         let views = VIEWS.replace("TOPIC", &self.topic);

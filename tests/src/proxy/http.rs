@@ -1,7 +1,8 @@
-//! HTTP/1.1 between ClickHouse and its clients, one whole message at a time.
+//! HTTP/1.1 between a server and its clients, one whole message at a time.
 //!
 //! A request is read whole before the server sees any of it, a reply whole before the caller does: so each can be lost,
-//! kept or doubled as one. Clients of ClickHouse send one request at a time on a connection.
+//! kept or doubled as one. Clients of ClickHouse send one request at a time on a connection, and so do those of S3, whose
+//! requests are looked at as statements too.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -19,6 +20,15 @@ const LOOKED_AT: usize = 16 << 10;
 struct Message {
     head: Vec<u8>,
     body: Vec<u8>,
+}
+
+/// What a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Request,
+    Reply,
+    /// It tells of a body and has none.
+    ReplyToHead,
 }
 
 /// How a body ends.
@@ -74,7 +84,7 @@ impl Side {
     }
 
     /// The next message; none where the connection ends before it begins.
-    async fn message(&mut self, stream: &mut TcpStream, is_reply: bool) -> io::Result<Option<Message>> {
+    async fn message(&mut self, stream: &mut TcpStream, of: Of) -> io::Result<Option<Message>> {
         if self.read.is_empty() && !self.more(stream).await? {
             return Ok(None);
         }
@@ -87,7 +97,7 @@ impl Side {
                 break;
             }
         }
-        let end = match body_of(&self.read[..head], is_reply) {
+        let end = match body_of(&self.read[..head], of) {
             Body::Length(length) => {
                 self.has(stream, head + length).await?;
                 head + length
@@ -132,18 +142,25 @@ impl Side {
     }
 }
 
-fn body_of(head: &[u8], is_reply: bool) -> Body {
+fn body_of(head: &[u8], of: Of) -> Body {
     let head = String::from_utf8_lossy(head).to_ascii_lowercase();
     let header = |name: &str| {
         let mut lines = head.lines().skip(1).filter_map(|line| line.split_once(':'));
         lines.find(|(known, _)| *known == name).map(|(_, value)| value.trim())
     };
+    let is_empty = || {
+        let status = head.split(' ').nth(1).unwrap_or_default();
+        matches!(status, "204" | "304")
+    };
+    if of == Of::ReplyToHead || (of == Of::Reply && is_empty()) {
+        return Body::Length(0);
+    }
     if header("transfer-encoding").is_some_and(|value| value.contains("chunked")) {
         return Body::Chunks;
     }
     match header("content-length").and_then(|length| length.parse().ok()) {
         Some(length) => Body::Length(length),
-        None if is_reply => Body::Rest,
+        None if of == Of::Reply => Body::Rest,
         None => Body::Length(0),
     }
 }
@@ -221,7 +238,12 @@ impl Server {
         };
         let answered = async {
             paced(stream, &request.bytes(), shared).await?;
-            let reply = side.message(stream, true).await?;
+            let of = if request.head.starts_with(b"HEAD ") {
+                Of::ReplyToHead
+            } else {
+                Of::Reply
+            };
+            let reply = side.message(stream, of).await?;
             reply.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
         };
         let answered = answered.await;
@@ -244,7 +266,7 @@ async fn serve(caller: &mut TcpStream, shared: &Arc<Shared>, rules: &Mutex<Rules
     loop {
         let request = tokio::select! {
             biased;
-            request = side.message(caller, false) => request?,
+            request = side.message(caller, Of::Request) => request?,
             // A caller must see that its server went, or it would send its next request into nothing.
             () = server.gone() => None,
         };

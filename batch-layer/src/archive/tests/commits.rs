@@ -271,6 +271,36 @@ async fn a_failed_entry_leaves_nothing() {
     assert_eq!(site.files().len(), undecided, "one file for each of the table's");
 }
 
+/// What a later program wrote in its own way is left alone, by readers and writers.
+#[tokio::test]
+async fn a_table_of_a_newer_form_is_left_alone() {
+    for (from, to) in [
+        (r#""minReaderVersion":1"#, r#""minReaderVersion":9"#),
+        (r#""minWriterVersion":2"#, r#""minWriterVersion":9"#),
+        (r#"\"form\":1"#, r#"\"form\":2"#),
+    ] {
+        let (site, dataset) = (Site::new(), flights());
+        site.archive(&dataset).await;
+        let entry = site.table().join(format!("_delta_log/{:020}.json", 0));
+        let text = std::fs::read_to_string(&entry).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&entry, text.replace(from, to)).unwrap();
+        let error = match Archive::open(&site.config(), &dataset).await {
+            Err(error) => error,
+            // Whoever may read it may still not write.
+            Ok(opened) => {
+                let commit = commit(&dataset, partition(0), range(0, 3));
+                opened.unwrap().commit(&commit).await.unwrap_err()
+            }
+        };
+        let said = shared_connections::sentence(&error);
+        assert!(!said.contains('\n'), "{said}");
+        assert!(said.contains("version") || said.contains("form 2"), "{said}");
+        assert!(site.files().is_empty());
+        assert_eq!(std::fs::read_dir(site.table().join("_delta_log")).unwrap().count(), 1);
+    }
+}
+
 #[tokio::test]
 async fn a_table_of_others_is_refused() {
     let (site, dataset) = (Site::new(), flights());

@@ -1,0 +1,223 @@
+//! A file that can't be read, put aside: taken out of the table, its offsets recorded as a gap, and kept for people.
+//!
+//! A run that meets a damaged file does not publish, since it would lose events without a word. That is right until
+//! somebody has looked: no better copy will come. What a person puts aside is a gap that marks may pass, and answers say so.
+//!
+//! Which offsets the file held can't always be read from it. They are those between its first and its last that no other
+//! file of the partition holds; offsets that were refused, or never were, are among them. Too many is told rather than
+//! too few.
+
+use std::collections::BTreeSet;
+
+use arrow::array::AsArray;
+use arrow::datatypes::Int64Type;
+use deltalake::kernel::{Action, MetadataExt};
+use deltalake::protocol::DeltaOperation;
+use futures::TryStreamExt;
+use object_store::ObjectStoreExt;
+use object_store::path::Path;
+use serde::Serialize;
+use shared_connections::sentence;
+use shared_schemas::dataset::OFFSET_COLUMN;
+use shared_schemas::handoff::{Offset, OffsetRange, OffsetSet};
+
+use super::error::ArchiveError;
+use super::files::date_text;
+use super::optimize::removed;
+use super::pinned::{File, damaged, files_of};
+use super::scan::open;
+use super::standing::{PROPERTY, topic_text};
+use super::table::Archive;
+
+/// Where files are moved to, within the table's folder. Programs that read the table pass over it.
+const FOLDER: &str = "_quarantine";
+/// How often the entry is tried on a newer version.
+const TRIES: u32 = 20;
+/// Rows that are looked at at a time.
+const BATCH_ROWS: usize = 8192;
+/// A gap in more parts than these is told as one: the log's metadata carries them from then on.
+const PARTS: usize = 1000;
+
+/// A file that was put aside, or would be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Quarantined {
+    /// The dataset.
+    pub dataset: String,
+    /// The file, within the table's folder.
+    pub file: String,
+    /// Its event day.
+    pub day: String,
+    /// The topic's incarnation, 32 hexadecimal digits.
+    pub topic: String,
+    /// Kafka's partition number.
+    pub partition: u32,
+    /// How many events it held, as the log says.
+    pub events: u64,
+    /// The offsets that are recorded as a gap: from, and the first one after.
+    pub gap: Vec<(u64, u64)>,
+    /// Where it is now; nothing where there was no file to move, or nothing was done.
+    pub moved_to: Option<String>,
+}
+
+impl Archive {
+    /// Puts a file aside: one that an error named, with or without the table's place. Without `carry_out` it only tells
+    /// what would be done.
+    ///
+    /// # Errors
+    /// [`ArchiveError::NoFile`] where the newest version does not name it, [`ArchiveError::Log`] where the store fails:
+    /// nothing was done.
+    pub async fn quarantine(&mut self, file: &str, carry_out: bool) -> Result<Quarantined, ArchiveError> {
+        for _ in 0..TRIES {
+            self.refresh().await?;
+            let files = files_of(&self.state, &self.place)?;
+            let aside = self.find(&files, file)?.clone();
+            let gap = self.lacking(&files, &aside).await;
+            let mut told = Quarantined {
+                dataset: self.dataset.name.clone(),
+                file: aside.path.to_string(),
+                day: date_text(aside.range.day),
+                topic: topic_text(aside.range.partition.topic),
+                partition: aside.range.partition.number,
+                events: aside.rows,
+                gap: gap.ranges().iter().map(|range| (range.from.0, range.to.0)).collect(),
+                moved_to: None,
+            };
+            if !carry_out {
+                return Ok(told);
+            }
+            let before = self.version();
+            if let Err(error) = Box::pin(self.take_out(&aside, &gap)).await {
+                self.refresh().await?;
+                let still = files_of(&self.state, &self.place)?;
+                if still.iter().any(|one| one.path == aside.path) {
+                    if self.version() == before {
+                        return Err(error);
+                    }
+                    continue;
+                }
+            }
+            told.moved_to = self.set_aside(&aside.path).await;
+            return Ok(told);
+        }
+        Err(ArchiveError::Crowded {
+            place: self.place.clone(),
+            tries: TRIES,
+        })
+    }
+
+    fn find<'a>(&self, files: &'a [File], name: &str) -> Result<&'a File, ArchiveError> {
+        let within = name.strip_prefix(&self.place).unwrap_or(name).trim_start_matches('/');
+        let is_it = |file: &&File| {
+            let path = file.path.as_ref();
+            path == within || (!within.is_empty() && path.rsplit('/').next() == Some(within))
+        };
+        files.iter().find(is_it).ok_or_else(|| ArchiveError::NoFile {
+            place: self.place.clone(),
+            file: name.to_owned(),
+        })
+    }
+
+    /// The offsets that go with a file.
+    async fn lacking(&self, files: &[File], aside: &File) -> OffsetSet {
+        let whole = OffsetRange {
+            from: aside.range.first,
+            to: aside.range.last.next(),
+        };
+        let others = files.iter().filter(|file| {
+            file.path != aside.path
+                && file.range.partition == aside.range.partition
+                && file.range.first < whole.to
+                && file.range.last >= whole.from
+        });
+        let mut held = BTreeSet::new();
+        for other in others {
+            match self.offsets_of(other, whole).await {
+                Ok(offsets) => held.extend(offsets),
+                // What it holds is not known, so it may be that nothing is.
+                Err(error) => tracing::warn!("{}", sentence(&error)),
+            }
+        }
+        let parts = between(whole, &held);
+        if parts.ranges().len() > PARTS {
+            return [whole].into_iter().collect();
+        }
+        parts
+    }
+
+    async fn offsets_of(&self, file: &File, within: OffsetRange) -> Result<Vec<Offset>, ArchiveError> {
+        let store = self.log.object_store(None);
+        let (_, mut batches) = open(&store, &self.place, file, &[OFFSET_COLUMN], BATCH_ROWS).await?;
+        let mut found = Vec::new();
+        while let Some(batch) = batches.try_next().await? {
+            let offsets = batch.column_by_name(OFFSET_COLUMN);
+            let Some(offsets) = offsets.and_then(|column| column.as_primitive_opt::<Int64Type>()) else {
+                return Err(damaged(&self.place, &file.path, "it lacks a column of Highwater's"));
+            };
+            let offsets = offsets.values().iter().filter_map(|offset| u64::try_from(*offset).ok());
+            found.extend(
+                offsets
+                    .map(Offset)
+                    .filter(|offset| within.from <= *offset && *offset < within.to),
+            );
+        }
+        Ok(found)
+    }
+
+    /// The entry of the log: without the file, and with the gap.
+    async fn take_out(&mut self, aside: &File, gap: &OffsetSet) -> Result<(), ArchiveError> {
+        let after = self.standing.clone().put_aside(aside.range.partition, gap);
+        let metadata = self.state.metadata().clone();
+        let metadata = metadata.add_config_key(PROPERTY.to_owned(), after.text());
+        let metadata = metadata.map_err(|error| self.failed_schema(error))?;
+        let actions = vec![Action::Metadata(metadata), Action::Remove(removed(aside, true))];
+        self.append(actions, DeltaOperation::Delete { predicate: None }, Vec::new(), None)
+            .await?;
+        self.standing = after;
+        Ok(())
+    }
+
+    /// Moves it, so that no upkeep deletes it. It is out of the table already.
+    async fn set_aside(&self, path: &Path) -> Option<String> {
+        let to = Path::from(format!("{FOLDER}/{path}"));
+        match self.log.object_store(None).rename(path, &to).await {
+            Ok(()) => Some(to.to_string()),
+            Err(object_store::Error::NotFound { .. }) => None,
+            Err(error) => {
+                tracing::warn!(%path, %error, "the file could not be moved: it is out of the table, and is deleted in time");
+                None
+            }
+        }
+    }
+}
+
+/// The offsets of the range but these.
+fn between(whole: OffsetRange, held: &BTreeSet<Offset>) -> OffsetSet {
+    let mut lacking = OffsetSet::default();
+    let mut from = whole.from;
+    for at in held.iter().copied().chain([whole.to]) {
+        if from < at {
+            lacking.insert(OffsetRange { from, to: at });
+        }
+        from = from.max(at.next());
+    }
+    lacking
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Each offset of the range is either held or lacking.
+        #[test]
+        fn what_nobody_holds_is_lacking(held in prop::collection::btree_set(10_u64..30, 0..20)) {
+            let whole = OffsetRange { from: Offset(10), to: Offset(30) };
+            let lacking = between(whole, &held.iter().copied().map(Offset).collect());
+            for at in 0..40 {
+                prop_assert_eq!(lacking.contains(Offset(at)), (10..30).contains(&at) && !held.contains(&at));
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The archive kept tidy on a schedule, beside the archivers: one dataset after the other.
+
+use std::time::Duration;
+
+use chrono::Utc;
+use shared_connections::sentence;
+use shared_schemas::config::Config;
+use shared_schemas::dataset::Dataset;
+use tokio_util::sync::CancellationToken;
+
+use super::error::ArchiveError;
+use super::optimize::{Optimized, Upkeep};
+use super::table::Archive;
+
+/// The clock may be set, or the machine sleep: how often it is looked at while a start is waited for.
+const LOOKS: Duration = Duration::from_secs(10);
+
+/// Optimizes each dataset's archive whenever `archive.optimize` says so, until cancelled. What it came to goes to the log.
+pub(super) async fn keep_tidy(config: Config, datasets: Vec<Dataset>, cancel: CancellationToken) {
+    let schedule = &config.archive.optimize;
+    while let Some(start) = schedule.after(Utc::now()) {
+        let waited = async {
+            while let Ok(left) = (start - Utc::now()).to_std()
+                && !left.is_zero()
+            {
+                tokio::time::sleep(left.min(LOOKS)).await;
+            }
+        };
+        if cancel.run_until_cancelled(waited).await.is_none() {
+            return;
+        }
+        for dataset in &datasets {
+            if cancel.is_cancelled() {
+                return;
+            }
+            match tidy(&config, dataset, &cancel).await {
+                Ok(done) => tell(&done),
+                Err(error) => {
+                    let said = sentence(&error);
+                    tracing::warn!(dataset = dataset.name, "the archive could not be optimized: {said}");
+                }
+            }
+        }
+    }
+    cancel.cancelled().await;
+}
+
+async fn tidy(config: &Config, dataset: &Dataset, cancel: &CancellationToken) -> Result<Optimized, ArchiveError> {
+    let Some(mut archive) = Archive::open(&config.archive, dataset).await? else {
+        return Ok(Optimized::default());
+    };
+    Box::pin(archive.optimize(&Upkeep::of(&config.archive, false), cancel)).await
+}
+
+fn tell(done: &Optimized) {
+    for damaged in &done.damaged {
+        tracing::error!(dataset = done.dataset, "{damaged}");
+    }
+    tracing::info!(
+        dataset = done.dataset,
+        replaced = done.replaced.files,
+        by = done.by.files,
+        deleted = done.deleted.files,
+        "the archive is optimized"
+    );
+}

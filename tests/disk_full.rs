@@ -1,0 +1,51 @@
+//! A disk that is full while events are archived: told, nothing half done, and on it goes once there is room.
+
+use highwater_batch::archive::Archive;
+use highwater_tests::platform::{Platform, cells, events};
+use highwater_tests::stack::run;
+use highwater_tests::table::offsets;
+use highwater_tests::workers::Worker;
+
+#[test]
+fn an_archiver_goes_on_when_there_is_room_again() -> anyhow::Result<()> {
+    run(async {
+        let mut platform = Platform::new(None).await?;
+        platform.start_speed()?;
+        platform.start_serving().await?;
+        let archiver = Worker::limited(&platform, "archive", 48)?;
+        platform.send(events(0..100)).await?;
+        platform.until_archived().await?;
+        let dataset = &platform.definitions.datasets[0];
+        let pin = async || {
+            anyhow::Ok(
+                Archive::open(&platform.config.archive, dataset)
+                    .await?
+                    .unwrap()
+                    .pin()
+                    .await?,
+            )
+        };
+        let before = pin().await?;
+
+        // So many days at once that neither their entry nor some of their files fit.
+        platform.send(events(100..9_000)).await?;
+        archiver.until_said("File too large").await?;
+        let stalled = pin().await?;
+        let held: usize = offsets(&stalled).await?.values().map(Vec::len).sum();
+        let ends: u64 = stalled.ends.values().map(|end| end.0).sum();
+        assert_eq!(held as u64, ends, "all below the ends, and none beyond");
+        assert!(stalled.version >= before.version);
+        assert!(archiver.runs(), "{}", archiver.said());
+
+        archiver.unlimited()?;
+        platform.until_archived().await?;
+        let whole = pin().await?;
+        let held: usize = offsets(&whole).await?.values().map(Vec::len).sum();
+        assert_eq!(held, 9_000);
+        platform.publish().await?;
+        platform.until_whole().await?;
+        assert_eq!(platform.answer("merged").await?, cells(&platform.sent()));
+        archiver.end_well().await?;
+        platform.stop_all().await
+    })
+}

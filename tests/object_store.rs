@@ -1,0 +1,265 @@
+//! The archive in an object store, on a real S3 server: every event once, whatever becomes of requests and programs.
+
+use std::collections::BTreeSet;
+
+use highwater_batch::archive::ArchiveError;
+use highwater_batch::{Batch, Logs, Outcome, Selection, reconcile};
+use highwater_tests::platform::{Platform, cells, events};
+use highwater_tests::proxy::{Act, Gate, Proxy, Then, Way};
+use highwater_tests::s3::S3;
+use highwater_tests::table::{Table, offsets, partition};
+use highwater_tests::workers::Worker;
+use shared_connections::sentence;
+use shared_schemas::config::{ArchiveUrl, Secret};
+use shared_schemas::handoff::Offset;
+use tokio_util::sync::CancellationToken;
+
+/// A table on that server, reached at that URL.
+fn table(url: &str) -> anyhow::Result<Table> {
+    let mut table = Table::new()?;
+    S3::hold(&mut table.config, url);
+    Ok(table)
+}
+
+/// Whether a request writes an entry of the log.
+fn writes_entry(request: &str) -> bool {
+    let line = request.lines().next().unwrap_or_default();
+    line.starts_with("PUT ") && line.contains("/_delta_log/") && line.contains(".json")
+}
+
+/// Whether it writes a file of events.
+fn writes_file(request: &str) -> bool {
+    let line = request.lines().next().unwrap_or_default();
+    line.starts_with("PUT ") && line.contains(".zstd.parquet")
+}
+
+/// How many files of events there are in the bucket.
+fn files(server: &S3) -> anyhow::Result<usize> {
+    let mut folders = vec![server.bucket().join("archive/trips")];
+    let mut found = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.to_string_lossy().ends_with(".zstd.parquet") {
+                found += 1;
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_store_refuses_is_told() -> anyhow::Result<()> {
+    let server = S3::start().await?;
+    let told = async |change: &dyn Fn(&mut Table)| -> anyhow::Result<String> {
+        let mut table = table(&server.url())?;
+        change(&mut table);
+        let error = table.open().await.err().map(|error| format!("{error:#}"));
+        Ok(error.unwrap_or_default())
+    };
+    let said = told(&|table| {
+        if let ArchiveUrl::Store { bucket, .. } = &mut table.config.url {
+            "nothing".clone_into(bucket);
+        }
+    })
+    .await?;
+    let text = "the archive can't be at s3://nothing/archive: there is no bucket `nothing`: make it, or name another";
+    assert_eq!(said, text);
+    for option in ["aws_access_key_id", "aws_secret_access_key"] {
+        let said = told(&|table| {
+            let options = &mut table.config.options;
+            options.insert(option.to_owned(), Secret::new("wrong"));
+        })
+        .await?;
+        assert!(
+            said.contains("the store refuses its keys: look at AWS_ACCESS_KEY_ID"),
+            "{said}"
+        );
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    let nobody = told(&|table| S3::hold(&mut table.config, "http://127.0.0.1:1")).await?;
+    assert!(nobody.contains("it can't be reached: look at AWS_ENDPOINT"), "{nobody}");
+    Ok(())
+}
+
+/// Requests are lost, done without a reply, done twice, refused, cut off: tried again as the archiver does, each offset
+/// is there once, and no file is that nobody names.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_which_nobody_knows_what_became_archive_once() -> anyhow::Result<()> {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let server = S3::start().await?;
+    let proxy = Proxy::of_statements(&server.url())?;
+    let table = table(&proxy.url())?;
+    let mut archive = table.open().await?;
+    let mut failed = 0;
+    for round in 0..40 {
+        let commit = table.commit(0, round * 10..(round + 1) * 10)?;
+        let entry = random.u8(..8);
+        let act = [
+            Act::Lose,
+            Act::LoseReply,
+            Act::Leave,
+            Act::Twice,
+            Act::Refuse(1),
+            Act::Halve,
+        ][random.usize(..6)]
+        .clone();
+        if entry < 6 {
+            proxy.once(0, writes_entry, act);
+        } else {
+            proxy.once(random.usize(..3), writes_file, act);
+        }
+        let mut tries = 0;
+        while let Err(error) = archive.commit(&commit).await {
+            failed += 1;
+            tries += 1;
+            anyhow::ensure!(tries < 10, "{}", sentence(&error));
+        }
+        proxy.forget();
+    }
+    println!("{failed} tries failed");
+    let pinned = table.pin().await?;
+    assert_eq!(offsets(&pinned).await?, [(0, (0..400).collect())].into());
+    assert_eq!(files(&server)?, pinned.ranges().len(), "files that nobody names");
+    Ok(())
+}
+
+/// The entry of a commit whose writer has given up is written after all: before it tries again, or after. Its files are
+/// there.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_arrives_late_names_files_that_are_there() -> anyhow::Result<()> {
+    let server = S3::start().await?;
+    let proxy = Proxy::of_statements(&server.url())?;
+    let mut table = table(&proxy.url())?;
+    let options = &mut table.config.options;
+    options.insert("timeout".to_owned(), Secret::new("1 second"));
+    let mut archive = table.open().await?;
+    for (round, before) in (0..4).zip([true, false, true, false]) {
+        let commit = table.commit(0, round * 10..(round + 1) * 10)?;
+        let gate = Gate::closed();
+        proxy.once(0, writes_entry, Act::Hold(gate.clone()));
+        let error = archive.commit(&commit).await.err();
+        assert!(matches!(error, Some(ArchiveError::Log { .. })), "{error:?}");
+        gate.until_held(1, 1).await?;
+        if before {
+            gate.open(Then::SendOn);
+            gate.until_done(1).await?;
+            assert_eq!(
+                table.pin().await?.ends[&partition(0)],
+                Offset((round + 1) * 10),
+                "it did not arrive"
+            );
+        }
+        archive.commit(&commit).await?;
+        if !before {
+            gate.open(Then::SendOn);
+            gate.until_done(1).await?;
+        }
+        let pinned = table.pin().await?;
+        assert_eq!(offsets(&pinned).await?, [(0, (0..(round + 1) * 10).collect())].into());
+        assert_eq!(files(&server)?, pinned.ranges().len());
+    }
+    // Somebody else is first with it: the entry that comes late finds its place taken.
+    let gate = Gate::closed();
+    proxy.once(0, writes_entry, Act::Hold(gate.clone()));
+    assert!(archive.commit(&table.commit(0, 40..50)?).await.is_err());
+    gate.until_held(1, 1).await?;
+    let mut rival = table.open().await?;
+    rival.commit(&table.commit(0, 40..45)?).await?;
+    gate.open(Then::SendOn);
+    gate.until_done(1).await?;
+    // The zombie is told where the archive stands, goes there, and cleans up after itself.
+    let error = archive.commit(&table.commit(0, 40..50)?).await.err();
+    assert!(
+        matches!(error, Some(ArchiveError::Overtaken { end: Offset(45), .. })),
+        "{error:?}"
+    );
+    archive.refresh().await?;
+    archive.commit(&table.commit(0, 45..50)?).await?;
+    let pinned = table.pin().await?;
+    assert_eq!(offsets(&pinned).await?, [(0, (0..50).collect())].into());
+    assert_eq!(files(&server)?, pinned.ranges().len());
+    Ok(())
+}
+
+/// Events stream into two archivers that die in the middle of commits, over a line that is cut and slow; a batch run
+/// publishes what was sent, and reconciliation finds nothing.
+#[test]
+fn all_that_was_sent_comes_out_of_a_store_once() -> anyhow::Result<()> {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    highwater_tests::stack::run(async move {
+        let server = S3::start().await?;
+        let proxy = Proxy::of_statements(&server.url())?;
+        let mut platform = Platform::new(None).await?;
+        S3::hold(&mut platform.config.archive, &server.url());
+        platform.start_speed()?;
+        platform.start_serving().await?;
+        let (place, environment) = (platform.place(), S3::environment(&proxy.url()));
+        let start = || Worker::start(&platform, "archive", &place, &environment);
+        let mut workers = Vec::new();
+        platform
+            .while_streaming(async {
+                workers.extend([start()?, start()?]);
+                for round in 0..6 {
+                    let gate = Gate::closed();
+                    let act = match round % 3 {
+                        0 => Act::Hold(gate.clone()),
+                        1 => Act::HoldReply(gate.clone()),
+                        _ => Act::LoseReply,
+                    };
+                    let is_held = round % 3 != 2;
+                    proxy.once(random.usize(..3), writes_entry, act);
+                    if is_held {
+                        gate.until_held(1, 0).await?;
+                        // One of them is in the middle of a commit, and maybe both.
+                        workers.swap_remove(random.usize(..2)).kill().await;
+                        proxy.set(if round % 2 == 0 { Way::Cut } else { Way::Slow(200_000) });
+                        // sleeps: how long the line is bad, not a wait for anything
+                        tokio::time::sleep(std::time::Duration::from_millis(random.u64(50..400))).await;
+                        proxy.set(Way::Open);
+                        gate.open(Then::SendOn);
+                        workers.push(start()?);
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+        platform.send(events(1_000_000..1_000_300)).await?;
+        proxy.forget();
+        platform.until_archived().await?;
+        platform.publish().await?;
+        platform.until_whole().await?;
+        // All of it, from the store alone.
+        let mut batch = Batch::new(platform.config.clone(), platform.definitions.clone())?;
+        batch.to_end = true;
+        let views = batch.selected(&Selection::default())?;
+        let cancel = CancellationToken::new();
+        let lease = batch.lease("a test's run", true, &Logs, &cancel).await?;
+        for report in batch.run(&views, &Logs, &cancel).await {
+            assert!(
+                matches!(report.result, Outcome::Published | Outcome::NothingToDo),
+                "{report:?}"
+            );
+        }
+        drop(lease);
+        let sent: BTreeSet<_> = platform.sent();
+        assert_eq!(platform.answer("batch").await?, cells(&sent));
+        platform.send(events(2_000_000..2_000_100)).await?;
+        platform.until_archived().await?;
+        platform.until_whole().await?;
+        for one in reconcile(&batch, &views, &Logs, &cancel).await {
+            assert_eq!(one.unexplained, 0, "{one:?}");
+            assert!(one.compared > 0, "{one:?}");
+        }
+        for worker in workers {
+            worker.end_well().await?;
+        }
+        platform.stop_all().await
+    })
+}
