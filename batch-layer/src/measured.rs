@@ -55,12 +55,14 @@ pub async fn recomputed(
         place: spill.to_owned(),
         source,
     })?;
-    let room = Room::new(memory, Arc::new(spill)).map_err(planned)?;
-    cells(&room, dataset, views, pinned, days, count).await.map_err(planned)
+    let room = Room::new(memory, Arc::new(spill)).map_err(|error| planned(&error))?;
+    cells(&room, dataset, views, pinned, days, count)
+        .await
+        .map_err(|error| planned(&error))
 }
 
-fn planned(error: datafusion::error::DataFusionError) -> RunError {
-    RunError::Plan(reason(&error))
+fn planned(error: &datafusion::error::DataFusionError) -> RunError {
+    RunError::Plan(reason(error))
 }
 
 async fn cells(
@@ -124,7 +126,9 @@ fn sum(batch: &RecordBatch, column: &str) -> Result<u64> {
 /// # Errors
 /// DataFusion's.
 pub async fn plain(folder: &str, statements: &[String], count: &str) -> Result<Came, RunError> {
-    queried(folder, statements, count).await.map_err(planned)
+    queried(folder, statements, count)
+        .await
+        .map_err(|error| planned(&error))
 }
 
 async fn queried(folder: &str, statements: &[String], count: &str) -> Result<Came> {

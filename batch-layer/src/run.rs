@@ -197,7 +197,7 @@ impl Batch {
             Some(Box::pin(async move { of_view.report().await }))
         });
         let runs: Vec<_> = runs.collect();
-        let computing = join_all(datasets.iter().map(Together::compute));
+        let computing = join_all(datasets.iter().map(|together| Box::pin(together.compute())));
         let (reports, _) = tokio::join!(join_all(runs), cancel.run_until_cancelled(computing));
         reports
     }

@@ -57,7 +57,7 @@ fn cells_that_are_no_more() -> anyhow::Result<()> {
         let table = quote::table(store.database(), &batch_table_name(world.view("hourly")));
         let more = format!(
             "INSERT INTO {table} SELECT * EXCEPT number REPLACE (concat(ifNull(carrier, ''), toString(number)) AS carrier) \
-             FROM (SELECT * FROM {table} CROSS JOIN numbers(50))"
+             FROM (SELECT * FROM {table} AS t CROSS JOIN numbers(50) AS n)"
         );
         store.execute("plant cells", &more).await?;
         world.archive([40, 40], 1).await?;

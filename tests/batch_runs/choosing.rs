@@ -41,7 +41,7 @@ fn what_a_run_would_do_it_does() -> anyhow::Result<()> {
             );
             assert_eq!(report.days, first.days.len());
             assert!(
-                report.checks.iter().all(|check| check.holds) && report.checks.len() == 2,
+                report.checks.iter().all(|check| check.holds) && report.checks.len() == 3,
                 "{report:?}"
             );
         }
@@ -66,7 +66,7 @@ fn what_a_run_would_do_it_does() -> anyhow::Result<()> {
         assert_eq!(world.answer().await?, world.truth([16, 16]));
         assert_eq!(
             again[0].checks.len(),
-            4,
+            5,
             "compared with the publication before: {again:?}"
         );
 

@@ -69,7 +69,7 @@ async fn archived(definitions: &Definitions, folder: &Path) -> anyhow::Result<Ar
         let read = decoder.push(&Record {
             partition: 0,
             offset,
-            timestamp: Some(1_356_999_000_000 + offset),
+            timestamp: Some(1_357_002_000_000 + offset),
             key: None,
             value: Some(person.to_string().as_bytes()),
             headers: &(),

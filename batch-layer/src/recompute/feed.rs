@@ -390,9 +390,7 @@ impl PartitionStream for Lane {
         let next = move |batches: Option<mpsc::Receiver<Result<RecordBatch>>>| {
             let unfinished = Arc::clone(&unfinished);
             async move {
-                let Some(mut batches) = batches else {
-                    return None;
-                };
+                let mut batches = batches?;
                 match batches.recv().await {
                     Some(batch) => Some((batch, Some(batches))),
                     // Every reader has let go of the lane; one that broke off did not say that it is done.

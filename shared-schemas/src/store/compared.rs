@@ -10,15 +10,17 @@ use super::statement::Statement;
 use super::tables::{DAY_COLUMN, RUN_COLUMN, TOPIC_COLUMN, batch_table_name, speed_table_name};
 use crate::dataset::PARTITION_COLUMN;
 use crate::handoff::{EventDay, Mark, Partition, RunId};
+use crate::measure::Held;
 use crate::plan::{CellKey, FAILED_COLUMN, START_COLUMN, WINDOW_COLUMN, key_fields};
-use crate::view::View;
+use crate::view::{StateColumn, View};
 
 /// A day and the run that holds it.
 pub type DaysOfRuns = BTreeMap<EventDay, RunId>;
 
-/// The columns of a view's cells that add up: how often expressions failed, counts, and sums.
+/// The columns of a view's cells that add up, in the rows of both layers: how often expressions failed, counts, and sums.
 pub fn additive(view: &View) -> Vec<String> {
-    let states = view.states().filter(|column| column.state.is_additive());
+    let of_both = |column: &StateColumn<'_>| column.state.is_additive() && column.state.held == Held::Both;
+    let states = view.states().filter(of_both);
     std::iter::once(FAILED_COLUMN.to_owned())
         .chain(states.map(|column| column.name))
         .collect()
