@@ -18,6 +18,7 @@
 //! - [`list`], [`show`], [`diff`], [`rollback`]: what was published, what changed, and going back
 //! - [`list`], [`rollback`]: what was published, and going back
 //! - [`repair`]: some days computed again at the published marks
+//! - [`collect`]: what nobody may use any more is let go
 //! - [`reconcile`]: what the store answers from, beside a computation from the archive
 //! - [`progress`], [`report`]: what a run says on its way, and in the end
 //! - [`measured`]: what `highwater bench batch` measures
@@ -25,6 +26,7 @@
 
 pub mod archive;
 pub mod checks;
+pub mod collect;
 mod dedupe;
 pub mod diff;
 pub mod error;
@@ -50,6 +52,7 @@ pub mod spill;
 mod together;
 mod write;
 
+pub use collect::Collected;
 pub use diff::{Differences, diff};
 pub use lease::{Lease, LeaseError};
 pub use list::{Listed, list};
@@ -60,5 +63,6 @@ pub use repair::repair;
 pub use report::{Outcome, ViewReport};
 pub use rollback::{RollbackError, RolledBack, rollback};
 pub use run::{Batch, Selection, Unknown};
+pub use schedule::{Clock, MachineClock};
 pub use scope::{DayRange, Scope};
 pub use show::{LookError, Shown, show};
