@@ -10,6 +10,7 @@ mod produce;
 mod reconcile;
 mod serve;
 mod speed;
+mod sql;
 mod status;
 mod topics;
 mod up;
@@ -72,6 +73,7 @@ enum Command {
     Reconcile(reconcile::Reconcile),
     Serve(serve::Serve),
     Speed(speed::Speed),
+    Sql(sql::Sql),
     Status(status::Status),
     Topics(topics::Topics),
     Up(up::Up),
@@ -90,6 +92,7 @@ impl Arguments {
             Command::Reconcile(reconcile) => reconcile.run(&self.place),
             Command::Serve(serve) => serve.run(&self.place),
             Command::Speed(speed) => speed.run(&self.place),
+            Command::Sql(sql) => sql.run(&self.place),
             Command::Status(status) => status.run(&self.place),
             Command::Topics(topics) => topics.run(&self.place),
             Command::Up(up) => up.run(&self.place),

@@ -56,6 +56,7 @@ mod serving;
 mod several_workers;
 #[cfg(test)]
 mod sketches;
+mod sql;
 #[cfg(test)]
 mod statements;
 #[cfg(test)]

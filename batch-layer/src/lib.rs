@@ -20,6 +20,7 @@
 //! - [`repair`]: some days computed again at the published marks
 //! - [`collect`]: what nobody may use any more is let go
 //! - [`reconcile`]: what the store answers from, beside a computation from the archive
+//! - [`sql`], [`replay`]: queries over the archive, and its events as records again
 //! - [`progress`], [`report`]: what a run says on its way, and in the end
 //! - [`measured`]: what `highwater bench batch` measures
 //! - [`error`]: why a view was not published
@@ -49,6 +50,7 @@ mod schedule;
 mod scope;
 pub mod show;
 pub mod spill;
+pub mod sql;
 mod together;
 mod write;
 
