@@ -8,6 +8,7 @@ mod dead_letters;
 mod output;
 mod produce;
 mod reconcile;
+mod replay;
 mod serve;
 mod speed;
 mod sql;
@@ -71,6 +72,7 @@ enum Command {
     DeadLetters(dead_letters::DeadLetters),
     Produce(produce::Produce),
     Reconcile(reconcile::Reconcile),
+    Replay(replay::Replay),
     Serve(serve::Serve),
     Speed(speed::Speed),
     Sql(sql::Sql),
@@ -90,6 +92,7 @@ impl Arguments {
             Command::DeadLetters(letters) => letters.run(&self.place),
             Command::Produce(produce) => produce.run(&self.place),
             Command::Reconcile(reconcile) => reconcile.run(&self.place),
+            Command::Replay(replay) => replay.run(&self.place),
             Command::Serve(serve) => serve.run(&self.place),
             Command::Speed(speed) => speed.run(&self.place),
             Command::Sql(sql) => sql.run(&self.place),

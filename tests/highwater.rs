@@ -48,6 +48,7 @@ mod privacy;
 mod produce;
 #[cfg(test)]
 mod readers;
+mod replay;
 #[cfg(test)]
 mod schema_change;
 #[cfg(test)]

@@ -42,6 +42,7 @@ pub mod recompute;
 pub mod reconcile;
 pub mod repair;
 mod repeats;
+pub mod replay;
 pub mod report;
 mod retry;
 pub mod rollback;
