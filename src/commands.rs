@@ -15,6 +15,7 @@ mod sql;
 mod status;
 mod topics;
 mod up;
+mod views;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -79,6 +80,7 @@ enum Command {
     Status(status::Status),
     Topics(topics::Topics),
     Up(up::Up),
+    Views(views::Views),
 }
 
 impl Arguments {
@@ -99,6 +101,7 @@ impl Arguments {
             Command::Status(status) => status.run(&self.place),
             Command::Topics(topics) => topics.run(&self.place),
             Command::Up(up) => up.run(&self.place),
+            Command::Views(views) => views.run(&self.place),
         }
     }
 }

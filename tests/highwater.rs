@@ -64,3 +64,5 @@ mod statements;
 mod status;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod views;

@@ -11,6 +11,7 @@
 //! - [`record`]: what they write: progress, gaps, cuts, runs, publications, floors
 //! - `reports`: what batch runs came to, for people
 //! - [`letting_go`]: what lies below a floor, counted and deleted
+//! - [`all_views`]: what it holds of views, and taking one away
 //! - [`freshness`]: how fresh the speed layer is, and which partitions are stuck, and why
 //! - [`pace`]: how long a statement may take, and ending one that is given up
 //! - [`reconciliations`]: reports of reconciliation, the newest few
@@ -18,6 +19,7 @@
 //! - [`timetable`]: how the schedule of batch runs stands
 //! - [`truncation`]: logs that ended below what was read from them
 
+pub mod all_views;
 pub mod client;
 mod error;
 pub mod facts;
@@ -34,6 +36,7 @@ pub mod timetable;
 pub mod truncation;
 mod upgrade;
 
+pub use all_views::HeldView;
 pub use client::{Answer, Store};
 pub use error::{ErrorKind, Fault, StoreError};
 pub use facts::{Cut, Facts, Published, Run};
