@@ -18,6 +18,7 @@ mod check;
 mod damaged_files;
 #[cfg(test)]
 mod demo;
+mod disaster;
 #[cfg(test)]
 mod disk_full;
 #[cfg(test)]
