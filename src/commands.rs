@@ -8,11 +8,14 @@ mod dead_letters;
 mod output;
 mod produce;
 mod reconcile;
+mod replay;
 mod serve;
 mod speed;
+mod sql;
 mod status;
 mod topics;
 mod up;
+mod views;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -70,11 +73,14 @@ enum Command {
     DeadLetters(dead_letters::DeadLetters),
     Produce(produce::Produce),
     Reconcile(reconcile::Reconcile),
+    Replay(replay::Replay),
     Serve(serve::Serve),
     Speed(speed::Speed),
+    Sql(sql::Sql),
     Status(status::Status),
     Topics(topics::Topics),
     Up(up::Up),
+    Views(views::Views),
 }
 
 impl Arguments {
@@ -88,11 +94,14 @@ impl Arguments {
             Command::DeadLetters(letters) => letters.run(&self.place),
             Command::Produce(produce) => produce.run(&self.place),
             Command::Reconcile(reconcile) => reconcile.run(&self.place),
+            Command::Replay(replay) => replay.run(&self.place),
             Command::Serve(serve) => serve.run(&self.place),
             Command::Speed(speed) => speed.run(&self.place),
+            Command::Sql(sql) => sql.run(&self.place),
             Command::Status(status) => status.run(&self.place),
             Command::Topics(topics) => topics.run(&self.place),
             Command::Up(up) => up.run(&self.place),
+            Command::Views(views) => views.run(&self.place),
         }
     }
 }

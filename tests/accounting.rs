@@ -47,7 +47,7 @@ fn admin(platform: &Platform) -> anyhow::Result<(AdminClient<DefaultClientContex
     Ok((config.create()?, options))
 }
 
-async fn delete_below(platform: &Platform, partition: u32, offset: Offset) -> anyhow::Result<()> {
+pub(crate) async fn delete_below(platform: &Platform, partition: u32, offset: Offset) -> anyhow::Result<()> {
     let (admin, options) = admin(platform)?;
     let mut below = TopicPartitionList::new();
     let offset = rdkafka::Offset::Offset(i64::try_from(offset.0)?);

@@ -3,7 +3,10 @@
 mod causes;
 mod checks;
 mod choosing;
+mod collection;
 mod reconciliation;
+mod retention;
+mod timetable;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -18,6 +18,7 @@ mod check;
 mod damaged_files;
 #[cfg(test)]
 mod demo;
+mod disaster;
 #[cfg(test)]
 mod disk_full;
 #[cfg(test)]
@@ -48,6 +49,7 @@ mod privacy;
 mod produce;
 #[cfg(test)]
 mod readers;
+mod replay;
 #[cfg(test)]
 mod schema_change;
 #[cfg(test)]
@@ -56,9 +58,12 @@ mod serving;
 mod several_workers;
 #[cfg(test)]
 mod sketches;
+mod sql;
 #[cfg(test)]
 mod statements;
 #[cfg(test)]
 mod status;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod views;

@@ -25,7 +25,7 @@
 //! - What became of the records of a commit, the refused ones too, is in its entry's own information, for reconciliation: it
 //!   may be cleaned up with the entry.
 //!
-//! The parts, in reading order: `columns`, `standing`, `accounts`, `store`, `table`, `sums`, `files`, `commit`; for readers `pinned`, `later` and `scan`; to keep it tidy `optimize`, `upkeep` and `quarantine`; for the
+//! The parts, in reading order: `columns`, `standing`, `accounts`, `store`, `table`, `sums`, `files`, `commit`; for readers `pinned`, `later`, `scan` and `query`; to keep it tidy `optimize`, `upkeep` and `quarantine`; for the
 //! archiver `held`, `dead_letters`, `stall`, `metrics`, `archiver`, `serve`.
 
 mod accounts;
@@ -41,6 +41,7 @@ mod metrics;
 mod optimize;
 mod pinned;
 mod quarantine;
+mod query;
 mod scan;
 mod serve;
 mod stall;

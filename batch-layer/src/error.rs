@@ -57,6 +57,12 @@ pub enum RunError {
         /// What the store said last.
         source: StoreError,
     },
+    /// Collection found no publication that may answer.
+    #[error("no publication is left that the floor at {number} admits: nothing is deleted before somebody has looked")]
+    NothingAdmitted {
+        /// The floor's.
+        number: u64,
+    },
     /// A definition that DataFusion can't plan after all, or a plan's rows that are none.
     #[error("the view's plan can't be run: {0}")]
     Plan(String),

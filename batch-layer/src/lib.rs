@@ -18,13 +18,16 @@
 //! - [`list`], [`show`], [`diff`], [`rollback`]: what was published, what changed, and going back
 //! - [`list`], [`rollback`]: what was published, and going back
 //! - [`repair`]: some days computed again at the published marks
+//! - [`collect`]: what nobody may use any more is let go
 //! - [`reconcile`]: what the store answers from, beside a computation from the archive
+//! - [`sql`], [`replay`]: queries over the archive, and its events as records again
 //! - [`progress`], [`report`]: what a run says on its way, and in the end
 //! - [`measured`]: what `highwater bench batch` measures
 //! - [`error`]: why a view was not published
 
 pub mod archive;
 pub mod checks;
+pub mod collect;
 mod dedupe;
 pub mod diff;
 pub mod error;
@@ -39,6 +42,7 @@ pub mod recompute;
 pub mod reconcile;
 pub mod repair;
 mod repeats;
+pub mod replay;
 pub mod report;
 mod retry;
 pub mod rollback;
@@ -47,9 +51,11 @@ mod schedule;
 mod scope;
 pub mod show;
 pub mod spill;
+pub mod sql;
 mod together;
 mod write;
 
+pub use collect::Collected;
 pub use diff::{Differences, diff};
 pub use lease::{Lease, LeaseError};
 pub use list::{Listed, list};
@@ -60,5 +66,6 @@ pub use repair::repair;
 pub use report::{Outcome, ViewReport};
 pub use rollback::{RollbackError, RolledBack, rollback};
 pub use run::{Batch, Selection, Unknown};
+pub use schedule::{Clock, MachineClock};
 pub use scope::{DayRange, Scope};
 pub use show::{LookError, Shown, show};

@@ -61,7 +61,7 @@ impl Choice {
         }
         let ranges = pinned.ranges();
         Ok(Self {
-            days: batch.scope.days(&marks, &ranges),
+            days: batch.scope.days(&marks, &ranges, facts.horizon),
             facts,
             pinned,
             ranges,

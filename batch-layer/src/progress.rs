@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use shared_schemas::handoff::{EventDay, PublicationNumber, RunId};
 
+use crate::report::day_text;
+
 /// A step of a run of one view.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
@@ -60,6 +62,28 @@ pub enum Step {
         /// The publication's number.
         number: PublicationNumber,
     },
+    /// A collection raises the floor.
+    RaisesFloor {
+        /// To that publication.
+        number: PublicationNumber,
+    },
+    /// It raises the horizon: event days before are let go.
+    RaisesHorizon {
+        /// To that day.
+        day: EventDay,
+    },
+    /// It waits until no statement runs that may read below the floor.
+    WaitsToDelete {
+        /// How much longer.
+        left: Duration,
+    },
+    /// It deletes what lies below the floor.
+    Deletes {
+        /// Which rows.
+        what: &'static str,
+        /// How many.
+        rows: u64,
+    },
 }
 
 impl fmt::Display for Step {
@@ -95,6 +119,10 @@ impl fmt::Display for Step {
             Self::FallsBack { cuts } => write!(f, "does without {cuts} cuts, up to the chunk before"),
             Self::StartsOver => write!(f, "another publication came first: begins anew"),
             Self::Published { number } => write!(f, "published {}", number.0),
+            Self::RaisesFloor { number } => write!(f, "publications below {} are let go", number.0),
+            Self::RaisesHorizon { day } => write!(f, "event days before {} are let go", day_text(*day)),
+            Self::WaitsToDelete { left } => write!(f, "waits {} s for queries that may still read", left.as_secs()),
+            Self::Deletes { what, rows } => write!(f, "deletes {rows} rows of {what}"),
         }
     }
 }
@@ -113,6 +141,10 @@ impl Watcher for Logs {
     fn step(&self, view: &str, step: &Step) {
         match step {
             Step::Computes { .. } | Step::Waits { .. } | Step::Checks => tracing::debug!(view, "batch run: {step}"),
+            Step::Deletes { .. } => tracing::debug!(view, "collection: {step}"),
+            Step::RaisesFloor { .. } | Step::RaisesHorizon { .. } | Step::WaitsToDelete { .. } => {
+                tracing::info!(view, "collection: {step}")
+            }
             _ => tracing::info!(view, "batch run: {step}"),
         }
     }

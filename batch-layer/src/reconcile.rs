@@ -333,7 +333,7 @@ impl OfView<'_> {
         Ok(all)
     }
 
-    /// All days that either side may have cells of.
+    /// All days that either side may have cells of, from the horizon on.
     async fn days(&self, ground: &Ground, publication: Option<&Publication>) -> Result<BTreeSet<EventDay>, RunError> {
         let archived = ground.pinned.ranges().into_iter().map(|range| range.day);
         let published = publication
@@ -342,9 +342,11 @@ impl OfView<'_> {
         let of_speed = self
             .numbers::<i32>(&speed_days(self.batch.store.database(), self.view))
             .await?;
+        let horizon = patiently(|| self.batch.store.horizon(self.view)).await?;
         Ok(archived
             .chain(published)
             .chain(of_speed.into_iter().map(EventDay))
+            .filter(|day| horizon.is_none_or(|horizon| *day >= horizon))
             .collect())
     }
 

@@ -319,6 +319,7 @@ impl OfView<'_> {
                 watcher: self.watcher,
             },
             parent,
+            horizon: choice.facts.horizon,
             ranges: choice.ranges,
             pinned: choice.pinned,
             marks: choice.marks,
@@ -368,6 +369,8 @@ struct Attempt<'a, 'b> {
     archive: &'a Archive,
     place: Place<'a>,
     parent: Option<Publication>,
+    /// The first event day that the view holds.
+    horizon: Option<EventDay>,
     pinned: Pinned,
     ranges: Vec<ArchivedRange>,
     marks: Marks,
@@ -384,7 +387,7 @@ impl Attempt<'_, '_> {
         let asked = Instant::now();
         loop {
             let marks = self.marks.all();
-            let dirty = run.batch.scope.days(&self.marks, &self.ranges);
+            let dirty = run.batch.scope.days(&self.marks, &self.ranges, self.horizon);
             let publication = Publication::of_run(self.parent.as_ref(), id, marks, &self.pinned.gaps, &dirty);
             let step = Step::Chosen {
                 archive_version: self.pinned.version,
@@ -412,6 +415,8 @@ impl Attempt<'_, '_> {
                 parent: self.parent.as_ref(),
                 publication: &publication,
                 days: &dirty,
+                left_out: self.horizon.is_some()
+                    && run.batch.scope.days(&self.marks, &self.ranges, None).len() > dirty.len(),
                 written: &written,
                 max_change: run.batch.config.batch.max_change,
                 accept: run.batch.accept,

@@ -1,65 +1,278 @@
-//! Runs on a schedule, one after the other.
+//! Runs on a schedule, one after the other; missed ones are caught up with, failed ones tried again.
+//!
+//! What happens next is decided by [`next`] from what has been done and the time. The time comes from a [`Clock`], so that a test
+//! can be years of it.
 
+use std::fmt;
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, SecondsFormat, Utc};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use shared_connections::sentence;
+use shared_connections::store::Timetable;
+use shared_schemas::config::Schedule;
 use tokio_util::sync::CancellationToken;
 
 use crate::progress::Watcher;
 use crate::reconcile::after_run;
 use crate::report::{Outcome, ViewReport};
+use crate::retry::patiently;
 use crate::run::{Batch, Selection};
 
 /// The clock may be set, or the machine sleep: how often it is looked at while a start is waited for.
 const LOOKS: Duration = Duration::from_secs(10);
+/// How long after a failed run it is tried again; twice as long after each further one.
+const FIRST_RETRY: Duration = Duration::from_secs(60);
+/// But no longer than this.
+const LAST_RETRY: Duration = Duration::from_secs(3600);
+
+/// Tells the time, and waits for it.
+pub trait Clock: Send + Sync {
+    /// Now.
+    fn now(&self) -> DateTime<Utc>;
+    /// Waits so long.
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
+}
+
+/// The machine's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MachineClock;
+
+impl Clock for MachineClock {
+    fn now(&self) -> DateTime<Utc> {
+        Utc::now()
+    }
+
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        tokio::time::sleep(time).boxed()
+    }
+}
+
+/// What has been done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Standing {
+    /// Starts up to here need nothing more.
+    done: DateTime<Utc>,
+    /// What failed since.
+    failing: Option<Failing>,
+}
+
+/// Views that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Failing {
+    /// Their names.
+    views: Vec<String>,
+    /// How often, one after the other.
+    times: u32,
+    /// When they did last.
+    at: DateTime<Utc>,
+}
+
+/// Why a run starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// It is time.
+    Due,
+    /// It was time when nobody was there to run.
+    Missed,
+    /// The last one failed.
+    Retry,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Due => "by the schedule",
+            Self::Missed => "a start was missed",
+            Self::Retry => "the last one failed",
+        })
+    }
+}
+
+/// A run to come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Start {
+    at: DateTime<Utc>,
+    why: Why,
+    /// Of these views; empty for all.
+    views: Vec<String>,
+}
+
+/// The next run. All starts that were missed are caught up with by one. Failed views are tried again until a start of all
+/// is due.
+fn next(schedule: &Schedule, standing: &Standing, now: DateTime<Utc>) -> Option<Start> {
+    let all = |at, why| Start {
+        at,
+        why,
+        views: Vec::new(),
+    };
+    let due = schedule.after(standing.done);
+    if due.is_some_and(|due| due <= now) {
+        return Some(all(now, Why::Missed));
+    }
+    let retry = standing.failing.as_ref().map(|failing| Start {
+        at: failing.at + pause(failing.times),
+        why: Why::Retry,
+        views: failing.views.clone(),
+    });
+    match (retry, due) {
+        (Some(retry), due) if due.is_none_or(|due| retry.at < due) => Some(retry),
+        (_, due) => due.map(|at| all(at, Why::Due)),
+    }
+}
+
+/// How long to wait after so many failures.
+fn pause(times: u32) -> Duration {
+    let doubled = 1_u32.checked_shl(times.saturating_sub(1)).unwrap_or(u32::MAX);
+    FIRST_RETRY.saturating_mul(doubled).min(LAST_RETRY)
+}
+
+impl Standing {
+    /// After a run that ended at that time and left these views failed.
+    fn after(self, failed: Vec<String>, now: DateTime<Utc>) -> Self {
+        let times = self.failing.map_or(0, |failing| failing.times) + 1;
+        let failing = (!failed.is_empty()).then_some(Failing {
+            views: failed,
+            times,
+            at: now,
+        });
+        Self { done: now, failing }
+    }
+}
 
 impl Batch {
     /// Runs all views whenever `batch.schedule` says so, until cancelled. A run that takes longer than until the next
-    /// start lets that one pass; one that somebody else is doing is waited for. Results go to the log.
+    /// start lets that one pass; one that somebody else is doing is waited for. A start that was missed since the last
+    /// publication is caught up with at once. Results go to the log and the metrics.
     pub async fn schedule(&self, watcher: &dyn Watcher, cancel: &CancellationToken) {
+        self.schedule_by(&MachineClock, watcher, cancel).await;
+    }
+
+    /// The same by another clock.
+    pub async fn schedule_by(&self, clock: &dyn Clock, watcher: &dyn Watcher, cancel: &CancellationToken) {
         let schedule = &self.config.batch.schedule;
-        while let Some(start) = schedule.after(Utc::now()) {
-            tracing::info!(schedule = schedule.expression(), "next batch run at {start}");
+        let Some(last) = cancel.run_until_cancelled(self.last_success()).await else {
+            return;
+        };
+        let mut standing = Standing {
+            done: last.unwrap_or_else(|| clock.now()),
+            failing: None,
+        };
+        if let Some(last) = last {
+            metrics::gauge!("highwater_batch_schedule_success_timestamp").set(seconds(last));
+        }
+        let mut succeeded = last;
+        while let Some(start) = next(schedule, &standing, clock.now()) {
+            let told = Timetable {
+                next: start.at.timestamp(),
+                succeeded: succeeded.map(|at| at.timestamp()),
+                failures: standing.failing.as_ref().map_or(0, |failing| failing.times),
+                failing: standing
+                    .failing
+                    .as_ref()
+                    .map(|failing| failing.views.clone())
+                    .unwrap_or_default(),
+            };
+            if let Err(error) = self.store.record_timetable(&told).await {
+                tracing::debug!(%error, "how the schedule stands could not be told");
+            }
+            metrics::gauge!("highwater_batch_schedule_next_timestamp").set(seconds(start.at));
+            let at = start.at.to_rfc3339_opts(SecondsFormat::Secs, true);
+            tracing::info!(
+                schedule = schedule.expression(),
+                "next batch run at {at}, {}",
+                start.why
+            );
             let waited = async {
-                while let Ok(left) = (start - Utc::now()).to_std()
+                while let Ok(left) = (start.at - clock.now()).to_std()
                     && !left.is_zero()
                 {
-                    tokio::time::sleep(left.min(LOOKS)).await;
+                    clock.sleep(left.min(LOOKS)).await;
                 }
             };
             if cancel.run_until_cancelled(waited).await.is_none() {
                 return;
             }
-            self.scheduled_run(watcher, cancel).await;
+            let failed = self.scheduled_run(start.views, watcher, cancel).await;
             if cancel.is_cancelled() {
                 return;
+            }
+            standing = standing.after(failed, clock.now());
+            let failures = standing.failing.as_ref().map_or(0, |failing| failing.times);
+            metrics::gauge!("highwater_batch_schedule_failures").set(f64::from(failures));
+            if failures == 0 {
+                succeeded = Some(clock.now());
+                metrics::gauge!("highwater_batch_schedule_success_timestamp").set(seconds(clock.now()));
             }
         }
         tracing::warn!("batch.schedule names no further start: no batch run will start by itself");
         cancel.cancelled().await;
     }
 
-    async fn scheduled_run(&self, watcher: &dyn Watcher, cancel: &CancellationToken) {
+    /// When the view whose last run is longest ago was published by one; `None` where nothing ever was, or nobody can tell.
+    async fn last_success(&self) -> Option<DateTime<Utc>> {
+        let mut last: Option<i64> = None;
+        for view in &self.definitions.views {
+            let published = match patiently(|| self.store.publications(view)).await {
+                Ok(published) => published,
+                Err(error) => {
+                    tracing::warn!(error = %sentence(&error), "whether a batch run was missed is not known");
+                    return None;
+                }
+            };
+            // A rollback is no run.
+            let runs = published
+                .iter()
+                .filter(|one| one.publication.content == one.publication.number);
+            let of_view = runs.map(|one| one.at).max();
+            last = last.into_iter().chain(of_view).min();
+        }
+        DateTime::from_timestamp_millis(last?)
+    }
+
+    /// The views that failed.
+    async fn scheduled_run(
+        &self,
+        views: Vec<String>,
+        watcher: &dyn Watcher,
+        cancel: &CancellationToken,
+    ) -> Vec<String> {
+        let selection = Selection {
+            views,
+            ..Selection::default()
+        };
+        // These views, or all: there is no name that could be unknown.
+        let views = self.selected(&selection).unwrap_or_default();
         let lease = match self.lease("scheduled batch run", true, watcher, cancel).await {
             Ok(lease) => lease,
-            Err(_) if cancel.is_cancelled() => return,
+            Err(_) if cancel.is_cancelled() => return Vec::new(),
             Err(error) => {
-                tracing::error!(error = %shared_connections::sentence(&error), "a scheduled batch run could not begin");
-                return;
+                tracing::error!(error = %sentence(&error), "a scheduled batch run could not begin");
+                return views.into_iter().map(|(view, _)| view.name.clone()).collect();
             }
         };
-        // All views: there is no name that could be unknown.
-        let Ok(views) = self.selected(&Selection::default()) else {
-            return;
-        };
-        for report in self.run(&views, watcher, cancel).await {
-            tell(&report, cancel.is_cancelled());
+        let reports = self.run(&views, watcher, cancel).await;
+        for report in &reports {
+            tell(report, cancel.is_cancelled());
         }
+        let collected: Vec<_> = views.iter().map(|(view, _)| *view).collect();
+        cancel
+            .run_until_cancelled(self.collect_what_is_old(&collected, watcher))
+            .await;
         drop(lease);
         if self.config.batch.reconcile && !cancel.is_cancelled() {
             after_run(self, &views, watcher, cancel).await;
         }
+        let failed = reports.into_iter().filter(|report| report.result == Outcome::Failed);
+        failed.map(|report| report.view).collect()
     }
+}
+
+/// A moment as metrics have it.
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
+fn seconds(moment: DateTime<Utc>) -> f64 {
+    moment.timestamp() as f64
 }
 
 fn tell(report: &ViewReport, cancelled: bool) {
@@ -82,5 +295,97 @@ fn tell(report: &ViewReport, cancelled: bool) {
         Outcome::NothingToDo => tracing::info!(view, "batch run: {why}"),
         Outcome::Failed if cancelled => tracing::info!(view, "batch run: {why}"),
         Outcome::Failed => tracing::error!(view, "batch run failed, the old publication stands: {why}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use shared_schemas::config::Config;
+
+    use super::*;
+
+    fn nightly() -> Schedule {
+        let text = "[batch]\nschedule = \"0 2 * * *\"\n";
+        let reading = Config::parse(text, "highwater.toml", Path::new(""), &|_| None);
+        assert!(reading.mistakes.is_empty(), "{}", reading.mistakes);
+        reading.config.batch.schedule
+    }
+
+    fn at(text: &str) -> DateTime<Utc> {
+        format!("2026-11-{text}:00Z").parse().unwrap()
+    }
+
+    fn start(moment: &str, why: Why, views: &[&str]) -> Option<Start> {
+        Some(Start {
+            at: at(moment),
+            why,
+            views: views.iter().map(|&view| view.to_owned()).collect(),
+        })
+    }
+
+    #[test]
+    fn missed_starts_are_caught_up_with_once() {
+        let schedule = nightly();
+        let done = Standing {
+            done: at("17T02:04"),
+            failing: None,
+        };
+        assert_eq!(next(&schedule, &done, at("17T09:00")), start("18T02:00", Why::Due, &[]));
+        assert_eq!(
+            next(&schedule, &done, at("20T09:00")),
+            start("20T09:00", Why::Missed, &[])
+        );
+        let caught_up = done.after(Vec::new(), at("20T09:03"));
+        assert_eq!(
+            next(&schedule, &caught_up, at("20T09:03")),
+            start("21T02:00", Why::Due, &[])
+        );
+        // A run that lasted beyond the next start lets that one pass.
+        let long = caught_up.after(Vec::new(), at("21T02:30"));
+        assert_eq!(next(&schedule, &long, at("21T02:30")), start("22T02:00", Why::Due, &[]));
+    }
+
+    #[test]
+    fn failed_views_are_tried_again_later_and_later_until_all_are_due() {
+        let schedule = nightly();
+        let mut standing = Standing {
+            done: at("17T02:04"),
+            failing: None,
+        };
+        let failed = || vec!["a".to_owned()];
+        for (now, then) in [
+            ("18T02:01", "18T02:02"),
+            ("18T02:03", "18T02:05"),
+            ("18T02:06", "18T02:10"),
+            ("18T02:11", "18T02:19"),
+        ] {
+            standing = standing.after(failed(), at(now));
+            assert_eq!(next(&schedule, &standing, at(now)), start(then, Why::Retry, &["a"]));
+        }
+        for _ in 0..40 {
+            standing = standing.after(failed(), at("18T12:00"));
+        }
+        assert_eq!(
+            next(&schedule, &standing, at("18T12:00")),
+            start("18T13:00", Why::Retry, &["a"])
+        );
+        standing = standing.after(failed(), at("19T01:30"));
+        assert_eq!(
+            next(&schedule, &standing, at("19T01:30")),
+            start("19T02:00", Why::Due, &[])
+        );
+        standing = standing.after(Vec::new(), at("19T02:01"));
+        assert_eq!(
+            next(&schedule, &standing, at("19T02:01")),
+            start("20T02:00", Why::Due, &[])
+        );
+        standing = standing.after(failed(), at("20T02:01"));
+        assert_eq!(
+            next(&schedule, &standing, at("20T02:01")),
+            start("20T02:02", Why::Retry, &["a"]),
+            "it begins anew"
+        );
     }
 }

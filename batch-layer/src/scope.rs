@@ -61,7 +61,20 @@ impl FromStr for DayRange {
 
 impl Scope {
     /// The days, among those of the archive's files. Where days are chosen the marks must be the published ones.
-    pub(crate) fn days(&self, marks: &Marks, archived: &[ArchivedRange]) -> BTreeSet<EventDay> {
+    ///
+    /// What came late for a day before the horizon is let go with it.
+    pub(crate) fn days(
+        &self,
+        marks: &Marks,
+        archived: &[ArchivedRange],
+        horizon: Option<EventDay>,
+    ) -> BTreeSet<EventDay> {
+        let mut days = self.all_days(marks, archived);
+        days.retain(|day| horizon.is_none_or(|horizon| *day >= horizon));
+        days
+    }
+
+    fn all_days(&self, marks: &Marks, archived: &[ArchivedRange]) -> BTreeSet<EventDay> {
         let below = || dirty_days(&Default::default(), &marks.all(), archived.iter().copied());
         match self {
             Self::Dirty => dirty_days(&marks.parent, &marks.all(), archived.iter().copied()),

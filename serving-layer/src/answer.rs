@@ -53,6 +53,9 @@ struct AnsweredRange {
     grain: Option<String>,
     tz: &'static str,
     now: Option<String>,
+    /// The first moment that the view still holds; there only where it does not hold all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_from: Option<String>,
 }
 
 /// The publication that answered.
@@ -269,6 +272,7 @@ impl Answer {
                 grain: query.range.grain.map(show_duration),
                 tz: "UTC",
                 now: rfc3339_millis(query.range.now),
+                held_from: coverage.held_from.and_then(rfc3339),
             },
             publication: facts.newest().map(|newest| AnsweredPublication::of(newest, topic)),
             freshness: Freshness::of(view, facts, freshness, query.range.now),
@@ -391,7 +395,7 @@ fn bucket(range: &Range, values: &[(String, Value)]) -> Result<(i64, i64), Unrea
 }
 
 /// A moment given in seconds since 1970.
-fn rfc3339(seconds: i64) -> Option<String> {
+pub(crate) fn rfc3339(seconds: i64) -> Option<String> {
     let moment: DateTime<Utc> = DateTime::from_timestamp(seconds, 0)?;
     Some(moment.to_rfc3339_opts(SecondsFormat::Secs, true))
 }

@@ -13,6 +13,7 @@ use shared_schemas::handoff::{ChunkSize, Offset, OffsetSet, Partition};
 use shared_schemas::store::Layers;
 
 use crate::freshness;
+use crate::query::held_from;
 use crate::request::Range;
 
 const MICROS: i64 = 1_000_000;
@@ -38,6 +39,8 @@ pub enum Reason {
     Lost,
     /// One layer alone was asked for.
     Layers,
+    /// The bucket lies before what the view still holds, or begins there.
+    Dropped,
     /// The range cuts the bucket.
     Range,
     /// Offsets are skipped that the speed layer is to fill in.
@@ -55,6 +58,8 @@ pub struct Coverage {
     pub behind: bool,
     /// The view's watermark: no earlier event is expected of any partition, in microseconds since 1970; `None`: unknown.
     pub watermark: Option<i64>,
+    /// The first moment that the view holds, in seconds since 1970; `None`: it holds all.
+    pub held_from: Option<i64>,
     layers: Layers,
 }
 
@@ -92,6 +97,7 @@ impl Coverage {
             gaps,
             behind,
             watermark: watermark(facts, freshness, now),
+            held_from: held_from(facts),
             layers,
         }
     }
@@ -102,6 +108,8 @@ impl Coverage {
             Reason::Lost
         } else if self.layers != Layers::Merged {
             Reason::Layers
+        } else if self.held_from.is_some_and(|held| start < held) {
+            Reason::Dropped
         } else if start < range.from || end > range.to {
             Reason::Range
         } else if self.behind {

@@ -42,6 +42,8 @@ const MEMORY: (&str, &str) = ("max_memory_usage", "4294967296");
 /// only read.
 const ENDS_WITH_CALLER: [(&str, &str); 2] = [("readonly", "2"), ("cancel_http_readonly_queries_on_client_close", "1")];
 
+const SECONDS_PER_DAY: i64 = 86_400;
+
 /// Why a query has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
@@ -149,7 +151,12 @@ fn statement(
         database: store.database(),
         view,
         publication: facts.newest().map(|newest| &newest.publication),
-        from: query.range.from,
+        // What is before the horizon is not answered, whether it is gone yet or not.
+        from: query
+            .range
+            .from
+            .max(held_from(facts).unwrap_or(i64::MIN))
+            .min(query.range.to),
         to: query.range.to,
         bucket: query.range.grain,
         dimensions: &names(&query.dimensions),
@@ -167,6 +174,13 @@ fn statement(
     statement.settings.extend(ENDS_WITH_CALLER);
     statement.settings.push(MEMORY);
     Ok(statement)
+}
+
+/// The first moment that a view holds, in seconds since 1970; none where it holds all.
+pub(crate) fn held_from(facts: &Facts) -> Option<i64> {
+    facts
+        .horizon
+        .map(|day| i64::from(day.0).saturating_mul(SECONDS_PER_DAY))
 }
 
 #[cfg(test)]
@@ -211,6 +225,25 @@ mod tests {
         let rows = rows.map(|rows| String::from_utf8_lossy(&rows.body).into_owned());
         let statements = statements.lock().unwrap().clone();
         (rows.map_err(status), statements)
+    }
+
+    #[test]
+    fn nothing_before_the_horizon_is_asked_for() {
+        let config = Config::parse("", "highwater.toml", Path::new(""), &|_| None).config;
+        let store = Store::new(&config.clickhouse);
+        let from = |horizon: Option<i32>, from: i64| {
+            let uri = format!("/?from={from}&to=900000&measures=flights").parse().unwrap();
+            let query = Query::check(Fields::of_address(&uri), view(), 1_001_000_000).unwrap();
+            let mut facts = facts(&[], &[], &[]);
+            facts.horizon = horizon.map(shared_schemas::handoff::EventDay);
+            let statement = statement(&store, view(), &facts, &query, false).unwrap();
+            let of_name = |name| statement.parameters.iter().find(|(of, _)| of == name);
+            [of_name("p0"), of_name("p1")].map(|value| value.unwrap().1.parse::<i64>().unwrap())
+        };
+        assert_eq!(from(None, 0), [0, 900_000]);
+        assert_eq!(from(Some(2), 0), [172_800, 900_000]);
+        assert_eq!(from(Some(2), 259_200), [259_200, 900_000]);
+        assert_eq!(from(Some(100), 0), [900_000, 900_000], "an empty range, and no row");
     }
 
     #[tokio::test]

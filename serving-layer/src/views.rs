@@ -7,8 +7,9 @@ use shared_schemas::measure::Exactness;
 use shared_schemas::units::show_duration;
 use shared_schemas::view::{ResultColumn, Role, View};
 
-use crate::answer::AnsweredPublication;
+use crate::answer::{AnsweredPublication, rfc3339};
 use crate::freshness::{Freshness, topic};
+use crate::query::held_from;
 
 /// All views.
 #[derive(Debug, Serialize)]
@@ -36,6 +37,8 @@ pub struct ViewPage {
     fingerprint: String,
     /// Nothing was published yet: all is the speed layer's.
     building: bool,
+    /// The first moment that the view still holds; null where it holds all.
+    held_from: Option<String>,
     fields: Vec<Field>,
     publication: Option<AnsweredPublication>,
     freshness: Freshness,
@@ -79,6 +82,7 @@ impl ViewPage {
             grain: show_duration(view.grain),
             fingerprint: view.fingerprint.to_string(),
             building: facts.newest().is_none(),
+            held_from: held_from(facts).and_then(rfc3339),
             fields: view.columns().into_iter().map(field).collect(),
             publication: facts
                 .newest()

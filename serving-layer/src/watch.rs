@@ -6,17 +6,21 @@ use std::time::Duration;
 use chrono::Utc;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
-use shared_connections::store::{Facts, Store, StoreError};
+use shared_connections::store::{Facts, Store, StoreError, Timetable};
 use shared_schemas::definitions::Definitions;
 use shared_schemas::view::View;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use crate::answer::rfc3339;
 use crate::freshness::Freshness;
 use crate::query;
 
 /// How often it looks.
 const EVERY: Duration = Duration::from_secs(5);
+
+/// So many seconds after its start a batch run that is neither done nor given up is worth a word.
+const OVERDUE: i64 = 6 * 3600;
 
 /// What the last look saw.
 #[derive(Debug, Default)]
@@ -81,8 +85,32 @@ impl Watch {
             record(view, &facts, &freshness, now);
             complaints.extend(freshness.complaints(&view.name));
         }
+        let timetable = self.store.timetable().await?;
+        complaints.extend(timetable.and_then(|timetable| complaint(&timetable, Utc::now().timestamp())));
         Ok(complaints)
     }
+}
+
+/// What a person should know of the schedule of batch runs. `now` is in seconds since 1970.
+fn complaint(timetable: &Timetable, now: i64) -> Option<String> {
+    let at = |seconds| rfc3339(seconds).unwrap_or_default();
+    let since = timetable.succeeded.map_or_else(String::new, |succeeded| {
+        format!("; the last one ended well at {}", at(succeeded))
+    });
+    if timetable.next.saturating_add(OVERDUE) < now {
+        return Some(format!(
+            "the batch run of {} has not ended, or not begun: does `highwater batch schedule` run{since}",
+            at(timetable.next)
+        ));
+    }
+    (timetable.failures > 0).then(|| {
+        format!(
+            "scheduled batch runs failed {} times, for {}: the next is at {}{since}",
+            timetable.failures,
+            timetable.failing.join(", "),
+            at(timetable.next)
+        )
+    })
 }
 
 #[expect(
@@ -100,4 +128,34 @@ fn record(view: &View, facts: &Facts, freshness: &Freshness, now: i64) {
     gauge!("highwater_publication_number", "view" => name()).set(number as f64);
     let age = newest.map_or(f64::NAN, |newest| now.saturating_sub(newest.at).max(0) as f64 / 1_000.0);
     gauge!("highwater_publication_age_seconds", "view" => name()).set(age);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schedule_that_is_not_kept_is_told() {
+        let kept = Timetable {
+            next: 1_700_000_000,
+            succeeded: Some(1_699_913_600),
+            ..Timetable::default()
+        };
+        assert_eq!(complaint(&kept, 1_699_999_999), None);
+        assert_eq!(complaint(&kept, 1_700_000_600), None, "it goes on");
+        let overdue = complaint(&kept, 1_700_100_000).unwrap();
+        assert_eq!(
+            overdue,
+            "the batch run of 2023-11-14T22:13:20Z has not ended, or not begun: does `highwater batch schedule` run; the \
+             last one ended well at 2023-11-13T22:13:20Z"
+        );
+        let failing = Timetable {
+            failures: 3,
+            failing: vec!["hourly".to_owned(), "daily".to_owned()],
+            succeeded: None,
+            ..kept
+        };
+        let failed = "scheduled batch runs failed 3 times, for hourly, daily: the next is at 2023-11-14T22:13:20Z";
+        assert_eq!(complaint(&failing, 1_699_999_999).as_deref(), Some(failed));
+    }
 }

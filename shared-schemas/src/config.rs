@@ -148,6 +148,8 @@ pub struct BatchConfig {
     pub keep_publications: u32,
     /// Whether each run is followed by a reconciliation.
     pub reconcile: bool,
+    /// How long collection waits between raising a floor and deleting what lies below.
+    pub gc_wait: Duration,
 }
 
 /// The serving layer.
@@ -290,6 +292,7 @@ impl Config {
                 max_change: 1.0,
                 keep_publications: 0,
                 reconcile: false,
+                gc_wait: Duration::ZERO,
             },
             serve: ServeConfig { listen: nowhere },
             metrics: MetricsConfig { listen: nowhere },

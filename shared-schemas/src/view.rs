@@ -44,6 +44,8 @@ pub struct View {
     pub dimensions: Vec<Dimension>,
     /// The measures, in the order of the definition.
     pub measures: Vec<Measure>,
+    /// For how long results are held, in whole days; none: for ever. It is not part of what the view computes.
+    pub keep: Option<Duration>,
     /// The dataset's offsets per chunk.
     pub chunk: u64,
     /// What it computes, as a hash. Rows, progress, marks and publications belong to it.

@@ -1,5 +1,6 @@
 //! `highwater batch`: runs, their schedule, what they published, and going back.
 
+mod collected;
 pub(super) mod progress;
 mod tables;
 
@@ -131,9 +132,34 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Let go what is older than the publications that are kept
+    ///
+    /// Raises the floor, so that the newest `batch.keep_publications` of each view stay restorable; waits `batch.gc_wait`,
+    /// so that no query is left that may read below it; then deletes what lies below: rows of runs that nobody can reach,
+    /// rows and progress of the speed layer below all kept marks. Batch runs do the same without waiting: each deletes what
+    /// lies below floors that are old enough. Killed at any time it does no harm, and the next one goes on.
+    #[command(after_help = "Examples:\n  \
+        highwater batch gc --dry-run\n  \
+        highwater batch gc\n  \
+        highwater batch gc --view departures --output json")]
+    Gc {
+        /// Only this view; may be given several times
+        #[arg(long, value_name = "NAME")]
+        view: Vec<String>,
+        /// Say what would go, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Wait while a run is under way, instead of failing
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Run whenever `batch.schedule` says so, until Ctrl-C
     ///
-    /// Runs never overlap: a start that comes during one is left out. What each came to is in the log.
+    /// Runs never overlap: a start that comes during one is left out. A start that was missed since the last publication is
+    /// caught up with at once, and views that failed are tried again after a minute, then two, up to an hour. What each came
+    /// to is in the log and the metrics.
     #[command(after_help = "Examples:\n  \
         highwater batch schedule\n  \
         highwater batch schedule --log-format json")]
@@ -207,6 +233,11 @@ impl Command {
                 let bars = Bars::new();
                 let lease = batch.lease("batch run", wait, &bars, cancel).await?;
                 let reports = batch.run(&views, &bars, cancel).await;
+                let collected: Vec<_> = views.iter().map(|(view, _)| *view).collect();
+                // What this comes to is in the log: the run has done what it was asked for.
+                cancel
+                    .run_until_cancelled(batch.collect_what_is_old(&collected, &bars))
+                    .await;
                 drop(lease);
                 if batch.config.batch.reconcile && !cancel.is_cancelled() {
                     highwater_batch::reconcile::after_run(batch, &views, &bars, cancel).await;
@@ -250,6 +281,27 @@ impl Command {
                 output.print_text(&done, tables::rolled_back)?;
                 Ok(ExitCode::SUCCESS)
             }
+            Self::Gc {
+                dry_run, wait, output, ..
+            } => {
+                let views: Vec<_> = views.iter().map(|(view, _)| *view).collect();
+                let bars = Bars::new();
+                let collected = if dry_run {
+                    batch.collectable(&views).await
+                } else {
+                    batch.collect(&views, wait, &bars, cancel).await?
+                };
+                bars.finish();
+                output.print(&collected, |collected| collected::table(collected))?;
+                let waits = collected.iter().any(|report| report.waits);
+                if waits {
+                    tracing::warn!(
+                        "ended before anything was deleted: the floors stand, and the next collection goes on"
+                    );
+                }
+                let failed = waits || collected.iter().any(|report| report.error.is_some());
+                Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+            }
             Self::Schedule => {
                 let (told, _) = metrics::serve(batch.config.metrics.listen).await?;
                 tracing::info!("metrics at {told}");
@@ -271,7 +323,9 @@ impl Command {
                 selection.views.clone_from(view);
                 selection.datasets.clone_from(dataset);
             }
-            Self::List { view, .. } | Self::Show { view, .. } => selection.views.clone_from(view),
+            Self::List { view, .. } | Self::Show { view, .. } | Self::Gc { view, .. } => {
+                selection.views.clone_from(view)
+            }
             Self::Rollback { view, .. } | Self::Diff { view, .. } => selection.views.push(view.clone()),
             Self::Schedule => {}
         }

@@ -23,7 +23,6 @@ use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer}
 use rdkafka::types::RDKafkaErrorCode;
 use serde::Serialize;
 use shared_connections::log::Kafka;
-use shared_schemas::dataset::Dataset;
 
 use super::output::Output;
 use super::{Place, dataset};
@@ -65,9 +64,18 @@ pub(crate) struct Produce {
     output: Output,
 }
 
+/// What Kafka has acknowledged.
 #[derive(Debug, Serialize)]
-struct Report {
-    acknowledged: u64,
+pub(super) struct Report {
+    pub(super) acknowledged: u64,
+}
+
+impl Report {
+    /// In words.
+    pub(super) fn text(&self) -> String {
+        let events = if self.acknowledged == 1 { "event" } else { "events" };
+        format!("{} {events} acknowledged\n", self.acknowledged)
+    }
 }
 
 impl Produce {
@@ -83,31 +91,34 @@ impl Produce {
         let found = kafka.topic_within(&dataset.topic, PATIENCE);
         tokio::runtime::Runtime::new()?.block_on(found)?;
 
-        let mut sending = Sending::new(&kafka, dataset, progress)?;
-        let sent = sending.send_all(lines, self.rate);
+        let sending = Sending::new(&kafka, &dataset.topic, "line", progress)?;
+        let sent = sending.send_all(lines, &Key::of(dataset), self.rate);
         let acknowledged = sending.finish(sent.is_ok());
         let report = Report {
-            acknowledged: sending.deliveries().acknowledged(),
+            acknowledged: sending.acknowledged(),
         };
-        self.output.print_text(&report, |report| {
-            let events = if report.acknowledged == 1 { "event" } else { "events" };
-            format!("{} {events} acknowledged\n", report.acknowledged)
-        })?;
+        self.output.print_text(&report, Report::text)?;
         sent.and(acknowledged)?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Lines on their way.
-struct Sending<'a> {
+/// Records on their way. They are numbered, from 1, for what is said of one that is not accepted.
+pub(super) struct Sending<'a> {
     topic: &'a str,
-    key: Key,
+    /// What a record is called, as in "line".
+    what: &'static str,
     producer: ThreadedProducer<Deliveries>,
     progress: ProgressBar,
 }
 
 impl<'a> Sending<'a> {
-    fn new(kafka: &Kafka, dataset: &'a Dataset, progress: ProgressBar) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        kafka: &Kafka,
+        topic: &'a str,
+        what: &'static str,
+        progress: ProgressBar,
+    ) -> anyhow::Result<Self> {
         let mut config = kafka.producer_config();
         // The topic decides what is too large; librdkafka is not to decide before it.
         config.set("message.max.bytes", (LARGEST_LINE + (1 << 20)).to_string());
@@ -115,8 +126,8 @@ impl<'a> Sending<'a> {
             .create_with_context(Deliveries::default())
             .context("kafka.properties: no producer can be made with them")?;
         Ok(Self {
-            topic: &dataset.topic,
-            key: Key::of(dataset),
+            topic,
+            what,
             producer,
             progress,
         })
@@ -126,49 +137,70 @@ impl<'a> Sending<'a> {
         self.producer.context()
     }
 
+    /// How many Kafka has acknowledged.
+    pub(super) fn acknowledged(&self) -> u64 {
+        self.deliveries().acknowledged()
+    }
+
+    /// Whether one was not delivered.
+    pub(super) fn failed(&self) -> bool {
+        self.deliveries().failed()
+    }
+
     /// Hands all lines to librdkafka, or those up to the first that can't be read or was not delivered.
-    fn send_all(&mut self, mut lines: Lines, rate: Option<NonZeroU32>) -> anyhow::Result<()> {
-        let mut pace = rate.map(Pace::new);
+    fn send_all(&self, mut lines: Lines, key: &Key, rate: Option<NonZeroU32>) -> anyhow::Result<()> {
+        let mut pace = Pace::new(rate);
         let mut number = 0;
         while let Some(line) = lines.next_line()? {
             number += 1;
-            while pace.as_ref().is_some_and(Pace::is_early) && !self.deliveries().failed() {
-                std::thread::park_timeout(PAUSE);
+            self.wait(&mut pace);
+            let key = key.of_line(line);
+            let mut record = BaseRecord::with_opaque_to(self.topic, number).payload(line);
+            if let Some(key) = &key {
+                record = record.key(key.as_slice());
             }
-            if let Some(pace) = &mut pace {
-                pace.sent();
-            }
-            self.send(number, line)?;
-            if number.is_multiple_of(SHOW_EVERY) {
-                self.show();
-            }
-            if self.deliveries().failed() {
+            self.send(number, record)?;
+            if self.failed() {
                 break;
             }
         }
         Ok(())
     }
 
-    fn send(&self, number: usize, line: &[u8]) -> anyhow::Result<()> {
-        let key = self.key.of_line(line);
-        let mut record = BaseRecord::with_opaque_to(self.topic, number).payload(line);
-        if let Some(key) = &key {
-            record = record.key(key.as_slice());
+    /// Waits until the next record is due.
+    pub(super) fn wait(&self, pace: &mut Option<Pace>) {
+        while pace.as_ref().is_some_and(Pace::is_early) && !self.failed() {
+            std::thread::park_timeout(PAUSE);
         }
+        if let Some(pace) = pace {
+            pace.sent();
+        }
+    }
+
+    /// Hands a record to librdkafka, as soon as it has room for it.
+    pub(super) fn send(&self, number: usize, mut record: BaseRecord<'_, [u8], [u8], usize>) -> anyhow::Result<()> {
         loop {
             let full = match self.producer.send(record) {
-                Ok(()) => return Ok(()),
+                Ok(()) => break,
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => back,
-                Err((error, _)) => return Err(not_accepted(number, &error)),
+                Err((error, _)) => return Err(self.not_accepted(number, &error)),
             };
             // Those before it are on their way; each is delivered or given up in time.
-            if self.deliveries().failed() {
-                return Ok(());
+            if self.failed() {
+                break;
             }
             self.show();
             std::thread::park_timeout(PAUSE);
             record = full;
         }
+        if number.is_multiple_of(SHOW_EVERY) {
+            self.show();
+        }
+        Ok(())
+    }
+
+    fn not_accepted(&self, number: usize, error: &KafkaError) -> anyhow::Error {
+        anyhow!("{} {number} was not accepted by Kafka: {error}", self.what)
     }
 
     fn show(&self) {
@@ -177,7 +209,7 @@ impl<'a> Sending<'a> {
     }
 
     /// Waits until each line is delivered or given up.
-    fn finish(&self, sent: bool) -> anyhow::Result<()> {
+    pub(super) fn finish(&self, sent: bool) -> anyhow::Result<()> {
         let started = Instant::now();
         let flushed = loop {
             self.show();
@@ -188,7 +220,7 @@ impl<'a> Sending<'a> {
         };
         self.progress.finish_and_clear();
         if let Some((number, error)) = self.deliveries().failure() {
-            return Err(not_accepted(number, &error));
+            return Err(self.not_accepted(number, &error));
         }
         if sent {
             flushed.context("some events were not acknowledged")?;
@@ -197,22 +229,19 @@ impl<'a> Sending<'a> {
     }
 }
 
-fn not_accepted(number: usize, error: &KafkaError) -> anyhow::Error {
-    anyhow!("line {number} was not accepted by Kafka: {error}")
-}
-
-/// When the next line is due.
-struct Pace {
+/// When the next record is due.
+pub(super) struct Pace {
     every: Duration,
     due: Instant,
 }
 
 impl Pace {
-    fn new(rate: NonZeroU32) -> Self {
-        Self {
+    /// At most so many a second; none where nothing is said.
+    pub(super) fn new(rate: Option<NonZeroU32>) -> Option<Self> {
+        rate.map(|rate| Self {
             every: Duration::from_secs(1) / rate.get(),
             due: Instant::now(),
-        }
+        })
     }
 
     fn is_early(&self) -> bool {
@@ -284,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_pace_does_not_catch_up_with_a_long_pause() {
-        let mut pace = Pace::new(NonZeroU32::new(10).unwrap());
+        let mut pace = Pace::new(NonZeroU32::new(10)).unwrap();
         assert!(!pace.is_early());
         pace.sent();
         assert!(pace.is_early());

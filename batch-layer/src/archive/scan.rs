@@ -13,7 +13,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, Int32Array, RecordBatch, RecordBatchOptions, StringArray, new_null_array,
+    Array, ArrayRef, AsArray, Date32Array, Int32Array, RecordBatch, RecordBatchOptions, StringArray, new_null_array,
 };
 use arrow::datatypes::{Field, SchemaRef};
 use arrow::error::ArrowError;
@@ -41,7 +41,7 @@ use parquet::schema::types::SchemaDescriptor;
 use shared_schemas::dataset::{Dataset, EXTRA_COLUMN, PARTITION_COLUMN};
 use shared_schemas::decode::{EnvironmentKeys, StoredMasks};
 
-use super::columns::TOPIC_COLUMN;
+use super::columns::{DATE_COLUMN, TOPIC_COLUMN};
 use super::error::ArchiveError;
 use super::later;
 use super::pinned::{File, damaged};
@@ -81,7 +81,7 @@ impl Events {
         }
     }
 
-    fn plan(&self, partitions: usize, projection: Option<&Vec<usize>>) -> Result<Arc<dyn ExecutionPlan>> {
+    pub(super) fn plan(&self, partitions: usize, projection: Option<&Vec<usize>>) -> Result<Arc<dyn ExecutionPlan>> {
         let schema = match projection {
             Some(columns) => Arc::new(self.schema.project(columns)?),
             None => Arc::clone(&self.schema),
@@ -251,7 +251,7 @@ async fn read(
 }
 
 fn is_place(column: &str) -> bool {
-    column == TOPIC_COLUMN || column == PARTITION_COLUMN
+    column == TOPIC_COLUMN || column == PARTITION_COLUMN || column == DATE_COLUMN
 }
 
 /// The columns of the file, masked, those that its place tells, and for what it lacks what its undeclared data says.
@@ -274,6 +274,7 @@ fn shape(
                 let number = i32::try_from(partition.number).unwrap_or(i32::MAX);
                 Arc::new(Int32Array::from_iter_values(std::iter::repeat_n(number, rows)))
             }
+            DATE_COLUMN => Arc::new(Date32Array::from_value(file.range.day.0, rows)),
             name => match batch.column_by_name(name) {
                 Some(column) => masks.apply(name, column),
                 None => masks.apply(name, &declared_later(batch, dataset, field)?),

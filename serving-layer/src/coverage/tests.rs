@@ -220,6 +220,16 @@ fn a_bucket_has_the_first_reason_that_holds() {
         behind.bucket(&range(0, 2_000), 840, 900),
         (Extent::Partial, Some(Reason::Behind))
     );
+    let kept = Coverage {
+        held_from: Some(860),
+        ..behind.clone()
+    };
+    assert_eq!(
+        kept.bucket(&range(0, 2_000), 840, 900),
+        (Extent::Partial, Some(Reason::Dropped)),
+        "it begins before what is held"
+    );
+    assert_eq!(kept.bucket(&range(0, 2_000), 860, 900).1, Some(Reason::Behind));
     // An event from the future closes no bucket that is not over.
     let ahead = Coverage {
         watermark: Some(5_000 * MICROS),

@@ -23,6 +23,8 @@ const INSERT_PATIENCE: Duration = Duration::from_secs(2 * PATIENCE.as_secs() + 5
 const ANSWER_PATIENCE: Duration = Duration::from_secs(STATEMENT_LIMIT.as_secs() + 5);
 /// What a statement is asked to do, for messages.
 const ANSWERS: &str = "answer a query";
+/// For what goes on at the server when nobody waits for it any longer.
+const LONG_PATIENCE: Duration = Duration::from_secs(600);
 /// A probe of whether it answers at all.
 pub(super) const PROBE: Duration = Duration::from_secs(5);
 /// The setting, as a parameter of a request, that names a statement.
@@ -123,6 +125,12 @@ impl Store {
         // `query_raw`: SQL is sent as it is, a question mark in it is no placeholder.
         let asked = self.client.query_raw(sql).with_setting(ID, &id).execute();
         self.or_ended(id, self.within(PATIENCE, doing, asked).await)
+    }
+
+    /// The same for what may take minutes: a delete that is waited for.
+    pub(super) async fn execute_for_long(&self, doing: &str, sql: &str) -> Result<(), StoreError> {
+        self.within(LONG_PATIENCE, doing, self.client.query_raw(sql).execute())
+            .await
     }
 
     /// Inserts the batches as one statement. Safe to send again.

@@ -13,7 +13,7 @@ use shared_schemas::handoff::{
     SpeedProgress, Start, TopicId, newest, wanted_cuts,
 };
 use shared_schemas::store::quote;
-use shared_schemas::store::tables::{CUTS, FLOORS, GAPS, PROGRESS, PUBLICATIONS, RUNS};
+use shared_schemas::store::tables::{CUTS, FLOORS, GAPS, HORIZONS, PROGRESS, PUBLICATIONS, RUNS};
 use shared_schemas::view::View;
 
 use super::client::Store;
@@ -67,6 +67,8 @@ pub struct Facts {
     pub publications: Vec<Published>,
     /// The union of all floor rows.
     pub floor: Floor,
+    /// The first event day that the view holds; none where it holds all.
+    pub horizon: Option<EventDay>,
     /// What the speed layer recorded, for each partition, from the floor on.
     pub progress: BTreeMap<Partition, SpeedProgress>,
     /// The cuts asked for, those withdrawn among them.
@@ -235,7 +237,7 @@ fn forget_below(progress: &mut BTreeMap<Partition, SpeedProgress>, floor: &Floor
     }
 }
 
-fn marks(rows: Vec<(u128, u32, u64)>) -> BTreeMap<Partition, Mark> {
+pub(super) fn marks(rows: Vec<(u128, u32, u64)>) -> BTreeMap<Partition, Mark> {
     rows.into_iter()
         .map(|(topic, number, mark)| (partition(topic, number), Mark(Offset(mark))))
         .collect()
@@ -252,7 +254,7 @@ impl Store {
     /// # Errors
     /// ClickHouse's.
     pub async fn facts(&self, view: &View) -> Result<Facts, StoreError> {
-        // Boxed: three statements at once are large to carry through every caller.
+        // Boxed: four statements at once are large to carry through every caller.
         let mut facts = Box::pin(self.facts_before_rows(view)).await?;
         self.read_gaps(view, &mut facts).await?;
         facts.cuts = self.cuts(view, &facts.floor).await?;
@@ -266,8 +268,12 @@ impl Store {
     /// ClickHouse's.
     pub async fn facts_before_rows(&self, view: &View) -> Result<Facts, StoreError> {
         // Nothing is decided by the order in which these are read, but for what follows.
-        let (floor, truncations, mut publications) =
-            tokio::try_join!(self.floor(view), self.truncations(), self.recent_publications(view))?;
+        let (floor, horizon, truncations, mut publications) = tokio::try_join!(
+            self.floor(view),
+            self.horizon(view),
+            self.truncations(),
+            self.recent_publications(view)
+        )?;
         let admitted = |all: &[Published]| all.iter().any(|published| floor.admits(&published.publication));
         // More are below the floor than are recent; or publications were read just before the one that the floor speaks of.
         if !publications.is_empty() && !admitted(&publications) {
@@ -277,6 +283,7 @@ impl Store {
         Ok(Facts {
             publications,
             floor,
+            horizon,
             progress,
             cuts: Vec::new(),
             truncations,
@@ -324,6 +331,19 @@ impl Store {
                 marks: marks(row.marks),
             })
         }))
+    }
+
+    /// The first event day that a view holds: what is older was let go, or will be. It only rises.
+    ///
+    /// # Errors
+    /// ClickHouse's.
+    pub async fn horizon(&self, view: &View) -> Result<Option<EventDay>, StoreError> {
+        let sql = format!(
+            "SELECT toInt32(day) AS day FROM {} FINAL WHERE fingerprint = {{view:String}} ORDER BY day DESC LIMIT 1",
+            self.table(HORIZONS)
+        );
+        let days = self.rows::<i32>("read the horizon", &sql, &of(view)).await?;
+        Ok(days.into_iter().next().map(EventDay))
     }
 
     /// How far the speed layer has come, for each partition, from the floor on. Without gaps: those come with

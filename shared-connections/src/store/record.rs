@@ -11,7 +11,7 @@ use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{
     EventDay, Floor, Mark, OffsetRange, Partition, Publication, PublicationNumber, RunId, Start,
 };
-use shared_schemas::store::tables::{CUTS, FLOORS, GAPS, PROGRESS, PUBLICATIONS, RUNS};
+use shared_schemas::store::tables::{CUTS, FLOORS, GAPS, HORIZONS, PROGRESS, PUBLICATIONS, RUNS};
 use shared_schemas::view::View;
 
 use super::client::Store;
@@ -110,6 +110,12 @@ struct FloorRow {
     fingerprint: String,
     number: u64,
     marks: Vec<(u128, u32, u64)>,
+}
+
+#[derive(Debug, Row, Serialize, Deserialize)]
+struct HorizonRow {
+    fingerprint: String,
+    day: i32,
 }
 
 fn marks(marks: &BTreeMap<Partition, Mark>) -> Vec<(u128, u32, u64)> {
@@ -246,5 +252,17 @@ impl Store {
             marks: marks(&floor.marks),
         };
         self.record(FLOORS, &[row]).await
+    }
+
+    /// Says that a view holds nothing before that event day from now on.
+    ///
+    /// # Errors
+    /// ClickHouse's; sending again is safe.
+    pub async fn raise_horizon(&self, view: &View, day: EventDay) -> Result<(), StoreError> {
+        let row = HorizonRow {
+            fingerprint: view.fingerprint.to_string(),
+            day: day.0,
+        };
+        self.record(HORIZONS, &[row]).await
     }
 }

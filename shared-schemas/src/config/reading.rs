@@ -262,6 +262,7 @@ impl Reader<'_> {
             "max_change",
             "keep_publications",
             "reconcile",
+            "gc_wait",
         ];
         let Some(section) = self.section(whole, "batch", &keys) else {
             return;
@@ -298,6 +299,8 @@ impl Reader<'_> {
         });
         let example = "a share in percent, like `\"50%\"`";
         self.parsed(&section, "max_change", example, &mut batch.max_change, units::share);
+        let bounds = (Duration::ZERO, 24 * HOUR);
+        self.duration(&section, "gc_wait", &mut batch.gc_wait, bounds, "\"10m\"");
         if let Some(entry) = section.get("keep_publications")
             && let Some(keep) = entry.integer(2..=10_000, "7", &mut self.findings)
         {

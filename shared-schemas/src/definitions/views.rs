@@ -13,7 +13,15 @@ use crate::view::{DISTINCT_LIMIT, DimensionSource, MeasureSource, View, ViewMist
 use super::datasets::DatasetReading;
 use super::names;
 
-const KEYS: [&str; 6] = ["dataset", "grain", "filter", "dimensions", "measures", "distinct_limit"];
+const KEYS: [&str; 7] = [
+    "dataset",
+    "grain",
+    "filter",
+    "dimensions",
+    "measures",
+    "distinct_limit",
+    "keep",
+];
 /// The highest limit of a set: one of so many values takes 160 MB, in one cell.
 const MOST_DISTINCT: u64 = 10_000_000;
 const DAY: Duration = Duration::from_secs(86_400);
@@ -54,6 +62,7 @@ pub(super) fn read(
     let dimensions = read_dimensions(section, &mut spots, findings);
     let measures = read_measures(section, &dimensions, &mut spots, findings);
     let distinct_limit = read_distinct_limit(section, &mut spots, findings);
+    let keep = read_keep(section, findings);
     let DatasetReading {
         dataset,
         fields_sound: true,
@@ -72,7 +81,7 @@ pub(super) fn read(
         distinct_limit,
     };
     match View::compile(&source, dataset) {
-        Ok(view) => Some(view),
+        Ok(view) => Some(View { keep, ..view }),
         Err(mistakes) => {
             for mistake in mistakes {
                 if grain_is_sound || mistake.place != ViewPlace::Grain {
@@ -195,6 +204,19 @@ fn read_grain<'t>(section: &Section<'t>, spots: &mut Spots<'t>, findings: &mut F
         );
     }
     Some(grain)
+}
+
+/// For how long results are held: whole days, since what goes are event days.
+fn read_keep(section: &Section<'_>, findings: &mut Findings<'_>) -> Option<Duration> {
+    let entry = section.get("keep")?;
+    let keep = entry.duration("\"400d\"", findings)?;
+    if keep.is_zero() || !keep.as_micros().is_multiple_of(DAY.as_micros()) {
+        let given = entry.as_str().unwrap_or_default();
+        let what = format!("event days are kept as a whole: `{given}` is no number of days");
+        findings.add(&entry.span, what, "\"400d\"");
+        return None;
+    }
+    Some(keep)
 }
 
 fn read_distinct_limit<'t>(section: &Section<'t>, spots: &mut Spots<'t>, findings: &mut Findings<'_>) -> Option<u64> {

@@ -24,6 +24,11 @@ pub const RUN_COLUMN: &str = "_run";
 /// Column of batch rows: the event day, which is the window's.
 pub const DAY_COLUMN: &str = "_day";
 
+/// What the name of a view's table of speed rows begins with; its fingerprint follows.
+pub const SPEED_PREFIX: &str = "speed_";
+/// What the name of a view's table of batch rows begins with; its fingerprint follows.
+pub const BATCH_PREFIX: &str = "batch_";
+
 /// Progress of the speed layer.
 pub const PROGRESS: &str = "progress";
 /// Offsets that the log no longer had.
@@ -38,6 +43,10 @@ pub const RUN_REPORTS: &str = "run_reports";
 pub const PUBLICATIONS: &str = "publications";
 /// Floors.
 pub const FLOORS: &str = "floors";
+/// Horizons.
+pub const HORIZONS: &str = "horizons";
+/// How the schedule of batch runs stands: for people.
+pub const TIMETABLE: &str = "timetable";
 /// Logs that ended below what was read from them.
 pub const TRUNCATIONS: &str = "truncations";
 /// Table of reports of reconciliation.
@@ -108,12 +117,12 @@ pub fn create_database(database: &str) -> String {
 
 /// The name of a view's table of speed rows.
 pub fn speed_table_name(view: &View) -> String {
-    format!("speed_{}", view.fingerprint)
+    format!("{SPEED_PREFIX}{}", view.fingerprint)
 }
 
 /// The name of a view's table of batch rows.
 pub fn batch_table_name(view: &View) -> String {
-    format!("batch_{}", view.fingerprint)
+    format!("{BATCH_PREFIX}{}", view.fingerprint)
 }
 
 /// A view's own tables.
@@ -219,6 +228,20 @@ pub fn control_tables() -> Vec<Table> {
              raised DateTime64(3, 'UTC') DEFAULT now64(3)",
             "",
             &["fingerprint", "number", "marks"],
+        ),
+        // Before that event day a view holds nothing. Read as the maximum over all rows, as a floor is.
+        control(
+            HORIZONS,
+            "fingerprint String, day Date32, raised DateTime64(3, 'UTC') DEFAULT now64(3)",
+            "",
+            &["fingerprint", "day"],
+        ),
+        control(
+            TIMETABLE,
+            "name String, next Int64, succeeded Int64, failures UInt32, failing Array(String), \
+             seen DateTime64(3, 'UTC') DEFAULT now64(3)",
+            "seen",
+            &["name"],
         ),
         // Of a topic's partition, whatever views there are. The key is the whole fact: it is never taken back.
         control(

@@ -65,6 +65,7 @@ impl View {
             filter,
             dimensions,
             measures,
+            keep: None,
             chunk: dataset.chunk,
             fingerprint: Fingerprint::default(),
         };

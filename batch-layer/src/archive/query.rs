@@ -1,0 +1,314 @@
+//! A version of the archive as tables for SQL: as events arrived, and each once.
+//!
+//! Which files a query needs is told by what the log says of each, before one is opened: its day, partition, offsets and
+//! Kafka times. Conditions on the time or the identity of events are applied before repeats are dropped, which changes
+//! nothing, since repeats agree in them, and so a query of a day reads a day's files. Any other condition waits until then:
+//! it could hold for a repeat and not for the event that stays.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, BooleanArray, Date32Array, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray,
+};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::{Column, DFSchema, Result, ScalarValue};
+use datafusion::datasource::provider_as_source;
+use datafusion::logical_expr::utils::conjunction;
+use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableProviderFilterPushDown, TableType, ident};
+use datafusion::physical_optimizer::pruning::{PruningPredicateBuilder, PruningStatistics};
+use datafusion::physical_plan::ExecutionPlan;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use shared_schemas::dataset::{
+    EVENT_TIME_COLUMN, EXTRA_COLUMN, EventTime, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN,
+};
+use shared_schemas::view::UTC;
+
+use super::columns::{DATE_COLUMN, TOPIC_COLUMN};
+use super::pinned::{File, Pinned};
+use super::scan::Events;
+use super::standing::topic_text;
+use crate::sql::once::once;
+
+const MICROS_PER_DAY: i64 = 86_400_000_000;
+
+/// The archived events as they arrived.
+#[derive(Debug, Clone)]
+pub(super) struct Arrived {
+    pinned: Pinned,
+    schema: SchemaRef,
+}
+
+/// The same, each event once.
+#[derive(Debug)]
+struct Once {
+    arrived: Arc<Arrived>,
+    /// The columns in which an event and its repeats agree.
+    agreeing: BTreeSet<String>,
+}
+
+impl Pinned {
+    /// Every archived event as it arrived, repeats too, as a table: the declared fields, and Highwater's own columns. Masked
+    /// by the rules of now. Undeclared data is among them only where the dataset hides nothing: what was stored before a rule
+    /// may hold what it hides.
+    pub fn as_arrived(&self) -> Arc<dyn TableProvider> {
+        Arc::new(self.arrived())
+    }
+
+    fn arrived(&self) -> Arrived {
+        let day = Field::new(DATE_COLUMN, DataType::Date32, false);
+        let extra = (!self.dataset.hides()).then(|| Field::new(EXTRA_COLUMN, DataType::Utf8, true));
+        let own = [Some(day), extra].into_iter().flatten().map(Arc::new);
+        let fields: Vec<_> = self.schema.fields().iter().cloned().chain(own).collect();
+        Arrived {
+            pinned: self.clone(),
+            schema: Arc::new(Schema::new(fields)),
+        }
+    }
+
+    /// Every archived event once, by the dedupe of batch runs, with the same columns.
+    pub fn once(&self) -> Arc<dyn TableProvider> {
+        let mut agreeing = BTreeSet::from([EVENT_TIME_COLUMN, DATE_COLUMN].map(str::to_owned));
+        agreeing.extend(self.event_time_field().map(str::to_owned));
+        agreeing.extend(self.dataset.event_id.iter().cloned());
+        Arc::new(Once {
+            arrived: Arc::new(self.arrived()),
+            agreeing,
+        })
+    }
+
+    /// The declared field that holds the event's time.
+    fn event_time_field(&self) -> Option<&str> {
+        match &self.dataset.event_time {
+            EventTime::Field(field) => Some(field),
+            EventTime::KafkaTime => None,
+        }
+    }
+}
+
+impl Arrived {
+    /// The files that may hold an event for which all filters hold.
+    fn files(&self, state: &dyn Session, filters: &[Expr]) -> Result<Vec<File>> {
+        let all = || self.pinned.files.to_vec();
+        let Some(filter) = conjunction(filters.iter().cloned()) else {
+            return Ok(all());
+        };
+        let schema = DFSchema::try_from(Arc::clone(&self.schema))?;
+        let predicate = state.create_physical_expr(filter, &schema)?;
+        let Ok(predicate) = PruningPredicateBuilder::new()
+            .with_file_schema(Arc::clone(&self.schema))
+            .try_build(predicate)
+        else {
+            return Ok(all());
+        };
+        let needed = predicate.prune(self)?;
+        let files = self.pinned.files.iter().zip(needed);
+        Ok(files
+            .filter(|(_, needed)| *needed)
+            .map(|(file, _)| file.clone())
+            .collect())
+    }
+
+    /// For each file a lowest or highest value.
+    fn bounds(&self, column: &Column, of: impl Fn(&File) -> Bounds) -> Option<ArrayRef> {
+        let bounds = self.pinned.files.iter().map(of);
+        let times =
+            |micros: Vec<i64>| -> ArrayRef { Arc::new(TimestampMicrosecondArray::from(micros).with_timezone(UTC)) };
+        Some(match column.name() {
+            DATE_COLUMN => Arc::new(bounds.map(|bounds| Some(bounds.day)).collect::<Date32Array>()) as ArrayRef,
+            TOPIC_COLUMN => Arc::new(bounds.map(|bounds| Some(bounds.topic)).collect::<StringArray>()),
+            PARTITION_COLUMN => Arc::new(bounds.map(|bounds| bounds.partition).collect::<Int32Array>()),
+            OFFSET_COLUMN => Arc::new(bounds.map(|bounds| bounds.offset).collect::<Int64Array>()),
+            KAFKA_TIME_COLUMN => times(bounds.map(|bounds| bounds.kafka_time).collect()),
+            name if name == EVENT_TIME_COLUMN || self.pinned.event_time_field() == Some(name) => {
+                times(bounds.map(|bounds| bounds.event_time).collect())
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// One end of what a file holds.
+struct Bounds {
+    day: i32,
+    topic: String,
+    partition: Option<i32>,
+    offset: Option<i64>,
+    kafka_time: i64,
+    event_time: i64,
+}
+
+fn lowest(file: &File) -> Bounds {
+    let range = file.range;
+    Bounds {
+        day: range.day.0,
+        topic: topic_text(range.partition.topic),
+        partition: i32::try_from(range.partition.number).ok(),
+        offset: i64::try_from(range.first.0).ok(),
+        kafka_time: file.times.0.saturating_mul(1000),
+        event_time: i64::from(range.day.0).saturating_mul(MICROS_PER_DAY),
+    }
+}
+
+fn highest(file: &File) -> Bounds {
+    let range = file.range;
+    Bounds {
+        offset: i64::try_from(range.last.0).ok(),
+        // The log knows milliseconds.
+        kafka_time: file.times.1.saturating_mul(1000).saturating_add(999),
+        event_time: i64::from(range.day.0).saturating_add(1).saturating_mul(MICROS_PER_DAY) - 1,
+        ..lowest(file)
+    }
+}
+
+impl PruningStatistics for Arrived {
+    fn min_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.bounds(column, lowest)
+    }
+
+    fn max_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.bounds(column, highest)
+    }
+
+    fn num_containers(&self) -> usize {
+        self.pinned.files.len()
+    }
+
+    fn null_counts(&self, _: &Column) -> Option<ArrayRef> {
+        None
+    }
+
+    fn row_counts(&self) -> Option<ArrayRef> {
+        None
+    }
+
+    fn contained(&self, _: &Column, _: &HashSet<ScalarValue>) -> Option<BooleanArray> {
+        None
+    }
+}
+
+impl TableProvider for Arrived {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        // Whole files are left out, never rows.
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    // An async fn of the trait, as `async_trait` writes it.
+    fn scan<'life0, 'life1, 'life2, 'life3, 'async_trait>(
+        &'life0 self,
+        state: &'life1 dyn Session,
+        projection: Option<&'life2 Vec<usize>>,
+        filters: &'life3 [Expr],
+        _limit: Option<usize>,
+    ) -> BoxFuture<'async_trait, Result<Arc<dyn ExecutionPlan>>>
+    where
+        'life0: 'async_trait,
+        'life1: 'async_trait,
+        'life2: 'async_trait,
+        'life3: 'async_trait,
+        Self: 'async_trait,
+    {
+        let plan = self.files(state, filters).and_then(|files| {
+            let events = Events::new(
+                files,
+                Arc::clone(&self.pinned.dataset),
+                Arc::clone(&self.schema),
+                Arc::clone(&self.pinned.store),
+                self.pinned.place.clone(),
+            );
+            events.plan(state.config().target_partitions(), projection)
+        });
+        futures::future::ready(plan).boxed()
+    }
+}
+
+impl Once {
+    /// Whether an event and its repeats all fulfil it or none does.
+    fn agree_in(&self, filter: &Expr) -> bool {
+        let columns = filter.column_refs();
+        !filter.is_volatile() && columns.iter().all(|column| self.agreeing.contains(column.name()))
+    }
+
+    async fn plan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let source = provider_as_source(Arc::clone(&self.arrived) as Arc<dyn TableProvider>);
+        let mut events = LogicalPlanBuilder::scan("arrived", source, None)?;
+        for filter in filters {
+            // Without the name that the query gave the table.
+            let filter = unqualified(filter.clone())?;
+            events = events.filter(filter)?;
+        }
+        let dataset = &self.arrived.pinned.dataset;
+        let mut events = LogicalPlanBuilder::from(once(events.build()?, &dataset.event_id)?);
+        if let Some(columns) = projection {
+            let names = columns.iter().map(|column| self.arrived.schema.field(*column).name());
+            events = events.project(names.map(|name| ident(name.as_str())))?;
+        }
+        state.create_physical_plan(&events.build()?).await
+    }
+}
+
+/// The same condition on columns without a table.
+fn unqualified(filter: Expr) -> Result<Expr> {
+    use datafusion::common::tree_node::{Transformed, TreeNode};
+    let renamed = filter.transform(|part| {
+        Ok(match part {
+            Expr::Column(column) => Transformed::yes(ident(column.name)),
+            other => Transformed::no(other),
+        })
+    });
+    Ok(renamed?.data)
+}
+
+impl TableProvider for Once {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.arrived.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        let supported = |filter: &&Expr| {
+            if self.agree_in(filter) {
+                TableProviderFilterPushDown::Exact
+            } else {
+                TableProviderFilterPushDown::Unsupported
+            }
+        };
+        Ok(filters.iter().map(supported).collect())
+    }
+
+    // An async fn of the trait, as `async_trait` writes it.
+    fn scan<'life0, 'life1, 'life2, 'life3, 'async_trait>(
+        &'life0 self,
+        state: &'life1 dyn Session,
+        projection: Option<&'life2 Vec<usize>>,
+        filters: &'life3 [Expr],
+        _limit: Option<usize>,
+    ) -> BoxFuture<'async_trait, Result<Arc<dyn ExecutionPlan>>>
+    where
+        'life0: 'async_trait,
+        'life1: 'async_trait,
+        'life2: 'async_trait,
+        'life3: 'async_trait,
+        Self: 'async_trait,
+    {
+        self.plan(state, projection, filters).boxed()
+    }
+}

@@ -1,0 +1,149 @@
+//! What an operator fears: ClickHouse lost as a whole, the archive gone back to a copy of last night.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use highwater_batch::Outcome;
+use highwater_tests::clickhouse::ClickHouse;
+use highwater_tests::platform::{Platform, cells, events, total};
+use highwater_tests::stack::run;
+use shared_schemas::config::ArchiveUrl;
+use shared_schemas::handoff::{Offset, Partition};
+
+use crate::accounting::delete_below;
+
+fn archive_of(platform: &Platform) -> anyhow::Result<PathBuf> {
+    match &platform.config.archive.url {
+        ArchiveUrl::Folder(folder) => Ok(folder.clone()),
+        ArchiveUrl::Store { .. } => anyhow::bail!("the archive is no folder"),
+    }
+}
+
+/// Copies a folder; with a table in it its log first: what a log names was written before it, so the copy has it.
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(to)?;
+    let mut entries: Vec<_> = std::fs::read_dir(from)?.collect::<Result<_, _>>()?;
+    entries.sort_by_key(|entry| entry.file_name() != "_delta_log");
+    for entry in entries {
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            // A commit's file may have another name for a moment.
+            std::fs::copy(entry.path(), target)
+                .map(|_| ())
+                .or_else(|error| match error.kind() {
+                    std::io::ErrorKind::NotFound => Ok(()),
+                    _ => Err(error),
+                })?;
+        }
+    }
+    Ok(())
+}
+
+/// All of ClickHouse is gone, and Kafka holds nothing any more of what was published: a new, empty server is enough.
+#[test]
+fn a_store_that_is_lost_is_rebuilt_from_the_archive() -> anyhow::Result<()> {
+    run(async {
+        let lost = ClickHouse::start()?;
+        let mut platform = Platform::new(Some(lost.url())).await?;
+        platform.start().await?;
+        platform.send(events(0..1800)).await?;
+        platform.until_whole().await?;
+        platform.until_archived().await?;
+        platform.publish().await?;
+        platform.send(events(1800..2300)).await?;
+        platform.until_whole().await?;
+        platform.stop("serving").await?;
+        platform.stop("speed").await?;
+        drop(lost);
+
+        let empty = ClickHouse::start()?;
+        let brokers = platform.config.kafka.bootstrap_servers();
+        let archive = archive_of(&platform)?;
+        platform.config = platform
+            .config
+            .clone()
+            .at(&brokers, empty.url(), &archive)
+            .map_err(anyhow::Error::msg)?;
+        platform.store().create_tables(&platform.definitions).await?;
+        platform.until_archived().await?;
+        let reports = platform.publish().await?;
+        assert!(
+            reports.iter().all(|report| report.publication == Some(1)),
+            "{reports:?}"
+        );
+        for moved in &reports[0].marks {
+            delete_below(&platform, moved.partition, Offset(moved.to)).await?;
+        }
+        platform.start_serving().await?;
+        let below = total(&platform.answer("batch").await?).0;
+        assert!(below > 1500, "{below} events are answered from the archive alone");
+        platform.start_speed()?;
+        platform.until_whole().await?;
+        platform.send(events(2300..2500)).await?;
+        platform.until_whole().await?;
+        assert_eq!(platform.answer("merged").await?, cells(&platform.sent()));
+        platform.stop_all().await
+    })
+}
+
+/// The archive is lost and a copy from before the last publication takes its place: no run publishes from it before the
+/// archiver has read again what it lacks.
+#[test]
+fn an_archive_that_went_back_to_a_copy_is_found_and_goes_on() -> anyhow::Result<()> {
+    run(async {
+        let mut platform = Platform::new(None).await?;
+        platform.start().await?;
+        platform.send(events(0..700)).await?;
+        platform.until_whole().await?;
+        let archive = archive_of(&platform)?;
+        let backup = archive.with_file_name("backup");
+        // While the archiver works.
+        copy(&archive, &backup)?;
+        platform.send(events(700..2000)).await?;
+        platform.until_archived().await?;
+        platform.publish().await?;
+        platform.until_whole().await?;
+        let whole = platform.answer("merged").await?;
+
+        platform.stop("archive").await?;
+        std::fs::remove_dir_all(&archive)?;
+        std::fs::rename(&backup, &archive)?;
+        for report in platform.batch(&[]).await? {
+            assert_eq!(report.result, Outcome::Failed, "{report:?}");
+            let why = report.why.context("no reason")?;
+            assert!(why.contains("the archive"), "{why}");
+        }
+        assert_eq!(platform.answer("merged").await?, whole, "what was published stands");
+
+        platform.start_archive()?;
+        platform.until_archived().await?;
+        platform.publish_if_any().await?;
+        platform.send(events(2000..2800)).await?;
+        platform.until_archived().await?;
+        platform.publish().await?;
+        platform.until_whole().await?;
+        let dataset = &platform.definitions.datasets[0];
+        let table = highwater_batch::archive::Archive::open(&platform.config.archive, dataset).await?;
+        let table = table.context("no archive")?;
+        assert!(
+            table.gaps().values().all(|gaps| gaps.is_empty()),
+            "Kafka still had all of it"
+        );
+        let ends: u64 = table.ends().values().map(|end| end.0).sum();
+        let held: u64 = futures::future::try_join_all(table.ends().iter().map(async |(partition, end)| {
+            let all = shared_schemas::handoff::OffsetRange {
+                from: Offset::default(),
+                to: *end,
+            };
+            let partition: Partition = *partition;
+            table.pin().await?.events_within(partition, all).await
+        }))
+        .await?
+        .into_iter()
+        .sum();
+        assert_eq!(held, ends, "each event once");
+        platform.stop_all().await
+    })
+}
