@@ -121,7 +121,9 @@ impl OfView<'_> {
         window: i64,
         differences: Vec<&mut Difference>,
     ) -> Result<(), RunError> {
-        let days: BTreeSet<_> = differences.iter().map(|difference| difference.day()).collect();
+        // A row under a day that its window is not of should hold nothing.
+        let days = differences.iter().map(|difference| difference.day());
+        let days: BTreeSet<_> = days.filter(|day| of.days.contains(day)).collect();
         let failed = |error| computing(&days, &error);
         let wanted: BTreeSet<_> = differences
             .iter()
