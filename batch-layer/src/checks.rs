@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use shared_connections::store::Store;
+use shared_connections::store::{Pace, Store};
 use shared_schemas::handoff::{ChunkSize, EventDay, Mark, OffsetRange, Partition, Publication};
 use shared_schemas::plan::FAILED_COLUMN;
 use shared_schemas::store::Statement;
@@ -212,7 +212,7 @@ impl Checked<'_> {
     }
 
     async fn lines(&self, statement: &Statement) -> Result<Days, RunError> {
-        let answer = patiently(|| self.store.answer(statement, "TabSeparated")).await?;
+        let answer = patiently(|| self.store.answer_at_length(statement, "TabSeparated", Pace::AT_LENGTH)).await?;
         let lines = String::from_utf8_lossy(&answer.body);
         Ok(lines
             .lines()

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
-use shared_connections::store::Store;
+use shared_connections::store::{Pace, Store};
 use shared_schemas::handoff::{EventDay, PublicationNumber};
 use shared_schemas::plan::WINDOW_COLUMN;
 use shared_schemas::store::Statement;
@@ -128,7 +128,7 @@ pub async fn diff(store: &Store, view: &View, from: u64, to: u64) -> Result<Diff
 }
 
 async fn lines(store: &Store, statement: &Statement, format: &str) -> Result<Vec<String>, LookError> {
-    let answer = patiently(|| store.answer(statement, format)).await?;
+    let answer = patiently(|| store.answer_at_length(statement, format, Pace::AT_LENGTH)).await?;
     let text = String::from_utf8_lossy(&answer.body);
     Ok(text.lines().map(str::to_owned).collect())
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::quote::{identifier, table};
-use super::statement::Statement;
+use super::statement::{LENGTHY, Statement};
 use super::tables::{DAY_COLUMN, RUN_COLUMN, TOPIC_COLUMN, batch_table_name, speed_table_name};
 use crate::dataset::PARTITION_COLUMN;
 use crate::handoff::{EventDay, Mark, Partition, RunId};
@@ -202,7 +202,7 @@ fn settings() -> Vec<(&'static str, &'static str)> {
         ("do_not_merge_across_partitions_select_final", "1"),
         ("optimize_move_to_prewhere_if_final", "0"),
         ("output_format_json_quote_64bit_integers", "0"),
-        ("max_execution_time", "60"),
+        ("max_execution_time", LENGTHY),
         ("timeout_overflow_mode", "throw"),
     ]
 }
