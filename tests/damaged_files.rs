@@ -199,7 +199,7 @@ fn a_run_does_not_publish_from_a_damaged_file() -> anyhow::Result<()> {
         for report in platform.batch(&["hourly"]).await? {
             ensure!(report.result == Outcome::Published, "{report:?}");
         }
-        let path = "/api/v1/views/hourly/query?from=2013-01-01T00:00:00Z&to=2013-05-01T00:00:00Z&measures=events";
+        let path = "/api/v1/views/hourly/query?from=2012-12-01T00:00:00Z&to=2013-05-01T00:00:00Z&measures=events";
         let answer = platform.ask(path).await?;
         let row = &answer["data"][0];
         ensure!(row["coverage"] == "gap", "{answer}");

@@ -86,7 +86,10 @@ def of_clickhouse(table, library):
         arguments = [b"clickhouse", f"--path={folder}".encode()]
         connection = engine.chdb_connect(len(arguments), (text * len(arguments))(*arguments))
         figures = {name: CLICKHOUSE.get(name, sql) for name, sql in FIGURES.items()}
-        sql = select(f"deltaLakeLocal('{table}')", figures).encode()
+        # Here a figure's name goes before the column of that name otherwise.
+        settings = "SETTINGS prefer_column_name_to_alias = 1"
+        source = f"deltaLakeLocal('{table}')"
+        sql = f"{select(source, figures)} {settings}".encode()
         result = engine.chdb_query_n(connection[0], sql, len(sql), b"JSONCompactEachRow", 18)
         error = engine.chdb_result_error(result)
         if error:
