@@ -39,7 +39,7 @@ FIGURES = {
 
 # Where ClickHouse says it in other words.
 CLICKHOUSE = {
-    "fare": "toString(sum(fare))",
+    "fare": "toDecimalString(sum(fare), 2)",
     "first_day": "toString(min(day))",
     "last_day": "toString(max(day))",
     "distance": "toInt64(sum(distance) * 4)",

@@ -1,6 +1,6 @@
 //! `highwater sql` as a user has it, on an archive of a few days with repeats.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use highwater_batch::archive::{Archive, Commit};
 use highwater_tests::stack::Site;
 use serde_json::{Value, json};
@@ -52,7 +52,7 @@ pub(crate) async fn site_at(brokers: &str) -> anyhow::Result<Site> {
     std::fs::write(site.path().join("definitions/flights.toml"), DEFINITIONS)?;
     let config = Config::load(Some(&site.path().join("highwater.toml"))).map_err(|wrong| anyhow::anyhow!("{wrong}"))?;
     let definitions = Definitions::load(&config.definitions).map_err(|wrong| anyhow::anyhow!("{wrong}"))?;
-    let dataset = definitions.dataset("flights").expect("it is defined");
+    let dataset = definitions.dataset("flights").context("it is not defined")?;
     let mut archive = Archive::open_or_create(&config.archive, dataset).await?;
     let options = Options {
         extra: true,

@@ -132,7 +132,7 @@ fn rivals_on_the_same_partitions_for_a_whole_run_double_nothing() -> anyhow::Res
             }
             Ok(())
         };
-        platform.watched(platform.while_streaming(running)).await?;
+        Box::pin(platform.watched(platform.while_streaming(running))).await?;
         trial.whole(&platform).await?;
         // All that was delayed, and is long outdated.
         again.open(Then::SendOn);

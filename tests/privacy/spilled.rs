@@ -46,7 +46,7 @@ dimensions = ["city", "name", "phone", "note", "number"]
 people = "count()"
 "#;
 
-const PEOPLE: i64 = 40_000;
+const PEOPLE: i64 = 100_000;
 const PARTITION: Partition = Partition {
     topic: TopicId(11),
     number: 0,
@@ -74,7 +74,7 @@ async fn archived(definitions: &Definitions, folder: &Path) -> anyhow::Result<Ar
             value: Some(person.to_string().as_bytes()),
             headers: &(),
         });
-        anyhow::ensure!(read.is_ok(), "a person is refused");
+        anyhow::ensure!(read.is_ok(), "a person is refused: {read:?}");
     }
     let config = ArchiveConfig::in_folder(folder);
     let mut archive = Archive::open_or_create(&config, dataset).await?;

@@ -38,7 +38,7 @@ enum Writing {
         batches: Vec<RecordBatch>,
         target: Target,
     },
-    Csv(csv::Writer<Target>),
+    Csv(Box<csv::Writer<Target>>),
     Json(arrow::json::Writer<Target, JsonArray>),
     Parquet(Box<ArrowWriter<Target>>),
 }
@@ -63,7 +63,7 @@ impl Sink {
                 let mut writer = csv::WriterBuilder::new().with_header(true).build(target);
                 // The header, also where no row follows.
                 writer.write(&RecordBatch::new_empty(schema)).map_err(failed)?;
-                Writing::Csv(writer)
+                Writing::Csv(Box::new(writer))
             }
             Form::Json => Writing::Json(WriterBuilder::new().with_explicit_nulls(true).build(target)),
             Form::Parquet => {
