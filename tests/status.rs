@@ -5,7 +5,7 @@ use highwater_tests::stack::{PATIENCE, Site, shared, unique};
 use serde_json::Value;
 use tokio::time::Instant;
 
-const CONFIG: &str = "[archive]\ncommit_every = \"200ms\"\n[serve]\nlisten = \"127.0.0.1:0\"\n";
+const CONFIG: &str = "[archive]\ncommit_every = \"200ms\"\n";
 
 /// A site whose dataset has that topic, in small chunks.
 fn site(brokers: &str, clickhouse: &str, topic: &str) -> anyhow::Result<Site> {

@@ -103,7 +103,9 @@ impl Site {
             folder: TempDir::with_prefix("highwater-test-")?,
             environment: Vec::new(),
         };
-        let config = format!("[kafka]\nbrokers = \"{brokers}\"\n\n[clickhouse]\nurl = \"{clickhouse}\"\n");
+        let config = format!(
+            "[serve]\nlisten = \"127.0.0.1:0\"\n[kafka]\nbrokers = \"{brokers}\"\n\n[clickhouse]\nurl = \"{clickhouse}\"\n"
+        );
         std::fs::write(site.path().join("highwater.toml"), config)?;
         let definitions = site.path().join("definitions");
         std::fs::create_dir(&definitions)?;
