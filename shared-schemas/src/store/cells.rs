@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::quote::{identifier, table};
-use super::statement::{LENGTHY, Statement};
+use super::statement::{LENGTHY, Parameters, SHORT, Statement, settings};
 use super::tables::{DAY_COLUMN, NEXT_COLUMN, RUN_COLUMN, TOPIC_COLUMN, batch_table_name, speed_table_name};
 use crate::dataset::PARTITION_COLUMN;
 use crate::handoff::{EventDay, Mark, Partition, Publication, RunId, Start};
@@ -30,20 +30,6 @@ pub const PLACE_COLUMNS: [&str; 6] = [
 ];
 
 const SECONDS_PER_DAY: i64 = 86_400;
-
-/// The values of a statement, named in order.
-#[derive(Debug, Default)]
-struct Parameters(Vec<(String, String)>);
-
-impl Parameters {
-    /// Adds a value and gives the SQL that stands for it.
-    fn add(&mut self, clickhouse_type: &str, value: &impl ToString) -> String {
-        let name = format!("p{}", self.0.len());
-        let sql = format!("{{{name}:{clickhouse_type}}}");
-        self.0.push((name, value.to_string()));
-        sql
-    }
-}
 
 /// Which cells.
 #[derive(Debug, Clone, Copy)]
@@ -126,7 +112,7 @@ impl HeldCells<'_> {
         Some(Statement {
             sql,
             parameters: parameters.0,
-            settings: settings(LENGTHY),
+            settings: in_arrow(LENGTHY),
         })
     }
 
@@ -198,7 +184,7 @@ impl HeldCells<'_> {
         (!parts.is_empty()).then(|| Statement {
             sql: parts.join("\nUNION ALL\n"),
             parameters: parameters.0,
-            settings: settings("60"),
+            settings: in_arrow(SHORT),
         })
     }
 
@@ -292,7 +278,7 @@ pub fn speed_days(database: &str, view: &View) -> Statement {
             table(database, &speed_table_name(view))
         ),
         parameters: Vec::new(),
-        settings: settings("60"),
+        settings: in_arrow(SHORT),
     }
 }
 
@@ -313,20 +299,19 @@ pub fn highest_of_start(database: &str, view: &View, partition: Partition, start
             ("partition".to_owned(), partition.number.to_string()),
             ("start".to_owned(), start.0.0.to_string()),
         ],
-        settings: settings("60"),
+        settings: in_arrow(SHORT),
     }
 }
 
-fn settings(limit: &'static str) -> Vec<(&'static str, &'static str)> {
-    vec![
-        ("do_not_merge_across_partitions_select_final", "1"),
-        ("optimize_move_to_prewhere_if_final", "0"),
+/// Of a statement whose answer comes in Arrow.
+fn in_arrow(limit: &'static str) -> Vec<(&'static str, &'static str)> {
+    let mut settings = settings(limit);
+    settings.extend([
         ("output_format_arrow_compression_method", "none"),
         ("output_format_arrow_string_as_string", "1"),
         ("output_format_arrow_low_cardinality_as_dictionary", "0"),
-        ("max_execution_time", limit),
-        ("timeout_overflow_mode", "throw"),
-    ]
+    ]);
+    settings
 }
 
 fn list(items: &[i32]) -> String {

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::quote::{identifier, table};
-use super::statement::{LENGTHY, Statement};
+use super::statement::{LENGTHY, Statement, settings};
 use super::tables::{DAY_COLUMN, RUN_COLUMN, batch_table_name};
 use crate::handoff::{EventDay, RunId};
 use crate::plan::FAILED_COLUMN;
@@ -36,11 +36,6 @@ pub fn run_totals(database: &str, view: &View, run: RunId, days: &RangeInclusive
             ("last".to_owned(), days.end().0.to_string()),
             ("run".to_owned(), run.0.to_string()),
         ],
-        settings: vec![
-            ("do_not_merge_across_partitions_select_final", "1"),
-            ("optimize_move_to_prewhere_if_final", "0"),
-            ("max_execution_time", LENGTHY),
-            ("timeout_overflow_mode", "throw"),
-        ],
+        settings: settings(LENGTHY),
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::quote::{identifier, table};
-use super::statement::{LENGTHY, Statement};
+use super::statement::{LENGTHY, Parameters, Statement, list, settings};
 use super::tables::{DAY_COLUMN, RUN_COLUMN, TOPIC_COLUMN, batch_table_name, speed_table_name};
 use crate::dataset::PARTITION_COLUMN;
 use crate::handoff::{EventDay, Mark, Partition, RunId};
@@ -29,7 +29,7 @@ pub fn additive(view: &View) -> Vec<String> {
 /// The statement that gives for each of those days and runs one line: the day as a number, the run, how many cells, and for
 /// each of [`additive`] its total and that of its magnitudes. Ask for `TabSeparated`.
 pub fn day_totals(database: &str, view: &View, held: &[&DaysOfRuns]) -> Statement {
-    let mut parameters = Vec::new();
+    let mut parameters = Parameters::default();
     let totals = additive(view);
     let totals = totals.iter().map(|column| {
         let column = identifier(column);
@@ -43,8 +43,8 @@ pub fn day_totals(database: &str, view: &View, held: &[&DaysOfRuns]) -> Statemen
             totals.collect::<String>(),
             table(database, &batch_table_name(view)),
         ),
-        parameters,
-        settings: settings(),
+        parameters: parameters.0,
+        settings: in_lines(),
     }
 }
 
@@ -56,18 +56,12 @@ pub fn speed_totals(
     marks: &BTreeMap<Partition, (Mark, Mark)>,
     days: &BTreeSet<EventDay>,
 ) -> Statement {
-    let mut parameters = Vec::new();
-    let mut add = |clickhouse_type: &str, value: String| {
-        let name = format!("p{}", parameters.len());
-        let sql = format!("{{{name}:{clickhouse_type}}}");
-        parameters.push((name, value));
-        sql
-    };
+    let mut parameters = Parameters::default();
     let start = identifier(START_COLUMN);
     let of_partition = |(partition, (from, to)): (&Partition, &(Mark, Mark))| {
-        let topic = add("UInt128", partition.topic.0.to_string());
-        let number = add("UInt32", partition.number.to_string());
-        let (from, to) = (add("UInt64", from.0.0.to_string()), add("UInt64", to.0.0.to_string()));
+        let topic = parameters.add("UInt128", &partition.topic.0);
+        let number = parameters.add("UInt32", &partition.number);
+        let (from, to) = (parameters.add("UInt64", &from.0.0), parameters.add("UInt64", &to.0.0));
         format!(
             "({} = {topic} AND {} = {number} AND {start} < {to} AND ({start} = {from} OR ({start} >= {from} AND \
              {start} % {} = 0)))",
@@ -82,8 +76,7 @@ pub fn speed_totals(
     } else {
         rows.join(" OR ")
     };
-    let days: Vec<_> = days.iter().map(|day| day.0.to_string()).collect();
-    let days = add("Array(Int32)", format!("[{}]", days.join(",")));
+    let days = parameters.add("Array(Int32)", &list(days.iter().map(|day| day.0)));
     let totals = additive(view);
     let totals = totals.iter().map(|column| {
         let column = identifier(column);
@@ -96,15 +89,15 @@ pub fn speed_totals(
             totals.collect::<String>(),
             table(database, &speed_table_name(view)),
         ),
-        parameters,
-        settings: settings(),
+        parameters: parameters.0,
+        settings: in_lines(),
     }
 }
 
 /// The statement that gives the cells that differ, the first so many: the values of the key as a list of texts, how many rows either side
 /// has, and then each state's text on either side, in the order of [`View::states`]. Ask for `JSONCompactEachRow`.
 pub fn different_cells(database: &str, view: &View, sides: [&DaysOfRuns; 2], limit: usize) -> Statement {
-    let mut parameters = Vec::new();
+    let mut parameters = Parameters::default();
     let keys: Vec<_> = key_fields(view, CellKey::Cell)
         .iter()
         .map(|field| identifier(field.name()))
@@ -162,30 +155,21 @@ pub fn different_cells(database: &str, view: &View, sides: [&DaysOfRuns; 2], lim
             differ.collect::<Vec<_>>().join(" OR "),
             keys.join(", "),
         ),
-        parameters,
-        // States of `quantilesDD` are read on one thread of the engine: see `cells`.
-        settings: settings().into_iter().chain([("max_threads", "1")]).collect(),
+        parameters: parameters.0,
+        // States of `quantilesDD` made the engine stand still on several threads, in Arrow; this statement's format was not tried.
+        settings: in_lines().into_iter().chain([("max_threads", "1")]).collect(),
     }
 }
 
 /// The rows of those days and runs.
-fn of_runs<'a>(
-    days: impl Iterator<Item = (&'a EventDay, &'a RunId)>,
-    parameters: &mut Vec<(String, String)>,
-) -> String {
-    let mut runs: BTreeMap<RunId, Vec<String>> = BTreeMap::new();
+fn of_runs<'a>(days: impl Iterator<Item = (&'a EventDay, &'a RunId)>, parameters: &mut Parameters) -> String {
+    let mut runs: BTreeMap<RunId, Vec<i32>> = BTreeMap::new();
     for (day, run) in days {
-        runs.entry(*run).or_default().push(day.0.to_string());
+        runs.entry(*run).or_default().push(day.0);
     }
-    let mut add = |clickhouse_type: &str, value: String| {
-        let name = format!("p{}", parameters.len());
-        let sql = format!("{{{name}:{clickhouse_type}}}");
-        parameters.push((name, value));
-        sql
-    };
     let of_run = runs.into_iter().map(|(run, days)| {
-        let run = add("UInt128", run.0.to_string());
-        let days = add("Array(Int32)", format!("[{}]", days.join(",")));
+        let run = parameters.add("UInt128", &run.0);
+        let days = parameters.add("Array(Int32)", &list(days));
         let (run_column, day_column) = (identifier(RUN_COLUMN), identifier(DAY_COLUMN));
         format!("({run_column} = {run} AND {day_column} IN arrayMap(day -> toDate32(day), {days}))")
     });
@@ -197,12 +181,9 @@ fn of_runs<'a>(
     }
 }
 
-fn settings() -> Vec<(&'static str, &'static str)> {
-    vec![
-        ("do_not_merge_across_partitions_select_final", "1"),
-        ("optimize_move_to_prewhere_if_final", "0"),
-        ("output_format_json_quote_64bit_integers", "0"),
-        ("max_execution_time", LENGTHY),
-        ("timeout_overflow_mode", "throw"),
-    ]
+/// Of a statement whose lines are read as numbers.
+fn in_lines() -> Vec<(&'static str, &'static str)> {
+    let mut settings = settings(LENGTHY);
+    settings.push(("output_format_json_quote_64bit_integers", "0"));
+    settings
 }

@@ -33,6 +33,9 @@ pub const BELOW_FLOOR: &str = "this publication lies below the floor";
 /// delete ([`crate::handoff::floor::COLLECT_WAITS`]), so that none outlives the rows that it was allowed to read.
 pub const STATEMENT_LIMIT: Duration = Duration::from_secs(60);
 
+/// The same as ClickHouse has it, in seconds.
+pub(super) const SHORT: &str = "60";
+
 /// The same for a statement of the batch layer, in seconds, which may scan months: half of what collection waits.
 pub(super) const LENGTHY: &str = "300";
 
@@ -216,13 +219,7 @@ impl Merging<'_> {
         Ok(Statement {
             sql,
             parameters: parameters.0,
-            settings: vec![
-                // The partition is a function of the sorting key, so versions of a cell are never in two.
-                ("do_not_merge_across_partitions_select_final", "1"),
-                ("optimize_move_to_prewhere_if_final", "0"),
-                ("max_execution_time", "60"),
-                ("timeout_overflow_mode", "throw"),
-            ],
+            settings: settings(SHORT),
         })
     }
 
@@ -347,13 +344,24 @@ impl Merging<'_> {
     }
 }
 
+/// Of a statement that reads a view's rows with `FINAL`, and may run for so many seconds.
+pub(super) fn settings(limit: &'static str) -> Vec<(&'static str, &'static str)> {
+    vec![
+        // The partition is a function of the sorting key, so versions of a cell are never in two.
+        ("do_not_merge_across_partitions_select_final", "1"),
+        ("optimize_move_to_prewhere_if_final", "0"),
+        ("max_execution_time", limit),
+        ("timeout_overflow_mode", "throw"),
+    ]
+}
+
 /// The values of a statement, named in order.
 #[derive(Debug, Default)]
-struct Parameters(Vec<(String, String)>);
+pub(super) struct Parameters(pub(super) Vec<(String, String)>);
 
 impl Parameters {
     /// Adds a value and gives the SQL that stands for it.
-    fn add(&mut self, clickhouse_type: &str, value: &impl ToString) -> String {
+    pub(super) fn add(&mut self, clickhouse_type: &str, value: &impl ToString) -> String {
         let name = format!("p{}", self.0.len());
         let sql = format!("{{{name}:{clickhouse_type}}}");
         self.0.push((name, value.to_string()));
@@ -361,7 +369,8 @@ impl Parameters {
     }
 }
 
-fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+/// A value of an array's type.
+pub(super) fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
     let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
     format!("[{}]", items.join(","))
 }
