@@ -86,7 +86,7 @@ async fn cells(
     let told = Arc::new(Told::default());
     let wanted = Wanted {
         dataset,
-        events: pinned.events(days),
+        events: pinned.lean_events(days),
         days,
         counted: &counted,
         since: &BTreeSet::new(),

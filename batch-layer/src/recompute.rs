@@ -14,6 +14,7 @@ mod room;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -149,24 +150,27 @@ impl Recompute {
     }
 }
 
-/// Whether an event's time lies in one of those days.
-pub(crate) fn of_days(days: &BTreeSet<EventDay>) -> Expr {
-    let mut runs: Vec<(i64, i64)> = Vec::new();
+/// The microseconds of those days, ascending; neighbours are one range.
+fn moments(days: &BTreeSet<EventDay>) -> Vec<Range<i64>> {
+    let mut runs: Vec<Range<i64>> = Vec::new();
     for day in days.iter().map(|day| i64::from(day.0)) {
+        let of_day = day.saturating_mul(MICROS_PER_DAY)..(day + 1).saturating_mul(MICROS_PER_DAY);
         match runs.last_mut() {
-            Some((_, end)) if *end == day => *end = day + 1,
-            _ => runs.push((day, day + 1)),
+            Some(run) if run.end == of_day.start => run.end = of_day.end,
+            _ => runs.push(of_day),
         }
     }
-    let moment = |day: i64| {
-        let micros = Some(day.saturating_mul(MICROS_PER_DAY));
-        lit(ScalarValue::TimestampMicrosecond(micros, Some(UTC.into())))
-    };
-    let within = |(from, to)| {
+    runs
+}
+
+/// Whether an event's time lies in one of those days.
+pub(crate) fn of_days(days: &BTreeSet<EventDay>) -> Expr {
+    let moment = |micros: i64| lit(ScalarValue::TimestampMicrosecond(Some(micros), Some(UTC.into())));
+    let within = |run: Range<i64>| {
         let time = || ident(EVENT_TIME_COLUMN);
-        time().gt_eq(moment(from)).and(time().lt(moment(to)))
+        time().gt_eq(moment(run.start)).and(time().lt(moment(run.end)))
     };
-    either(runs.into_iter().map(within))
+    either(moments(days).into_iter().map(within))
 }
 
 /// Whether an event's offset is one of its partition's.

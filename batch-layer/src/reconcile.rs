@@ -361,7 +361,7 @@ impl OfView<'_> {
         let counted = ground.places(self.chunk()?).all();
         let failed = |error| computing(days, &error);
         let cells = recompute
-            .cells(ground.pinned.events(days), days, &counted)
+            .cells(ground.pinned.lean_events(days), days, &counted)
             .await
             .map_err(failed)?;
         let cells: Vec<_> = cells.try_collect().await.map_err(failed)?;
@@ -377,15 +377,14 @@ impl OfView<'_> {
         days: &BTreeSet<EventDay>,
     ) -> Result<Cells, RunError> {
         let failed = |error| computing(days, &error);
-        let events = || ground.pinned.events(days);
         let batch = recompute
-            .cells(events(), days, &below(&ground.marks()))
+            .cells(ground.pinned.lean_events(days), days, &below(&ground.marks()))
             .await
             .map_err(failed)?;
         let mut cells: Vec<_> = batch.try_collect().await.map_err(failed)?;
         let of_speed = ground.of_speed(self.chunk()?);
         let speed = recompute
-            .cells_of_speed(events(), days, &of_speed)
+            .cells_of_speed(ground.pinned.events(days), days, &of_speed)
             .await
             .map_err(failed)?;
         cells.extend(speed.try_collect::<Vec<_>>().await.map_err(failed)?);

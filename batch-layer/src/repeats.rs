@@ -6,12 +6,15 @@
 //! can be done without its neighbours.
 //!
 //! Events are known by a hash of 128 bits, as in the speed layer: 32 bytes each with their place, whatever they carry. They are put into buckets by
-//! that hash, so that equal ones meet in one bucket, and each bucket is sorted by itself. What exceeds the memory goes to a file
+//! that hash, so that equal ones meet in one bucket, and each bucket is looked through by itself. What exceeds the memory goes to a file
 //! for each bucket, after those are dropped of which a lower offset is known already: one event sent over and over takes
 //! no room. What comes out is only which offsets are repeats, and a second reading of the events leaves those out.
 //!
 //! Sorting the events themselves, as plain SQL would, moves every byte of them several times: a day of wide events went to disk
 //! whole, twice.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -29,11 +32,15 @@ use crate::spill::Spill;
 const BUCKETS: usize = 256;
 /// Bytes of one event in a file.
 const RECORD: usize = 32;
+/// Bytes of the table in which an event is looked up, at most.
+const OF_TABLE: usize = 4 * size_of::<u64>();
 /// An offset takes so many bits of a place, the partition's index the rest.
 const OFFSET_BITS: u32 = 48;
 const OFFSETS: u64 = (1 << OFFSET_BITS) - 1;
-/// A bucket grows by this part of what it holds: doubling would leave half of the memory empty.
-const GROWS: usize = 8;
+/// Events are kept in pieces of so many, which never move; of fewer where a quarter of the memory would not hold a piece of each bucket for
+/// each thread.
+const PIECE: usize = 512;
+const SHORTEST: usize = 4;
 /// So many offsets of a block are listed; of more, each offset of the block has a bit.
 const LISTED: usize = 4096;
 
@@ -65,6 +72,8 @@ pub(crate) struct Sightings {
     held: AtomicUsize,
     /// So many bytes are held in memory, about.
     most: usize,
+    /// Events in a piece.
+    piece: usize,
     making_room: Mutex<()>,
     gone: Mutex<Repeats>,
     spill: Arc<Spill>,
@@ -73,41 +82,23 @@ pub(crate) struct Sightings {
 
 #[derive(Debug, Default)]
 struct Bucket {
-    seen: Vec<Seen>,
+    pieces: Vec<Vec<Seen>>,
     file: Option<File>,
     /// Bytes in the file.
     spilled: usize,
 }
 
-/// What a thread has seen and not handed in yet.
+/// What a thread has seen and not handed in yet: of each bucket a piece that is not full.
 #[derive(Debug)]
 pub(crate) struct Hand {
     seen: Vec<Vec<Seen>>,
-    beyond: bool,
 }
 
 impl Default for Hand {
     fn default() -> Self {
         Self {
             seen: vec![Vec::new(); BUCKETS],
-            beyond: false,
         }
-    }
-}
-
-impl Hand {
-    /// An event at that offset of the partition with this index, with that Kafka timestamp.
-    pub(crate) fn take(&mut self, EventId(id): EventId, place: usize, offset: u64, time: i64) {
-        let [bucket, ..] = id.to_be_bytes();
-        #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
-        let id = [(id >> 64) as u64, id as u64];
-        let place = u64::from(u16::try_from(place).unwrap_or(u16::MAX));
-        self.beyond |= offset > OFFSETS || place == u64::from(u16::MAX);
-        self.seen[usize::from(bucket)].push(Seen {
-            id,
-            at: place << OFFSET_BITS | (offset & OFFSETS),
-            time,
-        });
     }
 }
 
@@ -116,41 +107,60 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Sightings {
-    /// Of events in these partitions, with about so many bytes of memory.
-    pub(crate) fn new(places: Vec<Partition>, memory: usize, spill: Arc<Spill>) -> Self {
+    /// Of events in these partitions, seen by so many threads, with about so many bytes of memory.
+    pub(crate) fn new(places: Vec<Partition>, threads: usize, memory: usize, spill: Arc<Spill>) -> Self {
+        let of_bucket = memory / 4 / BUCKETS / threads.max(1);
         Self {
             gone: Mutex::new(Repeats::new(places.len())),
             places,
             buckets: (0..BUCKETS).map(|_| Mutex::default()).collect(),
             held: AtomicUsize::new(0),
             most: memory,
+            piece: (of_bucket / size_of::<Seen>()).clamp(SHORTEST, PIECE),
             making_room: Mutex::new(()),
             spill,
             spilled: AtomicU64::new(0),
         }
     }
 
-    /// Takes what a thread has seen.
+    /// A thread saw an event at that offset of the partition with this index, with that Kafka timestamp.
     ///
     /// # Errors
-    /// A disk that is full.
-    pub(crate) fn hand_in(&self, hand: &mut Hand) -> Result<()> {
-        if hand.beyond {
+    /// A disk that is full, and a place that no [`Seen`] can hold.
+    pub(crate) fn take(
+        &self,
+        hand: &mut Hand,
+        EventId(id): EventId,
+        place: usize,
+        offset: u64,
+        time: i64,
+    ) -> Result<()> {
+        let [bucket, ..] = id.to_be_bytes();
+        #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
+        let id = [(id >> 64) as u64, id as u64];
+        let place = u64::from(u16::try_from(place).unwrap_or(u16::MAX));
+        if offset > OFFSETS || place == u64::from(u16::MAX) {
             let most = "finding repeats takes offsets below 2^48, of fewer than 65,535 partitions".to_owned();
             return Err(DataFusionError::Execution(most));
         }
-        let mut grown = 0;
-        for (bucket, new) in self.buckets.iter().zip(&mut hand.seen) {
-            let mut bucket = lock(bucket);
-            let before = bucket.bytes();
-            let seen = &mut bucket.seen;
-            if seen.capacity() - seen.len() < new.len() {
-                seen.reserve_exact(new.len().max(seen.len() / GROWS));
-            }
-            seen.append(new);
-            grown += bucket.bytes() - before;
+        let seen = &mut hand.seen[usize::from(bucket)];
+        if seen.capacity() == 0 {
+            seen.reserve_exact(self.piece);
+            self.held.fetch_add(bytes(seen), Ordering::Relaxed);
         }
-        if self.held.fetch_add(grown, Ordering::Relaxed) + grown > self.most {
+        seen.push(Seen {
+            id,
+            at: place << OFFSET_BITS | offset,
+            time,
+        });
+        if seen.len() < self.piece {
+            return Ok(());
+        }
+        let full = std::mem::take(seen);
+        if let Some(bucket) = self.buckets.get(usize::from(bucket)) {
+            lock(bucket).pieces.push(full);
+        }
+        if self.held.load(Ordering::Relaxed) > self.most {
             let _one = lock(&self.making_room);
             // Another thread may have made room meanwhile.
             if self.held.load(Ordering::Relaxed) > self.most {
@@ -158,6 +168,15 @@ impl Sightings {
             }
         }
         Ok(())
+    }
+
+    /// A thread has seen all that it will see.
+    pub(crate) fn hand_in(&self, hand: Hand) {
+        for (bucket, seen) in self.buckets.iter().zip(hand.seen) {
+            if !seen.is_empty() {
+                lock(bucket).pieces.push(seen);
+            }
+        }
     }
 
     /// Drops what is known to be a repeat; where little goes, the rest goes to disk.
@@ -173,6 +192,10 @@ impl Sightings {
         if self.held.load(Ordering::Relaxed) <= self.most / 2 {
             return Ok(());
         }
+        self.spill_all()
+    }
+
+    fn spill_all(&self) -> Result<()> {
         for (number, bucket) in self.buckets.iter().enumerate() {
             let mut bucket = lock(bucket);
             self.held.fetch_sub(bucket.bytes(), Ordering::Relaxed);
@@ -197,6 +220,14 @@ impl Sightings {
     /// # Errors
     /// Files that can't be read, or a memory that holds no bucket.
     pub(crate) async fn judge(self: &Arc<Self>, threads: usize) -> Result<Repeats> {
+        if self.spilled() > 0 {
+            // What is still held would stand beside what is read back.
+            let all = Arc::clone(self);
+            let spilled = tokio::task::spawn_blocking(move || all.spill_all());
+            spilled
+                .await
+                .map_err(|error| DataFusionError::External(Box::new(error)))??;
+        }
         let next = Arc::new(AtomicUsize::new(0));
         let mut work = tokio::task::JoinSet::new();
         let room = (self.most / threads.max(1)).max(1 << 20);
@@ -204,9 +235,10 @@ impl Sightings {
             let (all, next) = (Arc::clone(self), Arc::clone(&next));
             work.spawn_blocking(move || {
                 let mut repeats = Repeats::new(all.places.len());
+                let mut table = Vec::new();
                 while let Some(bucket) = all.buckets.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let seen = lock(bucket).all(room)?;
-                    all.judge_bucket(seen, &mut repeats);
+                    all.judge_bucket(&seen, &mut table, &mut repeats);
                 }
                 Ok::<_, DataFusionError>(repeats)
             });
@@ -219,10 +251,11 @@ impl Sightings {
         Ok(repeats)
     }
 
-    fn judge_bucket(&self, mut seen: Vec<Seen>, repeats: &mut Repeats) {
-        seen.sort_unstable();
-        for same in seen.chunk_by(|one, other| one.id == other.id) {
-            let [_, _, ..] = same else { continue };
+    /// Of a bucket's events those that are repeats: among those of which an equal one was found.
+    fn judge_bucket(&self, seen: &[Vec<Seen>], table: &mut Vec<u64>, repeats: &mut Repeats) {
+        let mut same = equal(seen, table);
+        same.sort_unstable();
+        for same in same.chunk_by(|one, other| one.id == other.id) {
             let mut stays: Option<&Seen> = None;
             for of_partition in same.chunk_by(|one, other| one.place() == other.place()) {
                 let (first, later) = of_partition.split_at(1);
@@ -247,32 +280,93 @@ impl Sightings {
     }
 }
 
+/// Those events of which an equal one is among them: few of many, mostly, so nothing is sorted before they are found.
+///
+/// They are looked up in a table with open addresses. A slot holds the number of an event and half of its hash; their whole hashes are compared where
+/// those halves are equal.
+fn equal(seen: &[Vec<Seen>], table: &mut Vec<u64>) -> Vec<Seen> {
+    let pieces: Vec<&[Seen]> = seen.iter().flat_map(|piece| piece.chunks(PIECE)).collect();
+    let events: usize = pieces.iter().map(|piece| piece.len()).sum();
+    let slots = (events * 2).next_power_of_two();
+    table.clear();
+    table.resize(slots, u64::MAX);
+    let mut found = Vec::new();
+    // Of each event whether it is found already.
+    let mut first = vec![false; pieces.len() * PIECE];
+    for (number, piece) in pieces.iter().enumerate() {
+        for (at, event) in piece.iter().enumerate() {
+            let at = number * PIECE + at;
+            let half = event.id[1] & !u64::from(u32::MAX);
+            #[expect(clippy::cast_possible_truncation, reason = "any bits of the hash will do")]
+            let mut slot = event.id[1] as usize & (slots - 1);
+            loop {
+                let held = table[slot];
+                if held == u64::MAX {
+                    table[slot] = half | at as u64;
+                    break;
+                }
+                #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+                let other = held as u32 as usize;
+                let same = || &pieces[other / PIECE][other % PIECE];
+                if held & !u64::from(u32::MAX) == half && same().id == event.id {
+                    if !std::mem::replace(&mut first[other], true) {
+                        found.push(*same());
+                    }
+                    found.push(*event);
+                    break;
+                }
+                slot = (slot + 1) & (slots - 1);
+            }
+        }
+    }
+    found
+}
+
+fn bytes(seen: &Vec<Seen>) -> usize {
+    seen.capacity() * size_of::<Seen>()
+}
+
 impl Bucket {
     fn bytes(&self) -> usize {
-        self.seen.capacity() * size_of::<Seen>()
+        self.pieces.iter().map(bytes).sum()
+    }
+
+    /// All in memory, in one piece.
+    fn taken(&mut self) -> Vec<Seen> {
+        match &mut self.pieces[..] {
+            [only] => {
+                let only = std::mem::take(only);
+                self.pieces.clear();
+                only
+            }
+            _ => std::mem::take(&mut self.pieces).concat(),
+        }
     }
 
     /// Of equal events in a partition only the one with the lowest offset can still stay.
     fn drop_later(&mut self, gone: &mut Repeats) {
-        self.seen.sort_unstable();
-        self.seen.dedup_by(|later, first| {
+        let mut seen = self.taken();
+        seen.sort_unstable();
+        seen.dedup_by(|later, first| {
             let same = (later.id, later.place()) == (first.id, first.place());
             if same {
                 gone.insert(later.place(), later.offset());
             }
             same
         });
-        self.seen.shrink_to_fit();
+        seen.shrink_to_fit();
+        self.pieces.extend((!seen.is_empty()).then_some(seen));
     }
 
     /// Appends all to the bucket's file; how many bytes.
     fn write(&mut self, spill: &Spill, number: usize) -> Result<u64> {
+        let all = self.taken();
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(spill.file(&format!("ids-{number:03}"))?),
         };
         let mut out = BufWriter::new(file);
-        for seen in &self.seen {
+        for seen in &all {
             out.write_all(&seen.id[0].to_le_bytes())?;
             out.write_all(&seen.id[1].to_le_bytes())?;
             out.write_all(&seen.at.to_le_bytes())?;
@@ -280,19 +374,19 @@ impl Bucket {
         }
         out.flush()?;
         drop(out);
-        let written = self.seen.len() * RECORD;
+        let written = all.len() * RECORD;
         self.spilled += written;
-        self.seen = Vec::new();
         Ok(written as u64)
     }
 
     /// All of it, from memory and file, within so many bytes.
-    fn all(&mut self, room: usize) -> Result<Vec<Seen>> {
-        let mut seen = std::mem::take(&mut self.seen);
+    fn all(&mut self, room: usize) -> Result<Vec<Vec<Seen>>> {
+        let mut pieces = std::mem::take(&mut self.pieces);
         let Some(file) = &mut self.file else {
-            return Ok(seen);
+            return Ok(pieces);
         };
-        let needed = (self.spilled / RECORD + seen.len()) * size_of::<Seen>();
+        let held: usize = pieces.iter().map(Vec::len).sum();
+        let needed = (self.spilled / RECORD + held) * (size_of::<Seen>() + OF_TABLE);
         if needed > room {
             let (needed, factor) = (needed >> 20, needed.div_ceil(room));
             return Err(DataFusionError::ResourcesExhausted(format!(
@@ -301,7 +395,7 @@ impl Bucket {
                 room >> 20
             )));
         }
-        seen.reserve_exact(self.spilled / RECORD);
+        let mut seen = Vec::with_capacity(self.spilled / RECORD);
         file.rewind()?;
         let mut input = BufReader::with_capacity(1 << 16, file);
         let mut record = [0_u8; RECORD];
@@ -318,7 +412,8 @@ impl Bucket {
                 time: number(24).cast_signed(),
             });
         }
-        Ok(seen)
+        pieces.push(seen);
+        Ok(pieces)
     }
 }
 
@@ -386,15 +481,61 @@ impl Repeats {
         self.of.iter().flat_map(BTreeMap::values).map(bytes).sum()
     }
 
-    /// Whether that offset of the partition with this index is one.
-    pub(crate) fn contains(&self, place: usize, offset: u64) -> bool {
+    /// Those of a partition, to look up offsets from the lowest to the highest.
+    pub(crate) fn of(&self, place: usize, bounds: Option<(i64, i64)>) -> Within<'_> {
+        let block = |offset: i64| offset.cast_unsigned() >> 16;
+        let blocks =
+            self.of.get(place).zip(bounds).filter(|(blocks, (low, high))| {
+                low <= high && blocks.range(block(*low)..=block(*high)).next().is_some()
+            });
+        Within {
+            blocks: blocks.map(|(blocks, _)| blocks),
+            number: None,
+            block: None,
+            at: 0,
+        }
+    }
+}
+
+/// Repeats of one partition. Looks up offsets in any order, and fast where they ascend.
+pub(crate) struct Within<'a> {
+    blocks: Option<&'a BTreeMap<u64, Block>>,
+    /// The block of the last one that was looked up.
+    number: Option<u64>,
+    block: Option<&'a Block>,
+    /// How many of a list lie below it.
+    at: usize,
+}
+
+impl Within<'_> {
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.blocks.is_none()
+    }
+
+    /// Whether that offset is one.
+    pub(crate) fn contains(&mut self, offset: u64) -> bool {
+        if self.number != Some(offset >> 16) {
+            self.number = Some(offset >> 16);
+            self.block = self.blocks.and_then(|blocks| blocks.get(&(offset >> 16)));
+            self.at = 0;
+        }
         #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
         let low = offset as u16;
-        let block = self.of.get(place).and_then(|blocks| blocks.get(&(offset >> 16)));
-        match block {
+        match self.block {
             None => false,
-            Some(Block::Few(few)) => few.binary_search(&low).is_ok(),
             Some(Block::Many(bits)) => bits[usize::from(low >> 6)] & (1 << (low & 63)) != 0,
+            Some(Block::Few(few)) => {
+                let mut at = self.at;
+                if at > 0 && few[at - 1] >= low {
+                    at = few.partition_point(|one| *one < low);
+                }
+                while few.get(at).is_some_and(|one| *one < low) {
+                    at += 1;
+                }
+                self.at = at;
+                few.get(at) == Some(&low)
+            }
         }
     }
 }
@@ -425,92 +566,5 @@ impl Block {
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use proptest::prelude::*;
-    use shared_schemas::handoff::TopicId;
-
-    use super::*;
-
-    /// An id whose hash lies in one of few buckets.
-    fn id(number: u64) -> EventId {
-        EventId(u128::from(number % 3) << 120 | u128::from(number))
-    }
-
-    fn places() -> Vec<Partition> {
-        [(9, 1), (9, 0), (4, 1)]
-            .map(|(topic, number)| Partition {
-                topic: TopicId(topic),
-                number,
-            })
-            .to_vec()
-    }
-
-    fn judged(events: &[(u64, u32, i64)], memory: usize) -> (BTreeSet<usize>, u64, u64) {
-        let spill = Arc::new(Spill::new(None).unwrap());
-        let sightings = Arc::new(Sightings::new(places(), memory, spill));
-        let mut hand = Hand::default();
-        for (offset, (event, place, time)) in (0..).zip(events) {
-            hand.take(id(*event), *place as usize, offset, *time);
-            if offset % 50 == 0 {
-                sightings.hand_in(&mut hand).unwrap();
-            }
-        }
-        sightings.hand_in(&mut hand).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().build().unwrap();
-        let repeats = runtime.block_on(sightings.judge(2)).unwrap();
-        let found = (0..events.len()).filter(|at| repeats.contains(events[*at].1 as usize, *at as u64));
-        (found.collect(), repeats.count(), sightings.spilled())
-    }
-
-    /// The rule, one event at a time.
-    fn expected(events: &[(u64, u32, i64)]) -> BTreeSet<usize> {
-        let (mut first, mut gone) = (BTreeMap::new(), BTreeSet::new());
-        for (at, (event, place, _)) in events.iter().enumerate() {
-            if *first.entry((*event, *place)).or_insert(at) != at {
-                gone.insert(at);
-            }
-        }
-        let places = places();
-        let order = |at: usize| {
-            let place = places[events[at].1 as usize];
-            (events[at].2, place.number, place.topic)
-        };
-        for ((event, _), at) in &first {
-            let others = first.iter().filter(|((other, _), _)| other == event);
-            if others.into_iter().any(|(_, other)| order(*other) < order(*at)) {
-                gone.insert(*at);
-            }
-        }
-        gone
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-
-        /// With and without room in memory, the same offsets are repeats: those that the rule says.
-        #[test]
-        fn the_rule_in_any_memory(events in prop::collection::vec((0_u64..200, 0_u32..3, 0_i64..4), 0..600)) {
-            let (found, count, spilled) = judged(&events, 1 << 30);
-            prop_assert_eq!(&found, &expected(&events));
-            prop_assert_eq!((count, spilled), (found.len() as u64, 0));
-            let (again, count, spilled) = judged(&events, 2000);
-            prop_assert_eq!(&found, &again);
-            prop_assert_eq!(count, found.len() as u64);
-            prop_assert!(spilled > 0 || events.len() < 200);
-        }
-    }
-
-    #[test]
-    fn one_event_over_and_over_takes_no_room() {
-        let events: Vec<_> = (0..100_000).map(|_| (7, 1, 0)).collect();
-        let (found, count, spilled) = judged(&events, 100_000);
-        assert_eq!((found.len(), count, spilled), (99_999, 99_999, 0));
-        assert!(!found.contains(&0));
     }
 }

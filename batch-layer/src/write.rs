@@ -68,6 +68,8 @@ pub(crate) struct Written {
     pub(crate) read: u64,
     /// How many of them are repeats.
     pub(crate) repeats: u64,
+    /// The same by the day that they are of.
+    pub(crate) repeats_of: BTreeMap<EventDay, u64>,
     /// How many were counted: no repeats, and let pass by the view's filter.
     pub(crate) passed: u64,
     /// How many of those read lie from the old mark on, by partition.
@@ -238,7 +240,7 @@ impl Work<'_> {
                 .map(|(partition, mark)| (*partition, mark.0));
             let wanted = Wanted {
                 dataset: self.dataset,
-                events: self.pinned.events(days),
+                events: self.pinned.lean_events(days),
                 days,
                 counted: self.counted,
                 since: &since
@@ -273,6 +275,9 @@ impl Work<'_> {
             let written = &mut work.written;
             written.read += told.read();
             written.repeats += told.repeats();
+            for (day, count) in told.repeats_of() {
+                *written.repeats_of.entry(day).or_default() += count;
+            }
             written.passed += passed.unwrap_or_else(|| told.read().saturating_sub(told.repeats()));
             for partition in self.counted.keys() {
                 let old = work.job.old.get(partition).map_or(Offset(0), |mark| mark.0);

@@ -14,12 +14,13 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 
 use arrow::array::{ArrayRef, AsArray, Int32Array, RecordBatch, UInt64Array};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
-use datafusion::common::{Result, internal_err, plan_err};
+use datafusion::common::{Column, Result, internal_err, plan_err};
 use datafusion::datasource::memory::{DataSourceExec, MemorySourceConfig};
 use datafusion::datasource::{MemTable, provider_as_source};
 use datafusion::execution::TaskContext;
@@ -277,7 +278,7 @@ fn cell_schema(view: &View, key: CellKey) -> SchemaRef {
 }
 
 fn over(view: &View, key: CellKey, events: LogicalPlan) -> Result<LogicalPlan> {
-    let mut builder = LogicalPlanBuilder::from(events);
+    let mut builder = LogicalPlanBuilder::from(readable(view, key, events)?);
     if let Some(filter) = &view.filter {
         builder = builder.filter(filter.expr.clone())?;
     }
@@ -298,12 +299,55 @@ fn over(view: &View, key: CellKey, events: LogicalPlan) -> Result<LogicalPlan> {
         Some(state.make(argument, condition)?.alias(&column.name))
     }));
     let names = key_fields(view, key);
-    let output = names
-        .iter()
-        .map(|field| ident(field.name()))
-        .chain(settled(&states))
-        .collect::<Vec<_>>();
-    builder.aggregate(group, aggregates)?.project(output)?.build()
+    let builder = builder.aggregate(group, aggregates)?;
+    let name = |field: &Field| {
+        let found = builder.schema().field_with_unqualified_name(field.name())?;
+        let column = ident(field.name());
+        Ok(match found.data_type() == field.data_type() {
+            true => column,
+            false => cast(column, field.data_type().clone()).alias(field.name()),
+        })
+    };
+    let names = names.iter().map(name).collect::<Result<Vec<_>>>()?;
+    builder.project(names.into_iter().chain(settled(&states)))?.build()
+}
+
+/// The events with texts as the view's expressions have them. Where they come as views, which cost no copy, they stay so if cells are only
+/// grouped by them.
+fn readable(view: &View, key: CellKey, events: LogicalPlan) -> Result<LogicalPlan> {
+    let is_view = |field: &Field| *field.data_type() == DataType::Utf8View;
+    let fields = Arc::clone(events.schema().inner());
+    if !fields.fields().iter().any(|field| is_view(field)) {
+        return Ok(events);
+    }
+    let dimensions = view.dimensions.iter().map(|dimension| &dimension.expression);
+    let measures = key
+        .states(view)
+        .flat_map(|column| [column.aggregate.argument.as_ref(), column.aggregate.condition.as_ref()]);
+    let computed = dimensions
+        .clone()
+        .filter(|dimension| !matches!(dimension.expr, Expr::Column(_)))
+        .chain(view.filter.as_ref())
+        .chain(measures.flatten());
+    let expressions = computed.map(|expression| &expression.expr);
+    let failures = failures(view);
+    let read: HashSet<_> = expressions
+        .chain([&failures])
+        .flat_map(Expr::column_refs)
+        .map(Column::name)
+        .collect();
+    let column = |(column, field): (Column, &Arc<Field>)| match is_view(field) && read.contains(column.name()) {
+        true => cast(Expr::Column(column), DataType::Utf8).alias(field.name()),
+        false => Expr::Column(column),
+    };
+    let columns: Vec<_> = events
+        .schema()
+        .columns()
+        .into_iter()
+        .zip(fields.fields())
+        .map(column)
+        .collect();
+    LogicalPlanBuilder::from(events).project(columns)?.build()
 }
 
 /// The aggregated columns, brought to their types.

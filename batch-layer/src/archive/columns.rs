@@ -65,6 +65,21 @@ pub(super) fn read_schema(dataset: &Dataset) -> SchemaRef {
     ))
 }
 
+/// The same in types that are read without a copy of each text: a topic is told once a batch, and texts stay in the file's pages,
+/// but for those that a rule masks.
+pub(super) fn lean(schema: &Schema, dataset: &Dataset) -> SchemaRef {
+    let masked = |name: &str| dataset.field(name).is_some_and(|field| field.mask.is_some());
+    let field = |field: &Arc<Field>| match field.data_type() {
+        DataType::Utf8 if field.name() == TOPIC_COLUMN => {
+            let name = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+            Arc::new(field.as_ref().clone().with_data_type(name))
+        }
+        DataType::Utf8 if !masked(field.name()) => Arc::new(field.as_ref().clone().with_data_type(DataType::Utf8View)),
+        _ => Arc::clone(field),
+    };
+    Arc::new(Schema::new(schema.fields().iter().map(field).collect::<Vec<_>>()))
+}
+
 /// The columns of a new table.
 pub(super) fn table_fields(dataset: &Dataset) -> Vec<StructField> {
     let own = [

@@ -15,9 +15,10 @@ use arrow::error::ArrowError;
 use chrono::{DateTime, NaiveDate, SecondsFormat};
 use deltalake::kernel::Add;
 use object_store::path::Path;
-use parquet::basic::{Compression, ZstdLevel};
+use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
+use parquet::schema::types::ColumnPath;
 use serde_json::{Value, json};
 use shared_schemas::dataset::{EVENT_TIME_COLUMN, EXTRA_COLUMN, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
 use shared_schemas::fingerprint::Fingerprint;
@@ -163,10 +164,18 @@ impl Rows {
 
 /// How files are written.
 pub(super) fn properties() -> Result<WriterProperties, ParquetError> {
-    Ok(WriterProperties::builder()
+    let all = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
-        .set_created_by("highwater".to_owned())
-        .build())
+        .set_created_by("highwater".to_owned());
+    // Numbers that mostly rise: as differences they are shorter than a compressor makes them, and read several times as fast.
+    let rising = [OFFSET_COLUMN, KAFKA_TIME_COLUMN, EVENT_TIME_COLUMN].map(ColumnPath::from);
+    let properties = rising.into_iter().fold(all, |properties, column| {
+        properties
+            .set_column_dictionary_enabled(column.clone(), false)
+            .set_column_encoding(column.clone(), Encoding::DELTA_BINARY_PACKED)
+            .set_column_compression(column, Compression::UNCOMPRESSED)
+    });
+    Ok(properties.build())
 }
 
 impl Home {

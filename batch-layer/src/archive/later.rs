@@ -6,21 +6,17 @@
 
 use arrow::array::{Array, ArrayRef, StringArray, UInt32Array, new_null_array};
 use arrow::compute::{concat_batches, take};
-use arrow::datatypes::DataType;
 use arrow::error::ArrowError;
 use shared_schemas::dataset::{Dataset, EventTime, Field, FieldSource, Privacy};
 use shared_schemas::decode::{Decoder, EnvironmentKeys, Options, Record};
+use shared_schemas::view::ValueType;
 
 /// Of the field's values in `extra`, which is `_extra` of some rows: a column of its type.
 ///
 /// # Errors
 /// Arrow's, where the decoder makes another column than it says.
-pub(super) fn column(
-    dataset: &Dataset,
-    field: &Field,
-    data_type: &DataType,
-    extra: &StringArray,
-) -> Result<ArrayRef, ArrowError> {
+pub(super) fn column(dataset: &Dataset, field: &Field, extra: &StringArray) -> Result<ArrayRef, ArrowError> {
+    let data_type = &ValueType::of_field(field.field_type).arrow();
     let nothing = || new_null_array(data_type, extra.len());
     if !matches!(field.source, FieldSource::Path(_)) || extra.null_count() == extra.len() {
         return Ok(nothing());
@@ -86,14 +82,14 @@ mod tests {
             Some(r#"{"seats":-1}"#),
         ]);
         let field = |name: &str| dataset.field(name).unwrap();
-        let seats = column(&dataset, field("seats"), &DataType::Int64, &extra).unwrap();
+        let seats = column(&dataset, field("seats"), &extra).unwrap();
         let seats: Vec<_> = seats.as_primitive::<Int64Type>().iter().collect();
         assert_eq!(seats, [Some(12), None, None, None, Some(-1)]);
-        let cities = column(&dataset, field("city"), &DataType::Utf8, &extra).unwrap();
+        let cities = column(&dataset, field("city"), &extra).unwrap();
         let cities: Vec<_> = cities.as_string::<i32>().iter().collect();
         assert_eq!(cities, [Some("Oslo"), None, None, Some("東京"), None]);
         let none = StringArray::new_null(3);
-        let nothing = column(&dataset, field("city"), &DataType::Utf8, &none).unwrap();
+        let nothing = column(&dataset, field("city"), &none).unwrap();
         assert_eq!((nothing.len(), nothing.null_count()), (3, 3));
     }
 }

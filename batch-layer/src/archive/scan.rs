@@ -7,15 +7,18 @@
 //! What readers get is masked by the rules of now. A file may be older than a rule, and a view whose definition masks a
 //! field must not carry its values on.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, Date32Array, Int32Array, RecordBatch, RecordBatchOptions, StringArray, new_null_array,
+    Array, ArrayRef, AsArray, Date32Array, DictionaryArray, Int32Array, RecordBatch, RecordBatchOptions, StringArray,
+    new_null_array,
 };
-use arrow::datatypes::{Field, SchemaRef};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -33,7 +36,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ArrowReaderOptions;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::arrow::async_reader::{AsyncFileReader, ParquetRecordBatchStreamBuilder};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
@@ -233,7 +236,12 @@ async fn read(
         let later = lacks.then_some(EXTRA_COLUMN);
         ProjectionMask::columns(held, names.iter().copied().chain(later))
     };
-    let (held, batches) = open_with(&store, &place, &file, mask, rows).await?;
+    let views = names.iter().copied().filter(|name| {
+        let field = schema.field_with_name(name);
+        field.is_ok_and(|field| *field.data_type() == DataType::Utf8View)
+    });
+    let views: BTreeSet<_> = views.collect();
+    let (held, batches) = open_with(&store, &place, &file, mask, &views, rows).await?;
     for wanted in schema.fields().iter().filter(|field| !is_place(field.name())) {
         if let Ok(field) = held.field_with_name(wanted.name())
             && field.data_type() != wanted.data_type()
@@ -267,12 +275,13 @@ fn shape(
         let partition = file.range.partition;
         Ok(match field.name().as_str() {
             TOPIC_COLUMN => {
-                let texts = std::iter::repeat_n(topic_text(partition.topic), rows);
-                Arc::new(StringArray::from_iter_values(texts))
+                let topic = Arc::new(StringArray::from(vec![topic_text(partition.topic)]));
+                let column = DictionaryArray::<Int32Type>::try_new(Int32Array::from_value(0, rows), topic)?;
+                cast(&column, field.data_type())?
             }
             PARTITION_COLUMN => {
                 let number = i32::try_from(partition.number).unwrap_or(i32::MAX);
-                Arc::new(Int32Array::from_iter_values(std::iter::repeat_n(number, rows)))
+                Arc::new(Int32Array::from_value(number, rows))
             }
             DATE_COLUMN => Arc::new(Date32Array::from_value(file.range.day.0, rows)),
             name => match batch.column_by_name(name) {
@@ -291,7 +300,7 @@ fn declared_later(batch: &RecordBatch, dataset: &Dataset, wanted: &Field) -> Res
     let extra = batch.column_by_name(EXTRA_COLUMN);
     let extra = extra.and_then(|extra| extra.as_string_opt::<i32>());
     let column = match dataset.field(wanted.name()).zip(extra) {
-        Some((field, extra)) => later::column(dataset, field, wanted.data_type(), extra)?,
+        Some((field, extra)) => cast(&later::column(dataset, field, extra)?, wanted.data_type())?,
         None => new_null_array(wanted.data_type(), batch.num_rows()),
     };
     if !wanted.is_nullable() && column.null_count() > 0 {
@@ -313,17 +322,19 @@ pub(super) async fn open(
     rows: usize,
 ) -> Result<(SchemaRef, BoxStream<'static, Result<RecordBatch, ArchiveError>>), ArchiveError> {
     let named = |schema: &SchemaDescriptor| ProjectionMask::columns(schema, columns.iter().copied());
-    open_with(store, place, file, named, rows).await
+    open_with(store, place, file, named, &BTreeSet::new(), rows).await
 }
 
+/// `views`: texts that are read without being copied.
 async fn open_with(
     store: &Arc<dyn ObjectStore>,
     place: &str,
     file: &File,
     mask: impl Fn(&SchemaDescriptor) -> ProjectionMask + Send,
+    views: &BTreeSet<&str>,
     rows: usize,
 ) -> Result<(SchemaRef, BoxStream<'static, Result<RecordBatch, ArchiveError>>), ArchiveError> {
-    let reader = Reader {
+    let mut reader = Reader {
         store: Arc::clone(store),
         path: file.path.clone(),
         size: file.size,
@@ -331,11 +342,18 @@ async fn open_with(
     };
     let wrong = |error: ParquetError| damaged(place, &file.path, error);
     // A footer that makes no sense makes decoders panic, too.
-    let opened = AssertUnwindSafe(ParquetRecordBatchStreamBuilder::new(reader)).catch_unwind();
-    let builder = match opened.await {
+    let opened =
+        AssertUnwindSafe(ArrowReaderMetadata::load_async(&mut reader, ArrowReaderOptions::new())).catch_unwind();
+    let mut footer = match opened.await {
         Ok(opened) => opened.map_err(wrong)?,
         Err(_) => return Err(damaged(place, &file.path, "its footer makes no sense")),
     };
+    if !views.is_empty() {
+        let schema = Arc::new(with_views(footer.schema(), views));
+        let options = ArrowReaderOptions::new().with_schema(schema);
+        footer = ArrowReaderMetadata::try_new(Arc::clone(footer.metadata()), options).map_err(wrong)?;
+    }
+    let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(reader, footer);
     let held = u64::try_from(builder.metadata().file_metadata().num_rows());
     if held != Ok(file.rows) {
         let what = format!("it holds {held:?} rows, its log entry says {}", file.rows);
@@ -353,6 +371,17 @@ async fn open_with(
     Ok((schema, stream.boxed()))
 }
 
+fn with_views(held: &Schema, views: &BTreeSet<&str>) -> Schema {
+    let field = |field: &Arc<Field>| match field.data_type() {
+        DataType::Utf8 if views.contains(field.name().as_str()) => {
+            Arc::new(field.as_ref().clone().with_data_type(DataType::Utf8View))
+        }
+        _ => Arc::clone(field),
+    };
+    let fields: Vec<_> = held.fields().iter().map(field).collect();
+    Schema::new_with_metadata(fields, held.metadata().clone())
+}
+
 /// As [`open`], with all columns that the file has.
 pub(super) async fn open_whole(
     store: &Arc<dyn ObjectStore>,
@@ -360,7 +389,7 @@ pub(super) async fn open_whole(
     file: &File,
     rows: usize,
 ) -> Result<(SchemaRef, BoxStream<'static, Result<RecordBatch, ArchiveError>>), ArchiveError> {
-    open_with(store, place, file, |_| ProjectionMask::all(), rows).await
+    open_with(store, place, file, |_| ProjectionMask::all(), &BTreeSet::new(), rows).await
 }
 
 /// A file as Parquet reads it.

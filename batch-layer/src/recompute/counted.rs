@@ -1,25 +1,29 @@
-//! Which events count: by partition and offset, and without repeats.
+//! Which events count: by partition and offset, by day, and without repeats.
 //!
-//! Looked up row by row as batches come, not as an expression of the plan: batches of the archive are of one partition and
-//! their offsets of few ranges, so nearly every row is answered by what answered the row before.
+//! Seen to as batches come, not as an expression of the plan. A batch of the archive is of one partition and one day, its offsets
+//! of few ranges: what holds for the lowest and the highest of its values mostly holds for all, and no row is looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-use arrow::array::{Array, AsArray, BooleanArray, RecordBatch, StringArray};
+use arrow::array::{Array, AsArray, BooleanArray, BooleanBufferBuilder, DictionaryArray, RecordBatch, StringArray};
 use arrow::buffer::BooleanBuffer;
-use arrow::datatypes::{Int32Type, Int64Type};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Int32Type, Int64Type, TimestampMicrosecondType};
 use datafusion::common::{Result, internal_err};
-use shared_schemas::dataset::{OFFSET_COLUMN, PARTITION_COLUMN};
-use shared_schemas::handoff::{Offset, OffsetRange, OffsetSet, Partition};
+use shared_schemas::dataset::{EVENT_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
+use shared_schemas::handoff::{EventDay, Offset, OffsetRange, OffsetSet, Partition};
 use shared_schemas::store::tables::TOPIC_COLUMN;
 
-use super::topic_text;
+use super::{MICROS_PER_DAY, moments, topic_text};
 use crate::repeats::Repeats;
 
 /// Offsets that count, of each partition.
 #[derive(Debug)]
 pub(super) struct Counted {
     places: Vec<Place>,
+    /// In microseconds, ascending.
+    times: Vec<Range<i64>>,
 }
 
 #[derive(Debug)]
@@ -32,22 +36,60 @@ struct Place {
     since: Vec<Offset>,
 }
 
-/// The columns that say where a row comes from.
+/// The columns that say where and when a row comes from.
 struct Origins<'a> {
-    topics: &'a StringArray,
+    /// Of each row, which of the `names` its topic is.
+    topics: DictionaryArray<Int32Type>,
     numbers: &'a [i32],
     offsets: &'a [i64],
+    times: &'a [i64],
 }
 
-/// What answered the last row.
-#[derive(Default)]
-struct Last {
-    place: Option<usize>,
-    range: Option<OffsetRange>,
+/// Rows of a batch, one after the other, that are of one partition.
+struct Stretch<'a> {
+    rows: Range<usize>,
+    place: usize,
+    offsets: &'a [i64],
+    times: &'a [i64],
+    /// Which of them count; nothing where all do.
+    counted: Option<BooleanBuffer>,
+}
+
+/// What a reader counts on the way.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// For each partition, and each offset from which on events are counted, how many lie from it on and below the next one.
+    since: Vec<Vec<u64>>,
+    /// How many of the events that count are repeats, by the day that they are of.
+    repeats: BTreeMap<EventDay, u64>,
+}
+
+impl Tally {
+    /// How many of the events that count are repeats, by the day that they are of.
+    pub(super) fn repeats(&self) -> &BTreeMap<EventDay, u64> {
+        &self.repeats
+    }
+}
+
+impl Stretch<'_> {
+    fn counts(&self, at: usize) -> bool {
+        self.counted.as_ref().is_none_or(|counted| counted.value(at))
+    }
+
+    fn count(&self) -> usize {
+        self.counted
+            .as_ref()
+            .map_or(self.rows.len(), BooleanBuffer::count_set_bits)
+    }
 }
 
 impl Counted {
-    pub(super) fn new(counted: &BTreeMap<Partition, OffsetSet>, since: &BTreeSet<(Partition, Offset)>) -> Self {
+    /// Events of those days at those offsets.
+    pub(super) fn new(
+        days: &BTreeSet<EventDay>,
+        counted: &BTreeMap<Partition, OffsetSet>,
+        since: &BTreeSet<(Partition, Offset)>,
+    ) -> Self {
         let of = |partition| {
             since
                 .iter()
@@ -63,6 +105,7 @@ impl Counted {
         };
         Self {
             places: counted.iter().map(place).collect(),
+            times: moments(days),
         }
     }
 
@@ -72,97 +115,201 @@ impl Counted {
     }
 
     /// Calls with the row, the index of its partition, and the offset, of each row that counts.
-    pub(super) fn each(&self, batch: &RecordBatch, mut take: impl FnMut(usize, usize, u64)) -> Result<()> {
+    ///
+    /// # Errors
+    /// The caller's, and a batch that does not say where its rows come from.
+    pub(super) fn each(
+        &self,
+        batch: &RecordBatch,
+        mut take: impl FnMut(usize, usize, u64) -> Result<()>,
+    ) -> Result<()> {
         let origins = Origins::of(batch)?;
-        let mut last = Last::default();
-        for row in 0..batch.num_rows() {
-            if let Some((place, offset)) = self.find(&origins, row, &mut last) {
-                take(row, place, offset);
+        for stretch in self.stretches(&origins) {
+            for (at, offset) in stretch.offsets.iter().enumerate() {
+                if stretch.counts(at) {
+                    take(stretch.rows.start + at, stretch.place, offset.cast_unsigned())?;
+                }
             }
         }
         Ok(())
     }
 
-    /// For each partition, and each offset from which on events are counted, a count of those below the next one.
-    pub(super) fn nothing_since(&self) -> Vec<Vec<u64>> {
-        self.places.iter().map(|place| vec![0; place.since.len()]).collect()
+    /// Nothing counted.
+    pub(super) fn tally(&self) -> Tally {
+        Tally {
+            since: self.places.iter().map(|place| vec![0; place.since.len()]).collect(),
+            repeats: BTreeMap::new(),
+        }
     }
 
-    /// Such counts, added up: how many events lie from each of the offsets on.
-    pub(super) fn since(&self, counts: &[Vec<u64>]) -> Vec<((Partition, Offset), u64)> {
+    /// How many events lie from each of the offsets on.
+    pub(super) fn since(&self, tally: &Tally) -> Vec<((Partition, Offset), u64)> {
         let of_place = |(place, counts): (&Place, &Vec<u64>)| {
             let sums = (0..counts.len()).map(|at| counts[at..].iter().sum::<u64>());
             let key = place.since.iter().map(|from| (place.partition, *from));
             key.zip(sums).collect::<Vec<_>>()
         };
-        self.places.iter().zip(counts).flat_map(of_place).collect()
+        self.places.iter().zip(&tally.since).flat_map(of_place).collect()
     }
 
-    /// The rows that count and are no repeats; how many count, in all and added to `since`.
+    /// The rows that count and are no repeats, or nothing where that is all of them; how many count, in all and added to the tally.
+    ///
+    /// # Errors
+    /// A batch that does not say where its rows come from.
     pub(super) fn kept(
         &self,
         batch: &RecordBatch,
         repeats: &Repeats,
-        since: &mut [Vec<u64>],
-    ) -> Result<(BooleanArray, u64)> {
+        tally: &mut Tally,
+    ) -> Result<(Option<BooleanArray>, u64)> {
         let origins = Origins::of(batch)?;
-        let mut last = Last::default();
-        let mut counted = 0;
-        let kept = BooleanBuffer::collect_bool(batch.num_rows(), |row| {
-            self.find(&origins, row, &mut last).is_some_and(|(place, offset)| {
-                counted += 1;
-                let from = self.places[place].since.partition_point(|from| from.0 <= offset);
-                if let Some(count) = from.checked_sub(1).and_then(|at| since[place].get_mut(at)) {
-                    *count += 1;
-                }
-                !repeats.contains(place, offset)
-            })
-        });
-        Ok((BooleanArray::new(kept, None), counted))
+        let mut kept = BooleanBufferBuilder::new(batch.num_rows());
+        let mut all = 0;
+        for stretch in self.stretches(&origins) {
+            kept.append_n(stretch.rows.start - kept.len(), false);
+            all += stretch.count() as u64;
+            if let Some((place, counts)) = self.places.get(stretch.place).zip(tally.since.get_mut(stretch.place)) {
+                place.count_since(&stretch, counts);
+            }
+            let mut repeats = repeats.of(stretch.place, bounds(stretch.offsets));
+            match (&stretch.counted, repeats.is_empty()) {
+                (None, true) => kept.append_n(stretch.rows.len(), true),
+                (Some(counted), true) => kept.append_buffer(counted),
+                (_, false) => kept.append_buffer(&BooleanBuffer::collect_bool(stretch.rows.len(), |at| {
+                    let repeat = stretch.counts(at) && repeats.contains(stretch.offsets[at].cast_unsigned());
+                    if repeat {
+                        let day = stretch.times[at].div_euclid(MICROS_PER_DAY);
+                        let day = EventDay(i32::try_from(day).unwrap_or(i32::MAX));
+                        *tally.repeats.entry(day).or_default() += 1;
+                    }
+                    stretch.counts(at) && !repeat
+                })),
+            }
+        }
+        kept.append_n(batch.num_rows() - kept.len(), false);
+        let kept = BooleanArray::new(kept.finish(), None);
+        let whole = kept.true_count() == batch.num_rows();
+        Ok(((!whole).then_some(kept), all))
     }
 
-    fn find(&self, origins: &Origins<'_>, row: usize, last: &mut Last) -> Option<(usize, u64)> {
-        let (topic, number) = (origins.topics.value(row), origins.numbers[row]);
+    /// The rows of a batch that are of these partitions, in stretches of one.
+    fn stretches<'o>(&self, origins: &'o Origins<'_>) -> Vec<Stretch<'o>> {
+        let (topics, numbers) = (origins.topics.keys().values(), origins.numbers);
+        let mut stretches = Vec::new();
+        let mut from = 0;
+        while from < numbers.len() {
+            let origin = (topics[from], numbers[from]);
+            let others = (topics[from..].iter().copied()).zip(numbers[from..].iter().copied());
+            let rows = from..from + others.take_while(|of| *of == origin).count();
+            from = rows.end;
+            let Some(place) = self.place(origins.topic(origin.0), origin.1) else {
+                continue;
+            };
+            let (offsets, times) = (&origins.offsets[rows.clone()], &origins.times[rows.clone()]);
+            let ranges = self.places[place].offsets.ranges();
+            let whole = covers(ranges, bounds(offsets)) && within(&self.times, bounds(times));
+            let counted = (!whole).then(|| {
+                BooleanBuffer::collect_bool(rows.len(), |at| {
+                    covers(ranges, Some((offsets[at], offsets[at])))
+                        && within(&self.times, Some((times[at], times[at])))
+                })
+            });
+            stretches.push(Stretch {
+                rows,
+                place,
+                offsets,
+                times,
+                counted,
+            });
+        }
+        stretches
+    }
+
+    fn place(&self, topic: &str, number: i32) -> Option<usize> {
         let is = |place: &Place| place.number == number && place.topic == topic;
-        let known = last.place.filter(|at| self.places.get(*at).is_some_and(is));
-        let at = match known {
-            Some(at) => at,
-            None => {
-                let at = self.places.iter().position(is)?;
-                *last = Last {
-                    place: Some(at),
-                    range: None,
-                };
-                at
+        self.places.iter().position(is)
+    }
+}
+
+impl Place {
+    /// Adds to each offset's count the rows that count from it on, and below the next one.
+    fn count_since(&self, stretch: &Stretch<'_>, counts: &mut [u64]) {
+        let place = |offset: i64| self.since.partition_point(|from| from.0 <= offset.cast_unsigned());
+        let mut add = |place: usize, rows: u64| {
+            if let Some(count) = place.checked_sub(1).and_then(|at| counts.get_mut(at)) {
+                *count += rows;
             }
         };
-        let offset = u64::try_from(origins.offsets[row]).ok()?;
-        let holds = |range: &OffsetRange| range.from.0 <= offset && offset < range.to.0;
-        if !last.range.as_ref().is_some_and(holds) {
-            let ranges = self.places.get(at)?.offsets.ranges();
-            let found = ranges.partition_point(|range| range.to <= Offset(offset));
-            last.range = Some(*ranges.get(found).filter(|range| holds(range))?);
+        match bounds(stretch.offsets).map(|(low, high)| (place(low), place(high))) {
+            Some((low, high)) if low == high => add(low, stretch.count() as u64),
+            _ => {
+                for (at, offset) in stretch.offsets.iter().enumerate() {
+                    add(place(*offset), u64::from(stretch.counts(at)));
+                }
+            }
         }
-        Some((at, offset))
     }
+}
+
+/// The lowest and the highest.
+fn bounds(values: &[i64]) -> Option<(i64, i64)> {
+    let first = *values.first()?;
+    // Both in one pass without a branch.
+    let wider = |(low, high): (i64, i64), value: &i64| (low.min(*value), high.max(*value));
+    Some(values.iter().fold((first, first), wider))
+}
+
+/// Whether all from the lowest to the highest offset lie in one of the ranges.
+fn covers(ranges: &[OffsetRange], bounds: Option<(i64, i64)>) -> bool {
+    let unsigned = |(low, high): (i64, i64)| u64::try_from(low).ok().zip(u64::try_from(high).ok());
+    bounds.and_then(unsigned).is_some_and(|(low, high)| {
+        let at = ranges.partition_point(|range| range.to <= Offset(low));
+        ranges
+            .get(at)
+            .is_some_and(|range| range.from.0 <= low && high < range.to.0)
+    })
+}
+
+/// The same of times.
+fn within(times: &[Range<i64>], bounds: Option<(i64, i64)>) -> bool {
+    bounds.is_some_and(|(low, high)| {
+        let at = times.partition_point(|range| range.end <= low);
+        times
+            .get(at)
+            .is_some_and(|range| range.contains(&low) && range.contains(&high))
+    })
 }
 
 impl<'a> Origins<'a> {
     fn of(batch: &'a RecordBatch) -> Result<Self> {
         let column = |name: &str| batch.column_by_name(name);
-        let topics = column(TOPIC_COLUMN).and_then(|column| column.as_string_opt::<i32>());
+        let names = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+        let topics = column(TOPIC_COLUMN).map(|topics| cast(topics, &names)).transpose()?;
+        let topics = topics
+            .as_ref()
+            .and_then(|topics| topics.as_dictionary_opt::<Int32Type>());
         let numbers = column(PARTITION_COLUMN).and_then(|column| column.as_primitive_opt::<Int32Type>());
         let offsets = column(OFFSET_COLUMN).and_then(|column| column.as_primitive_opt::<Int64Type>());
-        let (Some(topics), Some(numbers), Some(offsets)) = (topics, numbers, offsets) else {
+        let times = column(EVENT_TIME_COLUMN).and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>());
+        let (Some(topics), Some(numbers), Some(offsets), Some(times)) = (topics, numbers, offsets, times) else {
             return internal_err!("events without their place in the log: {:?}", batch.schema());
         };
-        if topics.null_count() + numbers.null_count() + offsets.null_count() > 0 {
+        if topics.null_count() + numbers.null_count() + offsets.null_count() + times.null_count() > 0 {
             return internal_err!("events whose place in the log is null");
         }
         Ok(Self {
-            topics,
+            topics: topics.clone(),
             numbers: numbers.values(),
             offsets: offsets.values(),
+            times: times.values(),
         })
+    }
+
+    fn topic(&self, key: i32) -> &str {
+        let names: Option<&StringArray> = self.topics.values().as_string_opt();
+        names
+            .zip(usize::try_from(key).ok())
+            .filter(|(names, key)| *key < names.len())
+            .map_or("", |(names, key)| names.value(key))
     }
 }

@@ -15,16 +15,17 @@ use std::time::{Duration, Instant};
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
 use datafusion::catalog::TableProvider;
 use datafusion::catalog::streaming::StreamingTable;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, Result, internal_datafusion_err, internal_err};
+use datafusion::datasource::empty::EmptyTable;
 use datafusion::datasource::provider_as_source;
 use datafusion::execution::context::SessionContext;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder, ident};
+use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::PartitionStream;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream};
@@ -38,7 +39,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::counted::Counted;
-use super::of_days;
 use super::room::{Room, settled};
 use crate::repeats::{Hand, Repeats, Sightings};
 
@@ -58,6 +58,7 @@ pub(crate) struct Told {
     /// How many cells were taken, by those who take them.
     pub(crate) cells: AtomicU64,
     repeats: AtomicU64,
+    repeats_of: Mutex<BTreeMap<EventDay, u64>>,
     spilled: AtomicU64,
     files: AtomicU64,
     looked: Mutex<Duration>,
@@ -82,6 +83,11 @@ impl Told {
     /// How many of them are repeats.
     pub(crate) fn repeats(&self) -> u64 {
         self.repeats.load(Ordering::Relaxed)
+    }
+
+    /// The same by the day that they are of. Whole when the cells are drained.
+    pub(crate) fn repeats_of(&self) -> BTreeMap<EventDay, u64> {
+        lock(&self.repeats_of).clone()
     }
 
     /// How long it took to find them.
@@ -151,19 +157,13 @@ pub(crate) async fn feed(
     wanted: &Wanted<'_>,
     told: &Arc<Told>,
 ) -> Result<Vec<BoxStream<'static, Result<RecordBatch>>>> {
-    let (dataset, events, days) = (wanted.dataset, &wanted.events, wanted.days);
+    let (dataset, events) = (wanted.dataset, &wanted.events);
     let session = room.session();
-    let counted = Arc::new(Counted::new(wanted.counted, wanted.since));
-    let source = |columns: &BTreeSet<String>| -> Result<LogicalPlan> {
-        LogicalPlanBuilder::scan(EVENTS, provider_as_source(Arc::clone(events)), None)?
-            .filter(of_days(days))?
-            .project(columns.iter().map(|column| ident(column.as_str())))?
-            .build()
-    };
+    let counted = Arc::new(Counted::new(wanted.days, wanted.counted, wanted.since));
     let began = Instant::now();
     let mut repeats = Repeats::default();
     if !dataset.event_id.is_empty() {
-        let sightings = look_for_repeats(room, &session, dataset, &source, &counted, told).await?;
+        let sightings = look_for_repeats(room, &session, wanted, &counted, told).await?;
         repeats = sightings.judge(room.cores()).await?;
         told.spilled.fetch_add(sightings.spilled(), Ordering::Relaxed);
         told.files.fetch_add(sightings.files(), Ordering::Relaxed);
@@ -173,16 +173,19 @@ pub(crate) async fn feed(
     let kept = MemoryConsumer::new("Repeats").register(&session.runtime_env().memory_pool);
     kept.try_grow(repeats.memory())?;
 
-    let mut columns = origin();
+    let mut columns = BTreeSet::new();
     for plan in plans {
-        columns.extend(needed(&session, plan, events)?);
+        columns.extend(needed(plan, events)?);
     }
-    let reading = physical(&session, source(&columns)?).await?;
+    let reading = scan(&session, events, &(&columns | &origin())).await?;
+    let columns = columns.iter().map(|column| reading.schema().index_of(column));
+    let columns = columns.collect::<std::result::Result<Vec<_>, _>>()?;
+    let schema = Arc::new(reading.schema().project(&columns)?);
     let lanes = room.cores();
     let (mut senders, mut tables) = (Vec::new(), Vec::new());
     let unfinished = Arc::new(AtomicUsize::new(reading.output_partitioning().partition_count()));
     for _ in plans {
-        let (to, table) = lanes_of(lanes, &reading.schema(), &unfinished)?;
+        let (to, table) = lanes_of(lanes, &schema, &unfinished)?;
         senders.push(to);
         tables.push(table);
     }
@@ -194,6 +197,7 @@ pub(crate) async fn feed(
     lock(&told.plans).clone_from(&physicals);
     let reading = Reading {
         plan: reading,
+        columns,
         context: session.task_ctx(),
         counted,
         repeats: Arc::new((repeats, kept)),
@@ -222,17 +226,25 @@ fn origin() -> BTreeSet<String> {
         .into()
 }
 
-/// The columns that a plan reads.
-fn needed(session: &SessionContext, plan: &CellPlan, events: &Arc<dyn TableProvider>) -> Result<BTreeSet<String>> {
-    let scan = LogicalPlanBuilder::scan(EVENTS, provider_as_source(Arc::clone(events)), None)?.build()?;
-    let plan = session.state().optimize(&plan.over(scan)?)?;
+/// The columns that a plan reads, as it is before anything is optimized: so it is built over them.
+fn needed(plan: &CellPlan, events: &Arc<dyn TableProvider>) -> Result<BTreeSet<String>> {
+    // In the types of the view, in which a plan names no more columns than it reads.
+    let text = |field: &Arc<Field>| match field.data_type() {
+        DataType::Utf8View => field.as_ref().clone().with_data_type(DataType::Utf8),
+        _ => field.as_ref().clone(),
+    };
+    let schema = events.schema();
+    let fields: Vec<_> = schema.fields().iter().map(text).collect();
+    let nothing: Arc<dyn TableProvider> = Arc::new(EmptyTable::new(Arc::new(Schema::new(fields))));
+    let scan = LogicalPlanBuilder::scan(EVENTS, provider_as_source(nothing), None)?.build()?;
     let mut columns = BTreeSet::new();
-    plan.apply(|node| {
-        if let LogicalPlan::TableScan(scan) = node {
-            columns.extend(scan.projected_schema.fields().iter().map(|field| field.name().clone()));
-        }
-        Ok(TreeNodeRecursion::Continue)
+    plan.over(scan)?.apply(|node| {
+        node.apply_expressions(|expression| {
+            columns.extend(expression.column_refs().into_iter().map(|column| column.name.clone()));
+            Ok(TreeNodeRecursion::Continue)
+        })
     })?;
+    columns.retain(|column| schema.index_of(column).is_ok());
     Ok(columns)
 }
 
@@ -240,25 +252,38 @@ async fn physical(session: &SessionContext, plan: LogicalPlan) -> Result<Arc<dyn
     session.execute_logical_plan(plan).await?.create_physical_plan().await
 }
 
+/// Reads these columns of the events, and does nothing else: a filter would copy them.
+async fn scan(
+    session: &SessionContext,
+    events: &Arc<dyn TableProvider>,
+    columns: &BTreeSet<String>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let schema = events.schema();
+    let columns = columns.iter().map(|column| schema.index_of(column));
+    let columns = columns.collect::<std::result::Result<Vec<_>, _>>()?;
+    events.scan(&session.state(), Some(&columns), &[], None).await
+}
+
 /// Reads the identities of all events that count.
 async fn look_for_repeats(
     room: &Room,
     session: &SessionContext,
-    dataset: &Dataset,
-    source: &impl Fn(&BTreeSet<String>) -> Result<LogicalPlan>,
+    wanted: &Wanted<'_>,
     counted: &Arc<Counted>,
     told: &Arc<Told>,
 ) -> Result<Arc<Sightings>> {
+    let dataset = wanted.dataset;
     let mut columns = origin();
     columns.insert(KAFKA_TIME_COLUMN.to_owned());
     columns.extend(dataset.event_id.iter().cloned());
-    let plan = physical(session, source(&columns)?).await?;
-    let sightings = Sightings::new(counted.partitions(), room.memory() / 8 * FOR_REPEATS, room.spill());
-    let sightings = Arc::new(sightings);
+    let plan = scan(session, &wanted.events, &columns).await?;
+    let threads = plan.output_partitioning().partition_count();
+    let memory = room.memory() / 8 * FOR_REPEATS;
+    let sightings = Arc::new(Sightings::new(counted.partitions(), threads, memory, room.spill()));
     let identities = Identities::new(dataset, &plan.schema())?;
     let identities = Arc::new(identities.ok_or_else(|| internal_datafusion_err!("a dataset without an event id"))?);
     let mut work = JoinSet::new();
-    for partition in 0..plan.output_partitioning().partition_count() {
+    for partition in 0..threads {
         let mut batches = plan.execute(partition, session.task_ctx())?;
         let (sightings, identities, counted) = (Arc::clone(&sightings), Arc::clone(&identities), Arc::clone(counted));
         let told = Arc::clone(told);
@@ -266,18 +291,17 @@ async fn look_for_repeats(
             let mut hand = Hand::default();
             while let Some(batch) = batches.next().await {
                 let batch = batch?;
-                let found = identities.of(&batch)?;
+                let mut ids = identities.read(&batch)?;
                 let times = batch.column_by_name(KAFKA_TIME_COLUMN);
                 let times = times.and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>());
                 let times = times.ok_or_else(|| internal_datafusion_err!("events without Kafka's time"))?;
-                counted.each(&batch, |row, place, offset| {
-                    if let Some(Some(id)) = found.ids().get(row) {
-                        hand.take(*id, place, offset, times.value(row));
-                    }
+                counted.each(&batch, |row, place, offset| match ids.id(row) {
+                    Some(id) => sightings.take(&mut hand, id, place, offset, times.value(row)),
+                    None => Ok(()),
                 })?;
-                sightings.hand_in(&mut hand)?;
                 told.looked_at.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
             }
+            sightings.hand_in(hand);
             Ok::<_, DataFusionError>(())
         });
     }
@@ -307,6 +331,8 @@ fn lanes_of(lanes: usize, schema: &SchemaRef, unfinished: &Arc<AtomicUsize>) -> 
 /// Reads, and hands what it has read to every plan.
 struct Reading {
     plan: Arc<dyn ExecutionPlan>,
+    /// Of what it reads, those that the views want.
+    columns: Vec<usize>,
     context: Arc<TaskContext>,
     counted: Arc<Counted>,
     /// With the memory that they take.
@@ -340,16 +366,19 @@ impl Reading {
     async fn read(&self, partition: usize) -> Result<()> {
         let mut batches = self.plan.execute(partition, Arc::clone(&self.context))?;
         let mut number = partition;
-        let mut since = self.counted.nothing_since();
+        let mut tally = self.counted.tally();
         while let Some(batch) = batches.next().await {
             let batch = batch?;
-            let (kept, counted) = self.counted.kept(&batch, &self.repeats.0, &mut since)?;
+            let (kept, counted) = self.counted.kept(&batch, &self.repeats.0, &mut tally)?;
             self.told.read.fetch_add(counted, Ordering::Relaxed);
-            let batch = match kept.true_count() {
-                0 => continue,
-                rows if rows == batch.num_rows() => batch,
-                _ => filter_record_batch(&batch, &kept)?,
+            let batch = batch.project(&self.columns)?;
+            let batch = match kept {
+                None => batch,
+                Some(kept) => filter_record_batch(&batch, &kept)?,
             };
+            if batch.num_rows() == 0 {
+                continue;
+            }
             number += 1;
             let mut gone = 0;
             for lanes in &self.senders {
@@ -364,8 +393,12 @@ impl Reading {
             }
         }
         let mut all = lock(&self.told.since);
-        for (of, count) in self.counted.since(&since) {
+        for (of, count) in self.counted.since(&tally) {
             *all.entry(of).or_default() += count;
+        }
+        let mut all = lock(&self.told.repeats_of);
+        for (day, count) in tally.repeats() {
+            *all.entry(*day).or_default() += count;
         }
         Ok(())
     }

@@ -1,0 +1,90 @@
+//! Which offsets are repeats: by the rule, one event at a time, and with any memory.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use shared_schemas::handoff::TopicId;
+
+use super::*;
+
+/// An id whose hash lies in one of few buckets.
+fn id(number: u64) -> EventId {
+    EventId(u128::from(number % 3) << 120 | u128::from(number))
+}
+
+fn places() -> Vec<Partition> {
+    [(9, 1), (9, 0), (4, 1)]
+        .map(|(topic, number)| Partition {
+            topic: TopicId(topic),
+            number,
+        })
+        .to_vec()
+}
+
+fn judged(events: &[(u64, u32, i64)], memory: usize) -> (BTreeSet<usize>, u64, u64) {
+    let spill = Arc::new(Spill::new(None).unwrap());
+    let sightings = Arc::new(Sightings::new(places(), 2, memory, spill));
+    let mut hands = [Hand::default(), Hand::default()];
+    for (offset, (event, place, time)) in (0..).zip(events) {
+        let hand = &mut hands[usize::from(offset % 7 == 0)];
+        sightings
+            .take(hand, id(*event), *place as usize, offset, *time)
+            .unwrap();
+    }
+    hands.into_iter().for_each(|hand| sightings.hand_in(hand));
+    let runtime = tokio::runtime::Builder::new_multi_thread().build().unwrap();
+    let repeats = runtime.block_on(sightings.judge(2)).unwrap();
+    let is_repeat = |at: &usize| {
+        repeats
+            .of(events[*at].1 as usize, Some((0, 1 << 40)))
+            .contains(*at as u64)
+    };
+    let found = (0..events.len()).filter(is_repeat);
+    (found.collect(), repeats.count(), sightings.spilled())
+}
+
+/// The rule, one event at a time.
+fn expected(events: &[(u64, u32, i64)]) -> BTreeSet<usize> {
+    let (mut first, mut gone) = (BTreeMap::new(), BTreeSet::new());
+    for (at, (event, place, _)) in events.iter().enumerate() {
+        if *first.entry((*event, *place)).or_insert(at) != at {
+            gone.insert(at);
+        }
+    }
+    let places = places();
+    let order = |at: usize| {
+        let place = places[events[at].1 as usize];
+        (events[at].2, place.number, place.topic)
+    };
+    for ((event, _), at) in &first {
+        let others = first.iter().filter(|((other, _), _)| other == event);
+        if others.into_iter().any(|(_, other)| order(*other) < order(*at)) {
+            gone.insert(*at);
+        }
+    }
+    gone
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// With and without room in memory, the same offsets are repeats: those that the rule says.
+    #[test]
+    fn the_rule_in_any_memory(events in prop::collection::vec((0_u64..200, 0_u32..3, 0_i64..4), 0..600)) {
+        let (found, count, spilled) = judged(&events, 1 << 30);
+        prop_assert_eq!(&found, &expected(&events));
+        prop_assert_eq!((count, spilled), (found.len() as u64, 0));
+        let (again, count, spilled) = judged(&events, 2000);
+        prop_assert_eq!(&found, &again);
+        prop_assert_eq!(count, found.len() as u64);
+        prop_assert!(spilled > 0 || events.len() < 200);
+    }
+}
+
+#[test]
+fn one_event_over_and_over_takes_no_room() {
+    let events: Vec<_> = (0..100_000).map(|_| (7, 1, 0)).collect();
+    let (found, count, spilled) = judged(&events, 100_000);
+    assert_eq!((found.len(), count, spilled), (99_999, 99_999, 0));
+    assert!(!found.contains(&0));
+}
