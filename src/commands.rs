@@ -84,6 +84,11 @@ enum Command {
 }
 
 impl Arguments {
+    /// Whether the speed layer runs in this process.
+    pub(crate) fn has_the_speed_layer(&self) -> bool {
+        matches!(self.command, Command::Speed(_) | Command::Up(_))
+    }
+
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {

@@ -38,7 +38,9 @@ fn main() -> ExitCode {
         }
     };
     logging::start(arguments.log_format);
-    memory::give_back();
+    if arguments.has_the_speed_layer() {
+        memory::give_back();
+    }
     arguments.run().unwrap_or_else(|error| {
         let mut stderr = std::io::stderr().lock();
         if let Some(mistakes) = error.downcast_ref::<Mistakes>() {

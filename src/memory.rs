@@ -2,7 +2,8 @@
 //!
 //! The speed layer makes large buffers on one thread and frees them on another, thousands a second. As glibc is by default,
 //! each thread keeps an arena of its own, and what was once freed in large pieces is kept: at full speed a worker held a
-//! fifth more memory than with the settings here (`highwater bench speed --only throughput`).
+//! fifth more memory than with the settings here (`highwater bench speed --only throughput`). A batch run alone is the other
+//! way round: it asks for the same buffers again and again, and its threads wait for each other in a shared arena.
 
 /// Buffers from this size on are mapped by themselves, and given back as soon as they are freed.
 const MAPPED: libc::c_int = 1 << 20;

@@ -3,16 +3,19 @@
 //! - **events**: of each partition as many events were read between the old mark and the new one as the archive's log says were
 //!   accepted there. Where the log's entries no longer tell, the statistics of the files do.
 //! - **counted**: what a plain `count()` of the view adds up to is what was read, less repeats and what its filter left out.
-//! - **cells**: no day that the parent holds comes out without a cell, nor all of them with far fewer: more events make more cells.
-//!   It holds for every kind of measure.
+//! - **cells**: no day that the parent holds comes out without a cell, nor with far fewer, nor with far fewer events where a plain
+//!   `count()` tells them: marks only rise, so a day only gets more. A day of which files are in quarantine does not.
 //! - **totals**: what adds up changed, over the days that both have and whose events grew by no more than `batch.max_change`, about
 //!   as the number of events did. A larger change than that share needs `--accept`: it may be right, and somebody should look.
 //! - **speed**: over the offsets between the old marks and the new ones the speed layer counted the same, but for repeats that it
 //!   cannot know of. Where it has not counted them all, or a new mark lies inside a chunk, nothing is compared.
 //!
-//! The last two may be wrong about a run that is right: `--accept` publishes it all the same.
+//! The last three may be wrong about a run that is right: `--accept` publishes it all the same.
 //!
 //! The functions here that decide are pure; a failed check publishes nothing.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,7 +26,7 @@ use shared_schemas::plan::FAILED_COLUMN;
 use shared_schemas::store::Statement;
 use shared_schemas::store::check::exact_sums;
 use shared_schemas::store::compared::{DaysOfRuns, additive, day_totals, speed_totals};
-use shared_schemas::view::View;
+use shared_schemas::view::{StateColumn, View};
 
 use crate::archive::{Accounts, Archive, Pinned};
 use crate::error::RunError;
@@ -107,7 +110,7 @@ impl Checked<'_> {
         }
         let now = same.keys().map(|day| (*day, self.publication.run)).collect();
         let sides = [self.totals(&same).await?, self.totals(&now).await?];
-        checks.push(Check::of("cells", cells(&sides, self.max_change)));
+        checks.push(Check::of("cells", accepted(cells(self.view, &sides, self.max_change))));
         let mut counts = [0, 0];
         let mut sides = sides;
         for day in same.keys() {
@@ -166,7 +169,7 @@ impl Checked<'_> {
         let statement = speed_totals(self.store.database(), self.view, &marks, self.days);
         let speed = self.lines(&statement).await?;
         let sides = [self.totals(&before).await?, speed, self.totals(&now).await?];
-        Ok(counted_by_speed(self.view, &sides, self.written.repeats))
+        Ok(counted_by_speed(self.view, &sides, &self.written.repeats_of))
     }
 
     /// How many events the archive says are between the old and the new marks.
@@ -268,13 +271,17 @@ fn events(read: &BTreeMap<Partition, u64>, told: &BTreeMap<Partition, (OffsetRan
     ))
 }
 
-fn counted(view: &View, totals: &Totals, passed: u64) -> Result<String, String> {
-    let columns = exact_sums(view);
-    let plain = view.states().find(|column| {
+/// The view's count of all that its filter lets pass.
+fn plain_count(view: &View) -> Option<StateColumn<'_>> {
+    view.states().find(|column| {
         let aggregate = column.aggregate;
         column.state.is_count() && aggregate.argument.is_none() && aggregate.condition.is_none()
-    });
-    let Some(plain) = plain else {
+    })
+}
+
+fn counted(view: &View, totals: &Totals, passed: u64) -> Result<String, String> {
+    let columns = exact_sums(view);
+    let Some(plain) = plain_count(view) else {
         return Ok("the view has no plain count()".to_owned());
     };
     let sum = columns.iter().position(|column| *column == plain.name);
@@ -288,29 +295,52 @@ fn counted(view: &View, totals: &Totals, passed: u64) -> Result<String, String> 
 
 type Days = BTreeMap<EventDay, DayTotals>;
 
-fn cells([before, now]: &[Days; 2], max_change: f64) -> Result<String, String> {
+/// Whether each day still has its cells, and its events where the view counts them: marks only rise, so neither gets fewer but by
+/// repeats.
+fn cells(view: &View, [before, now]: &[Days; 2], max_change: f64) -> Result<String, String> {
+    let plain = plain_count(view).and_then(|plain| additive(view).iter().position(|column| *column == plain.name));
+    let events = |day: &DayTotals| {
+        let (total, _) = day.columns.get(plain?)?;
+        total.parse::<f64>().ok()
+    };
+    let fell = |had: f64, has: f64| has < had * (1.0 - max_change);
+    for (day, had) in before.iter().filter(|(_, had)| had.cells > 0) {
+        let has = now.get(day).filter(|has| has.cells > 0);
+        let differs = match has {
+            None => Some(format!(
+                "no cell of {} came out, of which",
+                span(&BTreeSet::from([*day]))
+            )),
+            Some(has) if fell(float(had.cells), float(has.cells)) => {
+                let (day, has) = (span(&BTreeSet::from([*day])), has.cells);
+                Some(format!("{has} cells of {day} came out, of which"))
+            }
+            Some(has) => events(had)
+                .zip(events(has))
+                .filter(|(had, has)| fell(*had, *has))
+                .map(|(had, has)| {
+                    let day = span(&BTreeSet::from([*day]));
+                    format!("{has} events of {day} are counted and {had} were before, though")
+                }),
+        };
+        if let Some(differs) = differs {
+            return Err(format!(
+                "{differs} the publication before has {} cells: `--accept` publishes it all the same",
+                had.cells
+            ));
+        }
+    }
     let of = |days: &Days| days.values().map(|day| day.cells).sum::<u64>();
-    let gone: BTreeSet<_> = before
-        .iter()
-        .filter(|(day, had)| had.cells > 0 && now.get(day).is_none_or(|has| has.cells == 0))
-        .map(|(day, _)| *day)
-        .collect();
-    if !gone.is_empty() {
-        return Err(format!(
-            "no cell came out of {}, which the publication before has cells of",
-            span(&gone)
-        ));
-    }
-    let (had, has) = (of(before), of(now));
-    if float(has) < float(had) * (1.0 - max_change) {
-        return Err(format!("{has} cells came out where the publication before has {had}"));
-    }
-    Ok(format!("{had} cells of these days before, {has} now"))
+    Ok(format!("{} cells of these days before, {} now", of(before), of(now)))
 }
 
 /// Whether each day's totals are the parent's and the speed layer's together. Sums are compared where all counts are equal: a repeat that
 /// only this run knows of takes its values with it.
-fn counted_by_speed(view: &View, [before, speed, now]: &[Days; 3], repeats: u64) -> Result<String, String> {
+fn counted_by_speed(
+    view: &View,
+    [before, speed, now]: &[Days; 3],
+    repeats: &BTreeMap<EventDay, u64>,
+) -> Result<String, String> {
     let columns = additive(view);
     let counts: BTreeSet<String> = exact_sums(view).into_iter().collect();
     let total = |days: &Days, day: &EventDay, at: usize| -> (f64, f64) {
@@ -336,7 +366,7 @@ fn counted_by_speed(view: &View, [before, speed, now]: &[Days; 3], repeats: u64)
         let mut equal = true;
         for (at, column) in all().filter(|(_, column)| counts.contains(*column)) {
             let (theirs, ours, _) = sides(at);
-            if theirs < ours || theirs - ours > float(repeats) {
+            if theirs < ours || theirs - ours > float(repeats.get(day).copied().unwrap_or_default()) {
                 return differs(column, theirs, ours);
             }
             equal &= theirs <= ours;
@@ -352,7 +382,7 @@ fn counted_by_speed(view: &View, [before, speed, now]: &[Days; 3], repeats: u64)
     Ok(match apart {
         0 => format!("the speed layer counted the same on all {} days", days.len()),
         _ => format!(
-            "the speed layer counted the same but for repeats on {apart} of {} days",
+            "the speed layer counted the same but for repeats on {apart} of {} days, whose sums were not looked at",
             days.len()
         ),
     })
@@ -407,152 +437,4 @@ fn totals(columns: &[String], [before, now]: &[Days; 2], events: [u64; 2], max_c
 #[expect(clippy::cast_precision_loss, reason = "shares of counts")]
 fn float(count: u64) -> f64 {
     count as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use shared_schemas::definitions::Definitions;
-    use shared_schemas::handoff::{Offset, TopicId};
-
-    use super::*;
-
-    fn days(all: &[(i32, u64, f64)]) -> Days {
-        let day = |(day, cells, total): &(i32, u64, f64)| DayTotals {
-            day: EventDay(*day),
-            run: 7,
-            cells: *cells,
-            columns: vec![("0".to_owned(), 0.0), (total.to_string(), total.abs())],
-        };
-        all.iter().map(|one| (EventDay(one.0), day(one))).collect()
-    }
-
-    #[test]
-    fn events_that_were_not_read_are_told() {
-        let partition = Partition {
-            topic: TopicId(1),
-            number: 3,
-        };
-        let range = OffsetRange {
-            from: Offset(8),
-            to: Offset(16),
-        };
-        let told = BTreeMap::from([(partition, (range, 7))]);
-        assert!(events(&BTreeMap::from([(partition, 7)]), &told).is_ok());
-        for read in [BTreeMap::from([(partition, 6)]), BTreeMap::new()] {
-            let differs = events(&read, &told).unwrap_err();
-            assert!(
-                differs.contains("partition 3 has 7 events from offset 8 to 16"),
-                "{differs}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_count_is_what_was_read() {
-        let text = "[dataset.d]\nevent_time = \"at\"\nfields = { at = \"timestamp\", x = \"int64?\" }\n\
-                    [view.v]\ndataset = \"d\"\ngrain = \"1h\"\n[view.v.measures]\nxs = \"count(x)\"\nall = \"count()\"\n";
-        let definitions = Definitions::parse([("d.toml", text)]).unwrap();
-        let view = &definitions.views[0];
-        assert_eq!(exact_sums(view).len(), 3, "failures and two counts");
-        let totals = |sums: [u128; 3]| Totals {
-            rows: 1,
-            sums: sums.to_vec(),
-        };
-        let at = exact_sums(view)
-            .iter()
-            .position(|column| column.starts_with("all"))
-            .unwrap();
-        let mut sums = [0, 4, 4];
-        sums[at] = 9;
-        assert!(counted(view, &totals(sums), 9).is_ok());
-        let differs = counted(view, &totals(sums), 10).unwrap_err();
-        assert_eq!(differs, "all adds up to 9, and 10 events count");
-    }
-
-    #[test]
-    fn days_and_cells_do_not_vanish() {
-        let had = days(&[(0, 10, 5.0), (1, 10, 5.0)]);
-        assert!(cells(&[had.clone(), days(&[(0, 10, 5.0), (1, 11, 5.0)])], 0.5).is_ok());
-        let differs = cells(&[had.clone(), days(&[(0, 30, 5.0)])], 0.5).unwrap_err();
-        assert!(differs.contains("1970-01-02"), "{differs}");
-        assert!(cells(&[had.clone(), days(&[(0, 5, 5.0), (1, 5, 5.0)])], 0.5).is_ok());
-        assert!(cells(&[had, days(&[(0, 5, 5.0), (1, 4, 5.0)])], 0.5).is_err());
-    }
-
-    #[test]
-    fn the_speed_layer_may_count_repeats_and_nothing_else() {
-        let text = "[dataset.d]\nevent_time = \"at\"\nfields = { at = \"timestamp\", x = \"float64?\" }\n\
-                    [view.v]\ndataset = \"d\"\ngrain = \"1h\"\n[view.v.measures]\nall = \"count()\"\nxs = \"sum(x)\"\n";
-        let definitions = Definitions::parse([("d.toml", text)]).unwrap();
-        let view = &definitions.views[0];
-        let columns = additive(view);
-        let day = |count: f64, sum: f64| -> Days {
-            let value = |column: &String| match column.as_str() {
-                "_failed" => 0.0,
-                count_of if exact_sums(view).contains(column) && count_of.starts_with("all") => count,
-                other if other.ends_with("sum") => sum,
-                _ => 1.0,
-            };
-            let columns = columns
-                .iter()
-                .map(|column| (value(column).to_string(), value(column).abs()));
-            let day = DayTotals {
-                day: EventDay(0),
-                run: 0,
-                cells: 1,
-                columns: columns.collect(),
-            };
-            BTreeMap::from([(EventDay(0), day)])
-        };
-        let compare = |speed: (f64, f64), now: (f64, f64), repeats| {
-            let now = day(now.0, now.1);
-            let twice = |days: Days| -> Days {
-                // What is 1 in each part is 2 in all of it.
-                let double = |mut day: DayTotals| {
-                    for (text, size) in &mut day.columns {
-                        if *text == "1" {
-                            (*text, *size) = ("2".to_owned(), 2.0);
-                        }
-                    }
-                    day
-                };
-                days.into_iter().map(|(at, day)| (at, double(day))).collect()
-            };
-            counted_by_speed(view, &[day(10.0, 5.0), day(speed.0, speed.1), twice(now)], repeats)
-        };
-        assert!(compare((4.0, 2.5), (14.0, 7.5), 0).is_ok());
-        assert!(compare((6.0, 9.0), (14.0, 7.5), 2).is_ok(), "two repeats");
-        for (speed, repeats) in [((6.0, 2.5), 1), ((3.0, 2.5), 9), ((4.0, 2.6), 0)] {
-            let differs = compare(speed, (14.0, 7.5), repeats).unwrap_err();
-            assert!(
-                differs.contains("1970-01-01") && differs.contains("--accept"),
-                "{differs}"
-            );
-        }
-    }
-
-    #[test]
-    fn totals_change_as_events_do() {
-        let columns = ["_failed".to_owned(), "paid__sum".to_owned()];
-        let find = |was: f64, is: f64, events: [u64; 2]| {
-            totals(&columns, &[days(&[(0, 1, was)]), days(&[(0, 1, is)])], events, 0.5)
-        };
-        assert!(find(1000.0, 1000.0, [2000, 2000]).is_ok());
-        assert!(find(1000.0, 10_000.0, [2000, 20_000]).is_ok(), "ten times the events");
-        assert!(find(-1000.0, -1400.0, [2000, 2000]).is_ok());
-        for (was, is, events) in [
-            (1000.0, 1501.0, [2000, 2000]),
-            (1000.0, 499.0, [2000, 2000]),
-            (1000.0, 2000.0, [2000, 20_000]),
-            (1000.0, -1000.0, [2000, 2000]),
-        ] {
-            let differs = find(was, is, events).unwrap_err();
-            assert!(
-                differs.contains("paid__sum") && differs.contains("--accept"),
-                "{differs}"
-            );
-        }
-        assert!(find(1.0, 1000.0, [999, 999]).is_ok(), "too few to say");
-        assert!(find(0.0, 1000.0, [2000, 2000]).is_ok(), "nothing to compare with");
-    }
 }
