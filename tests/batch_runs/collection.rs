@@ -21,7 +21,7 @@ use super::{on_engine, published};
 
 /// Both partitions' logs end here, and so does what the speed layer has counted.
 const END: u64 = 80;
-const NO_WAIT: &str = "[batch]\ncut_wait = \"0s\"\nkeep_publications = 2\ngc_wait = \"0s\"\n";
+pub(super) const NO_WAIT: &str = "[batch]\ncut_wait = \"0s\"\nkeep_publications = 2\ngc_wait = \"0s\"\n";
 
 async fn world(server: &ClickHouse, more: &str) -> anyhow::Result<World> {
     let world = World::new(server, log(END), more).await?;
@@ -32,7 +32,7 @@ async fn world(server: &ClickHouse, more: &str) -> anyhow::Result<World> {
 }
 
 /// Archives another chunk of both partitions and publishes it.
-async fn publish_more(world: &World, chunks: u64) -> anyhow::Result<()> {
+pub(super) async fn publish_more(world: &World, chunks: u64) -> anyhow::Result<()> {
     let end = chunks * 8;
     world.archive([end, end], 1).await?;
     published(&world.run(&["hourly"], &Quiet, &CancellationToken::new()).await);
