@@ -15,7 +15,6 @@
 
 use std::time::Duration;
 
-use chrono::Utc;
 use serde::Serialize;
 use shared_connections::sentence;
 use shared_connections::store::letting_go::Place;
@@ -29,11 +28,9 @@ use crate::error::RunError;
 use crate::lease::LeaseError;
 use crate::progress::{Step, Watcher};
 use crate::publish::{Line, line};
-use crate::report::day_text;
+use crate::report::{day_text, today};
 use crate::retry::patiently;
 use crate::run::Batch;
-
-const SECONDS_PER_DAY: u64 = 86_400;
 
 /// What a collection did for a view, or would do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -114,14 +111,7 @@ fn left(ages: impl Iterator<Item = Duration>, wait: Duration) -> Duration {
 
 /// The first event day that a view holds on that day.
 fn horizon_of(view: &View, today: EventDay) -> Option<EventDay> {
-    let days = i32::try_from(view.keep?.as_secs() / SECONDS_PER_DAY).unwrap_or(i32::MAX);
-    // Today is one of the days that are held.
-    Some(EventDay(today.0.saturating_sub(days).saturating_add(1)))
-}
-
-fn today() -> EventDay {
-    let days = Utc::now().timestamp().div_euclid(SECONDS_PER_DAY.cast_signed());
-    EventDay(i32::try_from(days).unwrap_or(i32::MAX))
+    Some(today.first_kept(view.keep?))
 }
 
 /// Rows that say nothing which another one, old enough too, does not say. Each is checked against one other row alone: the

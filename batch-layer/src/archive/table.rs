@@ -122,13 +122,18 @@ impl Archive {
     /// [`ArchiveError::Log`] where the table can't be read, [`ArchiveError::Foreign`] where it is not Highwater's.
     pub async fn pin(&self) -> Result<Pinned, ArchiveError> {
         let (state, standing) = load(&self.log, &self.place).await?;
+        let files = files_of(&state, &self.place)?;
+        let (files, gone): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| standing.keeps(file.range.day));
+        let standing = standing.from_horizon(None, gone.iter().map(|file| file.range));
         Ok(Pinned {
             version: state.version(),
             ends: standing.ends,
             gaps: standing.gaps,
             truncated: standing.truncated,
             accepted: standing.accepted,
-            files: files_of(&state, &self.place)?.into(),
+            horizon: standing.horizon,
+            let_go: standing.let_go,
+            files: files.into(),
             dataset: Arc::new(self.dataset.clone()),
             schema: columns::read_schema(&self.dataset),
             store: self.log.object_store(None),
