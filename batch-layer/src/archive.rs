@@ -26,7 +26,7 @@
 //! - What became of the records of a commit, the refused ones too, is in its entry's own information, for reconciliation: it
 //!   may be cleaned up with the entry.
 //!
-//! The parts, in reading order: `columns`, `standing`, `accounts`, `store`, `table`, `sums`, `files`, `commit`; for readers `pinned`, `later`, `scan` and `query`; to keep it tidy `optimize`, `let_go`, `upkeep` and `quarantine`; for the
+//! The parts, in reading order: `columns`, `standing`, `accounts`, `store`, `table`, `sums`, `files`, `commit`; for readers `pinned`, `later`, `scan` and `query`; to keep it tidy `optimize`, `let_go`, `upkeep`, `quarantine` and `whole`; for the
 //! archiver `held`, `dead_letters`, `stall`, `metrics`, `archiver`, `serve`.
 
 mod accounts;
@@ -52,6 +52,7 @@ mod store;
 mod sums;
 mod table;
 mod upkeep;
+mod whole;
 
 #[cfg(test)]
 mod tests;
@@ -66,3 +67,4 @@ pub use pinned::Pinned;
 pub use quarantine::Quarantined;
 pub use serve::{ServeError, serve};
 pub use table::Archive;
+pub use whole::{HeldArchive, held_archives, remove_archive};
