@@ -4,6 +4,7 @@ mod archive;
 mod batch;
 mod bench;
 mod check;
+mod datasets;
 mod dead_letters;
 mod output;
 mod produce;
@@ -70,6 +71,7 @@ enum Command {
     Batch(batch::Batch),
     Bench(bench::Bench),
     Check(check::Check),
+    Datasets(datasets::Datasets),
     DeadLetters(dead_letters::DeadLetters),
     Produce(produce::Produce),
     Reconcile(reconcile::Reconcile),
@@ -96,6 +98,7 @@ impl Arguments {
             Command::Batch(batch) => batch.run(&self.place),
             Command::Bench(bench) => bench.run(&self.place),
             Command::Check(check) => check.run(&self.place),
+            Command::Datasets(datasets) => datasets.run(&self.place),
             Command::DeadLetters(letters) => letters.run(&self.place),
             Command::Produce(produce) => produce.run(&self.place),
             Command::Reconcile(reconcile) => reconcile.run(&self.place),

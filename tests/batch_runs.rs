@@ -4,6 +4,7 @@ mod causes;
 mod checks;
 mod choosing;
 mod collection;
+mod commands;
 mod reconciliation;
 mod retention;
 mod timetable;

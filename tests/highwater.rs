@@ -17,6 +17,8 @@ mod check;
 #[cfg(test)]
 mod damaged_files;
 #[cfg(test)]
+mod datasets;
+#[cfg(test)]
 mod demo;
 mod disaster;
 #[cfg(test)]

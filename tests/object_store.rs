@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use highwater_batch::archive::ArchiveError;
+use highwater_batch::archive::{Archive, ArchiveError, Upkeep, held_archives, remove_archive};
 use highwater_batch::{Batch, Logs, Outcome, Selection, reconcile};
 use highwater_tests::platform::{Platform, cells, events};
 use highwater_tests::proxy::{Act, Gate, Proxy, Then, Way};
@@ -11,7 +11,7 @@ use highwater_tests::table::{Table, offsets, partition};
 use highwater_tests::workers::Worker;
 use shared_connections::sentence;
 use shared_schemas::config::{ArchiveUrl, Secret};
-use shared_schemas::handoff::Offset;
+use shared_schemas::handoff::{EventDay, Offset};
 use tokio_util::sync::CancellationToken;
 
 /// A table on that server, reached at that URL.
@@ -125,6 +125,40 @@ async fn requests_of_which_nobody_knows_what_became_archive_once() -> anyhow::Re
     let pinned = table.pin().await?;
     assert_eq!(offsets(&pinned).await?, [(0, (0..400).collect())].into());
     assert_eq!(files(&server)?, pinned.ranges().len(), "files that nobody names");
+    Ok(())
+}
+
+/// Days that a dataset no longer keeps, and a whole archive, go from a store as they do from a folder; in the bucket itself too.
+#[tokio::test(flavor = "multi_thread")]
+async fn days_and_whole_archives_go() -> anyhow::Result<()> {
+    let server = S3::start().await?;
+    for below in ["archive", ""] {
+        let mut table = table(&server.url())?;
+        if let ArchiveUrl::Store { path, .. } = &mut table.config.url {
+            below.clone_into(path);
+        }
+        assert_eq!(held_archives(&table.config).await?, [], "{below}");
+        table.fill(0, 0..30, 3).await?;
+        let held = held_archives(&table.config).await?;
+        let told: Vec<_> = held.iter().map(|one| (one.dataset.as_str(), one.events)).collect();
+        assert_eq!(told, [("trips", 30)], "{below}: {held:?}");
+        assert_eq!(held[0].topics, [partition(0).topic].into());
+
+        let mut archive = table.open().await?;
+        let first = table.pin().await?.ranges().iter().map(|range| range.day).min();
+        let upkeep = Upkeep {
+            horizon: first.map(|day| EventDay(day.0 + 1)),
+            ..Upkeep::of(&table.config, &table.dataset, false)
+        };
+        let done = archive.optimize(&upkeep, &CancellationToken::new()).await?;
+        assert!(done.let_go.files > 0, "{done:?}");
+        let left = (0..30).filter(|offset| offset % 3 != 0).collect();
+        assert_eq!(offsets(&table.pin().await?).await?, [(0, left)].into());
+
+        remove_archive(&table.config, "trips").await?;
+        assert_eq!(held_archives(&table.config).await?, [], "{below}");
+        assert!(Archive::open(&table.config, &table.dataset).await?.is_none());
+    }
     Ok(())
 }
 

@@ -92,6 +92,7 @@ async fn other_programs_read_the_same() -> anyhow::Result<()> {
     let upkeep = Upkeep {
         target_file: 1 << 20,
         keep_removed: Duration::from_secs(3600),
+        horizon: None,
         dry_run: false,
     };
     let done = archive.optimize(&upkeep, &CancellationToken::new()).await?;

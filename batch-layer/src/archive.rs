@@ -18,6 +18,7 @@
 //!   `highwater.partitions`. It is written in the commit that brings a gap or a partition, and every checkpoint carries
 //!   it. The information about a commit would be cleaned up with its log entry, and `domainMetadata` is a table feature
 //!   that the library can't write.
+//!   The first event day that is kept is in it too, where `keep` let go of earlier ones.
 //! - The **day and partition** of each file are Delta's partition values, its lowest and highest offset and Kafka time
 //!   its statistics. The topic's incarnation is a partition value too: so a file never mixes two, and nobody has to open
 //!   it to know.
@@ -25,7 +26,7 @@
 //! - What became of the records of a commit, the refused ones too, is in its entry's own information, for reconciliation: it
 //!   may be cleaned up with the entry.
 //!
-//! The parts, in reading order: `columns`, `standing`, `accounts`, `store`, `table`, `sums`, `files`, `commit`; for readers `pinned`, `later`, `scan` and `query`; to keep it tidy `optimize`, `upkeep` and `quarantine`; for the
+//! The parts, in reading order: `columns`, `standing`, `accounts`, `store`, `table`, `sums`, `files`, `commit`; for readers `pinned`, `later`, `scan` and `query`; to keep it tidy `optimize`, `let_go`, `upkeep`, `quarantine` and `whole`; for the
 //! archiver `held`, `dead_letters`, `stall`, `metrics`, `archiver`, `serve`.
 
 mod accounts;
@@ -37,6 +38,7 @@ mod error;
 mod files;
 mod held;
 mod later;
+mod let_go;
 mod metrics;
 mod optimize;
 mod pinned;
@@ -50,6 +52,7 @@ mod store;
 mod sums;
 mod table;
 mod upkeep;
+mod whole;
 
 #[cfg(test)]
 mod tests;
@@ -64,3 +67,4 @@ pub use pinned::Pinned;
 pub use quarantine::Quarantined;
 pub use serve::{ServeError, serve};
 pub use table::Archive;
+pub use whole::{HeldArchive, held_archives, remove_archive};

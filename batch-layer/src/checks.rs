@@ -201,8 +201,11 @@ impl Checked<'_> {
                 .unwrap_or_default();
             let lacking: u64 = lacking.ranges().iter().map(|gap| gap.to.0 - gap.from.0).sum();
             let events = match accounts.of(partition, range) {
-                // What was taken out of the archive afterwards is a gap that the log's entries do not know of.
-                Some(account) if account.gap == lacking => account.accepted(),
+                // What was taken out of the archive afterwards is a gap that the log's entries do not know of; nor do they
+                // know of days that were let go.
+                Some(account) if account.gap == lacking && !self.pinned.may_lack(partition, range) => {
+                    account.accepted()
+                }
                 _ => self.pinned.events_within(partition, range).await?,
             };
             told.insert(partition, (range, events));

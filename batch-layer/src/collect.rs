@@ -3,7 +3,8 @@
 //! For each view, as the model of the hand-off has it: write the floor that leaves the newest `keep_publications` restorable;
 //! wait until no statement runs that was allowed below it; read the publications again; delete by name what lies below:
 //! progress, then the rows that it speaks of, gaps, cuts, the rows of runs that nobody can reach. What arrives there later is
-//! swept the next time, which is also why a run itself is forgotten only when a collection finds no row of it.
+//! swept the next time, which is also why a run itself is forgotten only when a collection finds no row of it. Publications
+//! below the floor are still listed for people, a hundred in all; what is older goes, and with it what its run told.
 //!
 //! A view with `keep` has a horizon too: before that event day it holds nothing, whoever asks. It rises day by day, is a row that
 //! all readers share, as a floor is, and what lies before it goes the same way: first the row, then the waiting, then the data.
@@ -12,15 +13,14 @@
 //! was killed is gone on with by the next one, and the one after a batch run never waits: it raises the floor, and deletes
 //! what lies below floors that are old enough, which a run of another day has raised.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-use chrono::Utc;
 use serde::Serialize;
 use shared_connections::sentence;
 use shared_connections::store::letting_go::Place;
-use shared_connections::store::{Below, Raised};
-use shared_schemas::handoff::{EventDay, Floor, newest};
+use shared_connections::store::{Below, Gone, Raised};
+use shared_schemas::handoff::floor::PUBLICATIONS_LISTED;
+use shared_schemas::handoff::{EventDay, Floor, Publication, newest};
 use shared_schemas::view::View;
 use tokio_util::sync::CancellationToken;
 
@@ -28,11 +28,9 @@ use crate::error::RunError;
 use crate::lease::LeaseError;
 use crate::progress::{Step, Watcher};
 use crate::publish::{Line, line};
-use crate::report::day_text;
+use crate::report::{day_text, today};
 use crate::retry::patiently;
 use crate::run::Batch;
-
-const SECONDS_PER_DAY: u64 = 86_400;
 
 /// What a collection did for a view, or would do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -73,6 +71,10 @@ pub struct RowsGone {
     pub gaps: u64,
     /// Cuts.
     pub cuts: u64,
+    /// Publications that are no longer listed.
+    pub publications: u64,
+    /// What their runs came to.
+    pub reports: u64,
 }
 
 impl RowsGone {
@@ -83,12 +85,14 @@ impl RowsGone {
             progress: found.of(Place::Progress),
             gaps: found.of(Place::Gaps),
             cuts: found.of(Place::Cuts),
+            publications: found.of(Place::Publications),
+            reports: found.of(Place::Reports),
         }
     }
 
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.batch + self.speed + self.progress + self.gaps + self.cuts
+        self.batch + self.speed + self.progress + self.gaps + self.cuts + self.publications + self.reports
     }
 }
 
@@ -107,14 +111,7 @@ fn left(ages: impl Iterator<Item = Duration>, wait: Duration) -> Duration {
 
 /// The first event day that a view holds on that day.
 fn horizon_of(view: &View, today: EventDay) -> Option<EventDay> {
-    let days = i32::try_from(view.keep?.as_secs() / SECONDS_PER_DAY).unwrap_or(i32::MAX);
-    // Today is one of the days that are held.
-    Some(EventDay(today.0.saturating_sub(days).saturating_add(1)))
-}
-
-fn today() -> EventDay {
-    let days = Utc::now().timestamp().div_euclid(SECONDS_PER_DAY.cast_signed());
-    EventDay(i32::try_from(days).unwrap_or(i32::MAX))
+    Some(today.first_kept(view.keep?))
 }
 
 /// Rows that say nothing which another one, old enough too, does not say. Each is checked against one other row alone: the
@@ -206,14 +203,14 @@ impl Batch {
         report.floor_before = floor.number.0;
         let floor = floor.keeping(self.keep(), &all).unwrap_or(floor);
         report.floor = floor.number.0;
-        let (found, runs) = self.found(view, &floor, &all).await?;
+        let (found, gone) = self.found(view, floor, &all).await?;
         let horizon = patiently(|| self.store.horizon(view)).await?;
         let horizon = horizon.max(horizon_of(view, today()));
         report.horizon = horizon.map(day_text);
         let before = self.before(view, horizon).await?;
         report.rows = RowsGone::of(&found, &before);
         report.bytes = found.bytes + before.bytes;
-        report.runs = runs.len();
+        report.runs = gone.runs.len();
         Ok(())
     }
 
@@ -230,18 +227,25 @@ impl Batch {
         usize::try_from(self.config.batch.keep_publications).unwrap_or(usize::MAX)
     }
 
-    /// What lies below a floor, and the runs that nobody can reach.
-    async fn found(
-        &self,
-        view: &View,
-        floor: &Floor,
-        all: &[shared_schemas::handoff::Publication],
-    ) -> Result<(Below, BTreeSet<shared_schemas::handoff::RunId>), RunError> {
+    /// What lies below a floor, by name, and how many rows there are of it.
+    async fn found(&self, view: &View, floor: Floor, all: &[Publication]) -> Result<(Below, Gone), RunError> {
+        // Reports before runs: whoever tells has said before that it began.
+        let mut reports = patiently(|| self.store.reported_runs(view)).await?;
         // Runs after publications: a run that is not among them yet can't be in one of these either.
         let runs = patiently(|| self.store.runs(view)).await?;
+        let publications = floor.forgettable(PUBLICATIONS_LISTED, all);
+        let listed = all.iter().filter(|one| !publications.contains(&one.key()));
+        for run in runs.iter().map(|run| run.id).chain(listed.map(|one| one.run)) {
+            reports.remove(&run);
+        }
         let runs = runs.into_iter().map(|run| (run.id, run.parent));
-        let gone = floor.collectable(all, runs, []).runs;
-        let found = patiently(|| self.store.below(view, floor, &gone)).await?;
+        let gone = Gone {
+            runs: floor.collectable(all, runs, []).runs,
+            reports,
+            publications,
+            floor,
+        };
+        let found = patiently(|| self.store.below(view, &gone)).await?;
         Ok((found, gone))
     }
 
@@ -311,7 +315,7 @@ impl Batch {
         if newest(&all, &floor).is_none() {
             return Err(RunError::NothingAdmitted { number: floor.number.0 });
         }
-        let (found, runs) = self.found(view, &settled, &all).await?;
+        let (found, gone) = self.found(view, settled, &all).await?;
         for place in Place::ORDER {
             let rows = found.of(place);
             if rows == 0 {
@@ -319,13 +323,13 @@ impl Batch {
             }
             let what = place.word();
             watcher.step(&view.name, &Step::Deletes { what, rows });
-            patiently(|| self.store.delete_below(view, place, &settled, &runs, &found)).await?;
+            patiently(|| self.store.delete_below(view, place, &gone, &found)).await?;
         }
         let needless = needless(&raised, wait);
         patiently(|| self.store.delete_floors(view, &needless)).await?;
         report.rows = RowsGone::of(&found, &before);
         report.bytes = found.bytes + before.bytes;
-        report.runs = runs.len();
+        report.runs = gone.runs.len();
         record(report);
         Ok(())
     }
@@ -341,6 +345,9 @@ impl Batch {
             let what = "days before the horizon";
             watcher.step(&view.name, &Step::Deletes { what, rows });
             patiently(|| self.store.delete_before(view, day, &found)).await?;
+        }
+        if let Some(day) = settled.filter(|day| horizons.iter().any(|row| row.day < *day)) {
+            patiently(|| self.store.delete_horizons(view, day)).await?;
         }
         Ok(found)
     }

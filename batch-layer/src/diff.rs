@@ -81,10 +81,9 @@ pub struct Changed {
 pub async fn diff(store: &Store, view: &View, from: u64, to: u64) -> Result<Differences, LookError> {
     let Line { all, floor, .. } = line(store, view).await?;
     let days_of = |number: u64| {
-        let found = of_number(PublicationNumber(number), &all).ok_or_else(|| LookError::Unknown {
-            view: view.name.clone(),
-            number,
-        })?;
+        let left = || all.iter().map(|one| one.number.0);
+        let found =
+            of_number(PublicationNumber(number), &all).ok_or_else(|| LookError::missing(view, number, left()))?;
         if !floor.admits(found) {
             let view = view.name.clone();
             return Err(LookError::LetGo { view, number });

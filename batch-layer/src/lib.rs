@@ -62,7 +62,7 @@ pub use list::{Listed, list};
 pub use planned::Planned;
 pub use progress::{Logs, Step, Watcher};
 pub use reconcile::{Reconciled, reconcile};
-pub use repair::repair;
+pub use repair::{reconcile_and_repair, repair};
 pub use report::{Outcome, ViewReport};
 pub use rollback::{RollbackError, RolledBack, rollback};
 pub use run::{Batch, Selection, Unknown};

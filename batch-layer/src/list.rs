@@ -135,6 +135,11 @@ pub(crate) fn of_number(number: PublicationNumber, all: &[Publication]) -> Optio
     of_number.max_by_key(|publication| publication.key())
 }
 
+/// Whether the row of that number was deleted: there are no numbers before the first, and none is passed over.
+pub(crate) fn is_forgotten(number: u64, left: impl Iterator<Item = u64>) -> bool {
+    number > 0 && left.min().is_some_and(|lowest| number < lowest)
+}
+
 fn state(of: &Publication, all: &[Publication], floor: &Floor) -> State {
     if of_number(of.number, all).is_some_and(|winner| winner.run != of.run) {
         return State::Beaten;

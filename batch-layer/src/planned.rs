@@ -49,6 +49,8 @@ pub(crate) struct Choice {
     pub(crate) ranges: Vec<ArchivedRange>,
     pub(crate) marks: Marks,
     pub(crate) days: BTreeSet<EventDay>,
+    /// The first event day that the view can hold: its own, or the archive's.
+    pub(crate) horizon: Option<EventDay>,
 }
 
 impl Choice {
@@ -60,8 +62,10 @@ impl Choice {
             marks.stay();
         }
         let ranges = pinned.ranges();
+        let horizon = facts.horizon.max(pinned.horizon);
         Ok(Self {
-            days: batch.scope.days(&marks, &ranges, facts.horizon),
+            days: batch.scope.days(&marks, &ranges, horizon),
+            horizon,
             facts,
             pinned,
             ranges,

@@ -343,6 +343,7 @@ impl OfView<'_> {
             .numbers::<i32>(&speed_days(self.batch.store.database(), self.view))
             .await?;
         let horizon = patiently(|| self.batch.store.horizon(self.view)).await?;
+        let horizon = horizon.max(ground.pinned.horizon);
         Ok(archived
             .chain(published)
             .chain(of_speed.into_iter().map(EventDay))

@@ -10,7 +10,7 @@ use shared_schemas::view::View;
 use uuid::Uuid;
 
 use crate::error::RunError;
-use crate::list::of_number;
+use crate::list::{is_forgotten, of_number};
 use crate::publish::{Line, Sent, line, send};
 use crate::report::MarkMoved;
 
@@ -124,9 +124,13 @@ fn target<'a>(
     to: Option<u64>,
     all: &'a [Publication],
 ) -> Result<&'a Publication, RollbackError> {
-    let unknown = |number| RollbackError::Unknown {
-        view: view.name.clone(),
-        number,
+    let unknown = |number| {
+        let view = view.name.clone();
+        if is_forgotten(number, all.iter().map(|one| one.number.0)) {
+            let why = "its row is let go too".to_owned();
+            return RollbackError::BelowFloor { view, number, why };
+        }
+        RollbackError::Unknown { view, number }
     };
     if let Some(number) = to {
         return of_number(PublicationNumber(number), all).ok_or_else(|| unknown(number));

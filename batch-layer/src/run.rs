@@ -306,6 +306,12 @@ impl OfView<'_> {
             report.why = Some(why);
             return Ok(Tried::Done);
         }
+        if let Some(day) = choice.horizon.filter(|_| choice.horizon > choice.facts.horizon) {
+            // What is archived no longer can't be computed: nobody is to take what is left of those days for all of it.
+            self.watcher.step(&self.view.name, &Step::RaisesHorizon { day });
+            self.or_cancelled(async { Ok(patiently(|| store.raise_horizon(self.view, day)).await?) })
+                .await?;
+        }
         let parent = choice.facts.newest().map(|newest| newest.publication.clone());
         let mut attempt = Attempt {
             run: self,
@@ -319,7 +325,7 @@ impl OfView<'_> {
                 watcher: self.watcher,
             },
             parent,
-            horizon: choice.facts.horizon,
+            horizon: choice.horizon,
             ranges: choice.ranges,
             pinned: choice.pinned,
             marks: choice.marks,
@@ -389,6 +395,7 @@ impl Attempt<'_, '_> {
             let marks = self.marks.all();
             let dirty = run.batch.scope.days(&self.marks, &self.ranges, self.horizon);
             let publication = Publication::of_run(self.parent.as_ref(), id, marks, &self.pinned.gaps, &dirty);
+            let publication = publication.from_horizon(self.horizon);
             let step = Step::Chosen {
                 archive_version: self.pinned.version,
                 days: dirty.len(),

@@ -5,7 +5,7 @@ use shared_connections::store::{Store, StoreError};
 use shared_schemas::handoff::RunId;
 use shared_schemas::view::View;
 
-use crate::list::{Listed, State, list};
+use crate::list::{Listed, State, is_forgotten, list};
 use crate::retry::patiently;
 
 /// A publication and its run.
@@ -45,6 +45,18 @@ pub enum LookError {
     Answer(String),
 }
 
+impl LookError {
+    /// That number is not among those that are left.
+    pub(crate) fn missing(view: &View, number: u64, left: impl Iterator<Item = u64>) -> Self {
+        let view = view.name.clone();
+        if is_forgotten(number, left) {
+            Self::LetGo { view, number }
+        } else {
+            Self::Unknown { view, number }
+        }
+    }
+}
+
 /// The publication of that number, or the one that answers; `None` where the view has none.
 ///
 /// # Errors
@@ -55,10 +67,7 @@ pub async fn show(store: &Store, view: &View, number: Option<u64>) -> Result<Opt
         let found = all
             .iter()
             .find(|one| one.number == number && one.state != State::Beaten);
-        found.ok_or_else(|| LookError::Unknown {
-            view: view.name.clone(),
-            number,
-        })
+        found.ok_or_else(|| LookError::missing(view, number, all.iter().map(|one| one.number)))
     };
     let listed = match number {
         Some(number) => of_number(number)?,

@@ -43,7 +43,7 @@ pub use facts::{Cut, Facts, Published, Run};
 pub use freshness::{FreshnessOfPartition, PartitionState};
 pub use isolate::RefusedRow;
 pub use ledger::{Ledger, Unbalanced};
-pub use letting_go::{Below, Raised, RaisedHorizon};
+pub use letting_go::{Below, Gone, Raised, RaisedHorizon};
 pub use pace::Pace;
 pub use reconciliations::ReconciliationRow;
 pub use record::{Origin, ProgressRow};

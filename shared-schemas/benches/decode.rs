@@ -40,6 +40,7 @@ fn flights() -> Dataset {
         dedupe_memory: 1 << 28,
         max_event_size: 1 << 20,
         chunk: 1 << 18,
+        keep: None,
         privacy: Privacy::default(),
         fields: vec![
             field("carrier", FieldType::String, false),

@@ -44,6 +44,9 @@ pub struct Dataset {
     pub max_event_size: usize,
     /// Offsets per chunk; a power of two.
     pub chunk: u64,
+    /// For how long its events are archived, and its views' results held, by event time: whole days; `None`: for ever. Not part of
+    /// the fingerprint.
+    pub keep: Option<Duration>,
     /// The declared fields, in the order of the definition; also the column order of decoded batches.
     pub fields: Vec<Field>,
     /// What is hidden of a record beyond its declared fields, and what is known of the keys of `hash` rules.

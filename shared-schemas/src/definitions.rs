@@ -5,6 +5,7 @@
 
 mod datasets;
 mod fields;
+mod keep;
 mod keys;
 mod masks;
 mod names;

@@ -256,6 +256,7 @@ mod tests {
             dedupe_memory: 0,
             max_event_size: 1,
             chunk: 1,
+            keep: None,
             privacy: Privacy::default(),
             fields: vec![],
         }

@@ -136,7 +136,7 @@ enum Command {
     ///
     /// Raises the floor, so that the newest `batch.keep_publications` of each view stay restorable; waits `batch.gc_wait`,
     /// so that no query is left that may read below it; then deletes what lies below: rows of runs that nobody can reach,
-    /// rows and progress of the speed layer below all kept marks. Batch runs do the same without waiting: each deletes what
+    /// rows and progress of the speed layer below all kept marks, publications that are not among the newest hundred. Batch runs do the same without waiting: each deletes what
     /// lies below floors that are old enough. Killed at any time it does no harm, and the next one goes on.
     #[command(after_help = "Examples:\n  \
         highwater batch gc --dry-run\n  \

@@ -44,7 +44,7 @@ pub(crate) struct Reconcile {
     /// Only this view; may be given several times
     #[arg(long, value_name = "NAME")]
     view: Vec<String>,
-    /// Compute days again of which batch rows are wrong, at the published marks, and compare once more
+    /// Compute days again of which batch rows are wrong, at the published marks, and compare these views once more
     #[arg(long)]
     repair: bool,
     /// With `--repair`: wait while a run is under way, instead of failing
@@ -110,23 +110,11 @@ impl Reconcile {
     async fn compare(&self, batch: &highwater_batch::Batch, views: &[(&View, &Dataset)]) -> anyhow::Result<ExitCode> {
         let bars = Bars::new();
         let cancel = CancellationToken::new();
-        let mut all = highwater_batch::reconcile(batch, views, &bars, &cancel).await;
-        if self.repair && all.iter().any(|one| !one.mendable.is_empty()) {
-            let lease = batch.lease("repair", self.wait, &bars, &cancel).await?;
-            let mut repaired = Vec::new();
-            for (one, (view, dataset)) in all.iter().zip(views) {
-                repaired.push(if one.mendable.is_empty() {
-                    None
-                } else {
-                    Some(highwater_batch::repair(batch, view, dataset, &one.mendable, &bars, &cancel).await)
-                });
-            }
-            drop(lease);
-            all = highwater_batch::reconcile(batch, views, &bars, &cancel).await;
-            for (one, repaired) in all.iter_mut().zip(repaired) {
-                one.repaired = repaired;
-            }
-        }
+        let all = if self.repair {
+            highwater_batch::reconcile_and_repair(batch, views, self.wait, &bars, &cancel).await?
+        } else {
+            highwater_batch::reconcile(batch, views, &bars, &cancel).await
+        };
         bars.finish();
         // Compared it is, whether or not that can be kept.
         match highwater_batch::reconcile::keep(batch, &all).await {

@@ -6,11 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use highwater_batch::collect::RowsGone;
 use highwater_batch::list::State;
-use highwater_batch::{Batch, Collected, list, rollback};
+use highwater_batch::{Batch, Collected, list, rollback, show};
 use highwater_tests::clickhouse::ClickHouse;
 use highwater_tests::proxy::{Act, Gate, Proxy, Then};
+use shared_connections::store::{Origin, Published};
+use shared_schemas::handoff::floor::PUBLICATIONS_LISTED;
+use shared_schemas::handoff::{Publication, RunId};
 use shared_schemas::store::statement::BELOW_FLOOR;
-use shared_schemas::store::tables::{PROGRESS, RUNS, batch_table_name, speed_table_name};
+use shared_schemas::store::tables::{PROGRESS, PUBLICATIONS, RUN_REPORTS, RUNS, batch_table_name, speed_table_name};
 use tokio_util::sync::CancellationToken;
 
 use super::world::{Quiet, World, log};
@@ -18,7 +21,7 @@ use super::{on_engine, published};
 
 /// Both partitions' logs end here, and so does what the speed layer has counted.
 const END: u64 = 80;
-const NO_WAIT: &str = "[batch]\ncut_wait = \"0s\"\nkeep_publications = 2\ngc_wait = \"0s\"\n";
+pub(super) const NO_WAIT: &str = "[batch]\ncut_wait = \"0s\"\nkeep_publications = 2\ngc_wait = \"0s\"\n";
 
 async fn world(server: &ClickHouse, more: &str) -> anyhow::Result<World> {
     let world = World::new(server, log(END), more).await?;
@@ -29,7 +32,7 @@ async fn world(server: &ClickHouse, more: &str) -> anyhow::Result<World> {
 }
 
 /// Archives another chunk of both partitions and publishes it.
-async fn publish_more(world: &World, chunks: u64) -> anyhow::Result<()> {
+pub(super) async fn publish_more(world: &World, chunks: u64) -> anyhow::Result<()> {
     let end = chunks * 8;
     world.archive([end, end], 1).await?;
     published(&world.run(&["hourly"], &Quiet, &CancellationToken::new()).await);
@@ -123,6 +126,97 @@ fn what_is_old_goes_and_what_is_kept_can_be_restored() -> anyhow::Result<()> {
         assert_eq!(rows(&world, &speed, "_start < 32").await?, 0);
         let floors = store.raised_floors(view).await?;
         assert_eq!(floors.len(), 1, "what a higher floor says too is not kept: {floors:?}");
+        Ok(())
+    })
+}
+
+/// Publications that can't be restored are shown for a while, and then their rows go too, with what their runs told.
+#[test]
+fn publications_that_nobody_can_need_are_forgotten() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let mut world = world(&server, NO_WAIT).await?;
+        for chunks in 1..=3 {
+            publish_more(&world, chunks).await?;
+        }
+        let (store, view) = (&world.batch.store, world.view("hourly"));
+        let whole = world.truth([END, END]);
+        // As many again as are listed: back and forth between what can be restored.
+        let listed = u64::try_from(PUBLICATIONS_LISTED)?;
+        let mut line: Vec<_> = store.publications(view).await?;
+        for _ in 0..listed {
+            let newest = line[line.len() - 1].publication.clone();
+            let run = RunId(newest.run.0 + 1);
+            let back = Publication::rollback(&newest, &line[line.len() - 2].publication, run);
+            store.publish(view, &back, &Origin::default()).await?;
+            line.push(Published {
+                publication: back,
+                at: 0,
+                origin: Origin::default(),
+            });
+        }
+        // A run goes on from there, until what the first runs published is below the floor.
+        for chunks in 4..=6 {
+            publish_more(&world, chunks).await?;
+        }
+        let of_view = format!("fingerprint = '{}'", view.fingerprint);
+        let all = listed + 6;
+        assert_eq!(rows(&world, PUBLICATIONS, &of_view).await?, all);
+        assert_eq!(rows(&world, RUN_REPORTS, &of_view).await?, 6);
+
+        let would = world.batch.collectable(&[view]).await.remove(0);
+        assert_eq!(
+            (would.error.as_deref(), would.rows.publications),
+            (None, 6),
+            "{would:?}"
+        );
+        assert_eq!(
+            rows(&world, PUBLICATIONS, &of_view).await?,
+            all,
+            "a dry run deletes nothing"
+        );
+        let did = collect(&world).await?;
+        assert_eq!((did.error.as_deref(), did.rows), (None, would.rows));
+        assert_eq!(rows(&world, PUBLICATIONS, &of_view).await?, listed);
+        assert_eq!(world.answer().await?, whole);
+        let shown = list(store, view).await?;
+        assert_eq!((shown.len(), shown[0].number, shown[99].number), (100, all, 7));
+
+        // Their runs go first, then what these told. The second run's rows of a day are served still: what it told stays.
+        let (mut reports, mut tries) = (0, 0);
+        while reports < 2 && tries < 3 {
+            reports += collect(&world).await?.rows.reports;
+            tries += 1;
+        }
+        assert_eq!((reports, rows(&world, RUN_REPORTS, &of_view).await?), (2, 4));
+        assert_eq!(collect(&world).await?.rows, RowsGone::default());
+
+        // Who asks for one is told; what is kept can be restored.
+        let refused = rollback(store, view, Some(2)).await.unwrap_err().to_string();
+        let wanted = "publication 2 of view `hourly` can't be restored: its row is let go too.";
+        assert!(refused.starts_with(wanted), "{refused}");
+        let gone = show(store, view, Some(6)).await.unwrap_err().to_string();
+        assert_eq!(gone, "publication 6 of view `hourly` is let go: its rows may be gone");
+        assert!(
+            show(store, view, Some(all))
+                .await?
+                .is_some_and(|shown| shown.report.is_some())
+        );
+        assert_eq!(rollback(store, view, None).await?.content, all - 1);
+        assert_eq!(world.answer().await?, whole);
+
+        // One that arrives once more is not taken for anything, and swept. And so is all of it after a run.
+        store.publish(view, &line[0].publication, &Origin::default()).await?;
+        assert_eq!(world.answer().await?, whole);
+        world.batch.config.batch.keep_publications = 3;
+        let view = world.view("hourly");
+        let swept = world.batch.collect_what_is_old(&[view], &Quiet).await.remove(0);
+        assert_eq!(
+            (swept.error.as_deref(), swept.rows.publications),
+            (None, 2),
+            "{swept:?}"
+        );
+        assert_eq!(rows(&world, PUBLICATIONS, &of_view).await?, listed);
+        assert_eq!(world.answer().await?, whole);
         Ok(())
     })
 }

@@ -1,9 +1,11 @@
 //! Retention: event days that a view no longer keeps go from both layers, and nobody answers them from the moment that is said.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use highwater_batch::{Selection, reconcile};
-use shared_schemas::handoff::EventDay;
+use highwater_batch::archive::{Archive, Optimized, Upkeep};
+use highwater_batch::{DayRange, Outcome, Scope, Selection, reconcile};
+use shared_schemas::handoff::{EventDay, Offset};
 use shared_schemas::store::tables::{batch_table_name, speed_table_name};
 use tokio_util::sync::CancellationToken;
 
@@ -35,7 +37,7 @@ fn days_before_the_horizon_go_from_both_layers() -> anyhow::Result<()> {
         // So long that the second of the two days is the first that is kept.
         let today = i32::try_from(chrono::Utc::now().timestamp().div_euclid(86_400))?;
         let days = u64::try_from(today - SECOND_DAY + 1)?;
-        let keep = std::time::Duration::from_secs(days * 86_400);
+        let keep = Duration::from_secs(days * 86_400);
         let views = &mut world.batch.definitions.views;
         views.iter_mut().find(|view| view.name == "hourly").unwrap().keep = Some(keep);
         let view = world.view("hourly").clone();
@@ -89,6 +91,132 @@ fn days_before_the_horizon_go_from_both_layers() -> anyhow::Result<()> {
         let reconciled = reconcile(&world.batch, &selected, &Quiet, &CancellationToken::new()).await;
         assert_eq!(reconciled[0].unexplained, 0, "{:?}", reconciled[0]);
         assert_eq!(collect(&world).await?.error, None);
+        assert_eq!(world.answer().await?, kept);
+        Ok(())
+    })
+}
+
+async fn optimize(world: &World, keep_removed: Duration, dry_run: bool) -> anyhow::Result<Optimized> {
+    let config = &world.batch.config.archive;
+    let mut archive = Archive::open_or_create(config, world.dataset()).await?;
+    let upkeep = Upkeep {
+        keep_removed,
+        ..Upkeep::of(config, world.dataset(), dry_run)
+    };
+    Ok(archive.optimize(&upkeep, &CancellationToken::new()).await?)
+}
+
+/// Days that a dataset no longer keeps go from its archive; runs and reconciliation miss none of them, whoever lets go first.
+#[test]
+fn days_that_a_dataset_no_longer_keeps_go_from_the_archive_too() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let more = "[batch]\ncut_wait = \"0s\"\ngc_wait = \"0s\"\n";
+        let mut world = World::new(&server, log(80), more).await?;
+        for number in [0, 1] {
+            world.speed(number, 80, &BTreeSet::new()).await?;
+        }
+        world.archive([40, 40], 1).await?;
+        published(&world.run(&["hourly"], &Quiet, &CancellationToken::new()).await);
+        let whole = world.answer().await?;
+        let for_long = Duration::from_secs(7 * 86_400);
+        assert_eq!(
+            optimize(&world, for_long, false).await?.let_go.files,
+            0,
+            "nobody asked for it"
+        );
+
+        let today = i32::try_from(chrono::Utc::now().timestamp().div_euclid(86_400))?;
+        let keep = Duration::from_secs(u64::try_from(today - SECOND_DAY + 1)? * 86_400);
+        world.batch.definitions.datasets[0].keep = Some(keep);
+        for view in &mut world.batch.definitions.views {
+            view.keep = Some(keep);
+        }
+        let archive = Archive::open_or_create(&world.batch.config.archive, world.dataset()).await?;
+        let before = archive.pin().await?;
+        let would = optimize(&world, for_long, true).await?;
+        assert!(would.let_go.files > 0 && would.let_go.bytes > 0, "{would:?}");
+        assert_eq!(
+            archive.pin().await?.version,
+            before.version,
+            "a dry run changes nothing"
+        );
+        let did = optimize(&world, for_long, false).await?;
+        assert_eq!((did.let_go, did.horizon.as_deref()), (would.let_go, Some("2013-11-01")));
+        let after = archive.pin().await?;
+        assert_eq!((&after.ends, after.horizon), (&before.ends, Some(EventDay(SECOND_DAY))));
+        assert!(after.ranges().iter().all(|range| range.day >= EventDay(SECOND_DAY)));
+        assert_eq!(world.answer().await?, whole, "nobody has told the view yet");
+
+        // A run finds it: it calls nothing vanished, computes nothing of it, and from then on nobody answers it. Late events of
+        // the day before are archived meanwhile.
+        world.archive([80, 80], 1).await?;
+        let reports = world.run(&["hourly"], &Quiet, &CancellationToken::new()).await;
+        published(&reports);
+        assert_eq!(reports[0].first_day.as_deref(), Some("2013-11-01"));
+        let read = reports[0].checks.iter().find(|check| check.name == "events").unwrap();
+        assert!(read.holds && read.says.starts_with("all "), "{read:?}");
+        let kept: Vec<_> = whole
+            .iter()
+            .filter(|line| line.as_str() >= "2013-11-01")
+            .cloned()
+            .collect();
+        assert!(!kept.is_empty() && kept.len() < whole.len());
+        assert_eq!(world.answer().await?, kept);
+        let newest = world.newest("hourly").await?;
+        assert!(newest.days.keys().all(|day| *day >= EventDay(SECOND_DAY)), "{newest:?}");
+        assert_eq!(
+            world.batch.store.horizon(world.view("hourly")).await?,
+            Some(EventDay(SECOND_DAY))
+        );
+
+        // A view that is published for the first time, without what went.
+        let first = world.run(&["daily"], &Quiet, &CancellationToken::new()).await;
+        published(&first);
+        assert_eq!((first[0].days, first[0].first_day.as_deref()), (1, Some("2013-11-01")));
+        assert_eq!(
+            world.batch.store.horizon(world.view("daily")).await?,
+            Some(EventDay(SECOND_DAY))
+        );
+
+        let all = world.batch.selected(&Selection {
+            views: vec!["hourly".to_owned(), "daily".to_owned()],
+            datasets: Vec::new(),
+        })?;
+        for reconciled in reconcile(&world.batch, &all, &Quiet, &CancellationToken::new()).await {
+            assert!(reconciled.compared > 0 && reconciled.different == 0, "{reconciled:?}");
+            assert_eq!(
+                (reconciled.unexplained, reconciled.ledgers.unexplained),
+                (0, 0),
+                "{reconciled:?}"
+            );
+        }
+
+        // The rows go from both layers, the late events from the archive, and in time their files.
+        let collected = collect(&world).await?;
+        assert!(collected.rows.speed > 0 && collected.rows.batch > 0, "{collected:?}");
+        assert!(optimize(&world, for_long, false).await?.let_go.files > 0);
+        // sleeps: a file is old once its time has passed
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        assert!(optimize(&world, Duration::ZERO, false).await?.deleted.files > 0);
+        let left = super::world::files(&world.archive_folder());
+        let of_events = |day: &str| {
+            left.iter()
+                .any(|path| path.to_string_lossy().contains(&format!("_date={day}")))
+        };
+        assert_eq!((of_events("2013-10-31"), of_events("2013-11-01")), (false, true));
+        let pinned = archive.pin().await?;
+        assert_eq!(
+            pinned.ends.values().copied().collect::<Vec<_>>(),
+            [Offset(80), Offset(80)]
+        );
+
+        // All over again, and the days that went, which nobody can compute.
+        world.batch.scope = Scope::Full;
+        published(&world.run(&["hourly"], &Quiet, &CancellationToken::new()).await);
+        assert_eq!(world.answer().await?, kept);
+        world.batch.scope = Scope::Days(vec![DayRange::from(EventDay(SECOND_DAY - 1))]);
+        let gone = world.run(&["hourly"], &Quiet, &CancellationToken::new()).await;
+        assert_eq!(gone[0].result, Outcome::NothingToDo, "{:?}", gone[0]);
         assert_eq!(world.answer().await?, kept);
         Ok(())
     })

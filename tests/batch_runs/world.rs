@@ -172,6 +172,20 @@ impl World {
         Ok(Self { batch, log, folder })
     }
 
+    /// A folder in which `highwater` finds the same store at that address, the same archive and definitions.
+    pub(super) fn site(&self, url: &str, more: &str) -> anyhow::Result<PathBuf> {
+        let home = self.folder.path();
+        std::fs::create_dir_all(home.join("definitions"))?;
+        std::fs::write(home.join("definitions/flights.toml"), DEFINITIONS)?;
+        let text = format!(
+            "[kafka]\nbrokers = \"127.0.0.1:9\"\n[clickhouse]\nurl = \"{url}\"\ndatabase = \"{}\"\n\
+             [archive]\nurl = \"file:archive\"\n{more}",
+            self.batch.store.database(),
+        );
+        std::fs::write(home.join("highwater.toml"), text)?;
+        Ok(home.to_owned())
+    }
+
     pub(super) fn dataset(&self) -> &Dataset {
         &self.batch.definitions.datasets[0]
     }

@@ -53,6 +53,7 @@ pub fn dataset() -> Dataset {
         dedupe_memory: 1 << 28,
         max_event_size: 1 << 20,
         chunk: 8,
+        keep: None,
         privacy: Privacy::default(),
         fields: vec![
             field("at", FieldType::Timestamp { unit: None }, false),

@@ -7,6 +7,8 @@
 //!
 //! An archiver may commit meanwhile. Whoever comes second finds the place of its entry taken, looks again, and goes on.
 //!
+//! Before that, days go that the dataset no longer keeps (`let_go`).
+//!
 //! What was replaced is kept for `archive.keep_removed`: a batch run reads the version that it pinned, for as long as it
 //! takes. After that time files go that the newest version does not name: replaced ones, and those of commits that never
 //! came to be.
@@ -26,6 +28,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use serde::Serialize;
 use shared_connections::sentence;
 use shared_schemas::config::ArchiveConfig;
+use shared_schemas::dataset::Dataset;
 use shared_schemas::handoff::{EventDay, Offset, Partition};
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +41,7 @@ use super::pinned::{File, damaged, files_of};
 use super::scan::open_whole;
 use super::sums::FileWriter;
 use super::table::{Archive, failed};
+use crate::report::{day_text, today};
 
 /// One entry of the log replaces at most so many bytes, or makes so many files: a stop loses no more work than that.
 const ENTRY_BYTES: u64 = 1 << 30;
@@ -50,7 +54,7 @@ const BATCH_BYTES: u64 = 1 << 20;
 /// Files that are deleted at the same time.
 const DELETES_AT_ONCE: usize = 8;
 /// The table property that says how long the log tells of removed files.
-const TOLD_FOR: &str = "delta.deletedFileRetentionDuration";
+pub(super) const TOLD_FOR: &str = "delta.deletedFileRetentionDuration";
 
 /// How the archive is kept tidy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,19 +63,27 @@ pub struct Upkeep {
     pub target_file: u64,
     /// How long files are kept that no newer version names.
     pub keep_removed: Duration,
+    /// The first event day that is kept; none where all are.
+    pub horizon: Option<EventDay>,
     /// Only tell what would be done.
     pub dry_run: bool,
 }
 
 impl Upkeep {
-    /// As configured.
-    pub fn of(config: &ArchiveConfig, dry_run: bool) -> Self {
+    /// As configured, for this dataset today.
+    pub fn of(config: &ArchiveConfig, dataset: &Dataset, dry_run: bool) -> Self {
         Self {
             target_file: config.target_file,
             keep_removed: config.keep_removed,
+            horizon: dataset.keep.map(|keep| today().first_kept(keep)),
             dry_run,
         }
     }
+}
+
+/// For how long the log tells of removed files, as Delta writes it.
+pub(super) fn told_for(upkeep: &Upkeep) -> String {
+    format!("interval {} seconds", upkeep.keep_removed.as_secs())
 }
 
 /// Some files.
@@ -84,7 +96,7 @@ pub struct Files {
 }
 
 impl Files {
-    fn add(&mut self, bytes: u64) {
+    pub(super) fn add(&mut self, bytes: u64) {
         self.files += 1;
         self.bytes += bytes;
     }
@@ -102,6 +114,10 @@ pub struct Optimized {
     pub dataset: String,
     /// Files before.
     pub before: Files,
+    /// The first event day that is kept, as in 2013-01-31; none where all are.
+    pub horizon: Option<String>,
+    /// Files of earlier days that were taken out, or would be.
+    pub let_go: Files,
     /// Small ones that were replaced, or would be.
     pub replaced: Files,
     /// What they were replaced by. Where nothing is done, as large as what would be replaced.
@@ -125,12 +141,18 @@ impl Archive {
     /// [`ArchiveError::Log`] and [`ArchiveError::Write`] where the store fails. What was replaced before stays so.
     pub async fn optimize(&mut self, upkeep: &Upkeep, cancel: &CancellationToken) -> Result<Optimized, ArchiveError> {
         self.refresh().await?;
-        let files = files_of(&self.state, &self.place)?;
         let mut done = Optimized {
             dataset: self.dataset.name.clone(),
             ..Optimized::default()
         };
-        files.iter().for_each(|file| done.before.add(file.size));
+        files_of(&self.state, &self.place)?
+            .iter()
+            .for_each(|file| done.before.add(file.size));
+        let (horizon, let_go) = self.let_go(upkeep).await?;
+        done.horizon = horizon.map(day_text);
+        done.let_go = let_go;
+        let mut files = files_of(&self.state, &self.place)?;
+        files.retain(|file| horizon.is_none_or(|horizon| file.range.day >= horizon));
         let mut merged: Vec<Merged> = Vec::new();
         for group in groups(files, upkeep.target_file) {
             if cancel.is_cancelled() {
@@ -283,7 +305,7 @@ impl Archive {
 
     async fn enter_replacement(&mut self, merged: &[Merged], upkeep: &Upkeep) -> Result<(), ArchiveError> {
         let mut actions = Vec::new();
-        let told_for = format!("interval {} seconds", upkeep.keep_removed.as_secs());
+        let told_for = told_for(upkeep);
         let metadata = self.state.metadata();
         if metadata.configuration().get(TOLD_FOR) != Some(&told_for) {
             let metadata = metadata.clone().add_config_key(TOLD_FOR.to_owned(), told_for);

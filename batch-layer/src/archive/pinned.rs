@@ -33,6 +33,11 @@ pub struct Pinned {
     pub truncated: BTreeMap<Partition, OffsetRange>,
     /// Those of the gaps that a person accepted, by putting a file aside.
     pub accepted: BTreeMap<Partition, OffsetSet>,
+    /// The first event day of which events are kept; none where all are. Those of earlier days are not among what is read.
+    pub horizon: Option<EventDay>,
+    /// Of each partition that had events of earlier days: from there on there is none. Below, fewer events are here than were
+    /// archived.
+    pub let_go: BTreeMap<Partition, Offset>,
     pub(super) files: Arc<[File]>,
     pub(super) dataset: Arc<Dataset>,
     /// What readers get.
@@ -67,6 +72,11 @@ impl std::fmt::Debug for Pinned {
 }
 
 impl Pinned {
+    /// Whether events of these offsets may have been let go with their days.
+    pub fn may_lack(&self, partition: Partition, range: OffsetRange) -> bool {
+        self.let_go.get(&partition).is_some_and(|offset| range.from < *offset)
+    }
+
     /// What each file holds: its day, its partition and its lowest and highest offset.
     pub fn ranges(&self) -> Vec<ArchivedRange> {
         self.files.iter().map(|file| file.range).collect()

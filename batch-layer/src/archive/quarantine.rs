@@ -30,7 +30,7 @@ use super::standing::{PROPERTY, topic_text};
 use super::table::Archive;
 
 /// Where files are moved to, within the table's folder. Programs that read the table pass over it.
-const FOLDER: &str = "_quarantine";
+pub(super) const FOLDER: &str = "_quarantine";
 /// How often the entry is tried on a newer version.
 const TRIES: u32 = 20;
 /// Rows that are looked at at a time.

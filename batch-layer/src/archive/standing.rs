@@ -1,12 +1,12 @@
 //! Where an archive stands: each partition's end, and the offsets below it that it lacks.
 //!
-//! Ends are application transactions of the table; the property holds the partitions and their gaps. This module is pure:
-//! whether a commit fits, what comes of it, and the property's text.
+//! Ends are application transactions of the table; the property holds the partitions and their gaps, and from which event day on
+//! events are kept. This module is pure: whether a commit fits, what comes of it, and the property's text.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use shared_schemas::handoff::{Offset, OffsetRange, OffsetSet, Partition, TopicId};
+use shared_schemas::handoff::{ArchivedRange, EventDay, Offset, OffsetRange, OffsetSet, Partition, TopicId};
 
 use super::error::ArchiveError;
 
@@ -28,9 +28,33 @@ pub(super) struct Standing {
     pub(super) truncated: BTreeMap<Partition, OffsetRange>,
     /// Gaps that a person accepted: of files that were put aside. Marks may pass them.
     pub(super) accepted: BTreeMap<Partition, OffsetSet>,
+    /// Events of days before that one were let go; those that came later are nobody's to read. It only rises.
+    pub(super) horizon: Option<EventDay>,
+    /// Of each partition that had such events: from there on there was none. Below, fewer events are there than were archived.
+    pub(super) let_go: BTreeMap<Partition, Offset>,
 }
 
 impl Standing {
+    /// Whether events of that day are there to be read.
+    pub(super) fn keeps(&self, day: EventDay) -> bool {
+        self.horizon.is_none_or(|horizon| day >= horizon)
+    }
+
+    /// Where it stands once events of days before `horizon` are let go, and these with them. The ends stay: nobody archives
+    /// them again.
+    pub(super) fn from_horizon(
+        mut self,
+        horizon: Option<EventDay>,
+        gone: impl IntoIterator<Item = ArchivedRange>,
+    ) -> Self {
+        self.horizon = self.horizon.max(horizon);
+        for range in gone {
+            let held = self.let_go.entry(range.partition).or_default();
+            *held = range.last.next().max(*held);
+        }
+        self
+    }
+
     /// Where a partition's archive ends.
     pub(super) fn end(&self, partition: Partition) -> Offset {
         self.ends.get(&partition).copied().unwrap_or_default()
@@ -115,10 +139,12 @@ impl Standing {
             gaps: self.gaps.get(partition).map(pairs).unwrap_or_default(),
             truncated: self.truncated.get(partition).map(|range| (range.from.0, range.to.0)),
             accepted: self.accepted.get(partition).map(pairs).unwrap_or_default(),
+            let_go: self.let_go.get(partition).map(|offset| offset.0),
         });
         let listing = Listing {
             form: FORM,
             partitions: partitions.collect(),
+            horizon: self.horizon.map(|day| day.0),
         };
         serde_json::json!(listing).to_string()
     }
@@ -135,7 +161,10 @@ impl Standing {
                 listing.form
             ));
         }
-        let mut standing = Self::default();
+        let mut standing = Self {
+            horizon: listing.horizon.map(EventDay),
+            ..Self::default()
+        };
         for listed in listing.partitions {
             let topic = topic(&listed.topic).ok_or_else(|| format!("`{}` is no topic id", listed.topic))?;
             let partition = Partition {
@@ -160,6 +189,9 @@ impl Standing {
                 let (from, to) = (Offset(from), Offset(to));
                 standing.truncated.insert(partition, OffsetRange { from, to });
             }
+            if let Some(offset) = listed.let_go {
+                standing.let_go.insert(partition, Offset(offset));
+            }
         }
         Ok(standing)
     }
@@ -170,6 +202,9 @@ impl Standing {
 struct Listing {
     form: u32,
     partitions: Vec<Listed>,
+    /// Days since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    horizon: Option<i32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -182,6 +217,8 @@ struct Listed {
     truncated: Option<(u64, u64)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     accepted: Vec<(u64, u64)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    let_go: Option<u64>,
 }
 
 fn pairs(gaps: &OffsetSet) -> Vec<(u64, u64)> {
@@ -280,8 +317,7 @@ mod tests {
         let standing = Standing {
             ends: [(partition(0), Offset(0)), (partition(2), Offset(0))].into(),
             gaps: [(partition(2), gaps)].into(),
-            truncated: BTreeMap::new(),
-            accepted: BTreeMap::new(),
+            ..Standing::default()
         };
         let text = standing.text();
         assert_eq!(
@@ -295,6 +331,18 @@ mod tests {
         let aside = cut_off.put_aside(partition(0), &[range(1, 4)].into_iter().collect());
         assert_eq!(aside.gaps[&partition(0)], aside.accepted[&partition(0)]);
         assert_eq!(Standing::parse(&aside.text()).unwrap(), aside);
+        let gone = ArchivedRange {
+            day: EventDay(16_008),
+            partition: partition(2),
+            first: Offset(3),
+            last: Offset(6),
+        };
+        let later = aside.from_horizon(Some(EventDay(16_009)), [gone]);
+        assert!(later.text().contains(r#""horizon":16009"#) && later.text().contains(r#""let_go":7"#));
+        assert_eq!(Standing::parse(&later.text()).unwrap(), later);
+        let earlier = later.clone().from_horizon(Some(EventDay(3)), []);
+        assert_eq!(earlier, later, "it only rises");
+        assert_eq!([16_008, 16_009].map(|day| later.keeps(EventDay(day))), [false, true]);
         assert!(
             Standing::parse(r#"{"form":2,"partitions":[]}"#)
                 .unwrap_err()

@@ -44,6 +44,7 @@ pub(super) async fn log_in_store(
     let options: Vec<(String, String)> = (environment(kind).into_iter()).chain(given(kind, options)?).collect();
     let root = build(kind, bucket, &options).map_err(|error| sentence(&error))?;
     let place = format!("{}://{bucket}/{path}", kind.scheme());
+    let place = place.trim_end_matches('/').to_owned();
     let url = Url::parse(&format!("{place}/")).map_err(|error| error.to_string())?;
     // The first page of what is there; nothing there is fine.
     let seen = root.list(Some(&Path::from(path))).next().await;

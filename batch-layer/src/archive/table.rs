@@ -75,7 +75,7 @@ impl Archive {
     /// [`ArchiveError::Place`] for a place that can't be used, [`ArchiveError::Log`] where the table can't be read,
     /// [`ArchiveError::Foreign`] where it is not Highwater's.
     pub async fn open(config: &ArchiveConfig, dataset: &Dataset) -> Result<Option<Self>, ArchiveError> {
-        let (log, place) = log_store(config, dataset).await?;
+        let (log, place) = log_store(config, &dataset.name).await?;
         let there = log.is_delta_table_location().await;
         if !there.map_err(failed(&place, "looked for"))? {
             return Ok(None);
@@ -100,7 +100,7 @@ impl Archive {
         let archive = match Self::open(config, dataset).await? {
             Some(archive) => archive,
             None => {
-                let (log, place) = log_store(config, dataset).await?;
+                let (log, place) = log_store(config, &dataset.name).await?;
                 let made = Box::pin(create(&log, dataset)).await;
                 match (Self::open(config, dataset).await?, made) {
                     (Some(archive), _) => archive,
@@ -122,13 +122,18 @@ impl Archive {
     /// [`ArchiveError::Log`] where the table can't be read, [`ArchiveError::Foreign`] where it is not Highwater's.
     pub async fn pin(&self) -> Result<Pinned, ArchiveError> {
         let (state, standing) = load(&self.log, &self.place).await?;
+        let files = files_of(&state, &self.place)?;
+        let (files, gone): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| standing.keeps(file.range.day));
+        let standing = standing.from_horizon(None, gone.iter().map(|file| file.range));
         Ok(Pinned {
             version: state.version(),
             ends: standing.ends,
             gaps: standing.gaps,
             truncated: standing.truncated,
             accepted: standing.accepted,
-            files: files_of(&state, &self.place)?.into(),
+            horizon: standing.horizon,
+            let_go: standing.let_go,
+            files: files.into(),
             dataset: Arc::new(self.dataset.clone()),
             schema: columns::read_schema(&self.dataset),
             store: self.log.object_store(None),
@@ -168,7 +173,7 @@ impl Archive {
 }
 
 /// The newest version, and where it stands.
-async fn load(log: &LogStoreRef, place: &str) -> Result<(DeltaTableState, Standing), ArchiveError> {
+pub(super) async fn load(log: &LogStoreRef, place: &str) -> Result<(DeltaTableState, Standing), ArchiveError> {
     let state = DeltaTableState::try_new(log, None)
         .await
         .map_err(failed(place, "read"))?;
@@ -223,8 +228,8 @@ async fn create(log: &LogStoreRef, dataset: &Dataset) -> Result<(), DeltaTableEr
     Ok(())
 }
 
-/// The log of the dataset's table, and its place for messages.
-async fn log_store(config: &ArchiveConfig, dataset: &Dataset) -> Result<(LogStoreRef, String), ArchiveError> {
+/// The log of the table of a dataset of that name, and its place for messages; without a name where all tables are.
+pub(super) async fn log_store(config: &ArchiveConfig, name: &str) -> Result<(LogStoreRef, String), ArchiveError> {
     let wrong = |why: String| ArchiveError::Place {
         url: config.url.to_string(),
         why,
@@ -232,12 +237,12 @@ async fn log_store(config: &ArchiveConfig, dataset: &Dataset) -> Result<(LogStor
     let folder = match &config.url {
         ArchiveUrl::Folder(folder) => folder,
         ArchiveUrl::Store { kind, bucket, path } => {
-            let path = [path.as_str(), &dataset.name].join("/");
-            let path = path.trim_start_matches('/');
+            let path = [path.as_str(), name].join("/");
+            let path = path.trim_matches('/');
             return log_in_store(*kind, bucket, path, &config.options).await.map_err(wrong);
         }
     };
-    let folder = std::path::absolute(folder.join(Path::new(&dataset.name)));
+    let folder = std::path::absolute(folder.join(Path::new(name)));
     let folder = folder.map_err(|error| wrong(error.to_string()))?;
     let place = folder.display().to_string();
     let url = Url::from_directory_path(&folder).map_err(|()| wrong("it is no absolute path".to_owned()))?;

@@ -1,6 +1,7 @@
 //! The archive on a folder: what goes in comes out, once, whoever writes beside it and whatever breaks.
 
 mod commits;
+mod keeping;
 mod reading;
 
 use std::collections::BTreeSet;

@@ -49,12 +49,20 @@ async fn tidy(config: &Config, dataset: &Dataset, cancel: &CancellationToken) ->
     let Some(mut archive) = Archive::open(&config.archive, dataset).await? else {
         return Ok(Optimized::default());
     };
-    Box::pin(archive.optimize(&Upkeep::of(&config.archive, false), cancel)).await
+    Box::pin(archive.optimize(&Upkeep::of(&config.archive, dataset, false), cancel)).await
 }
 
 fn tell(done: &Optimized) {
     for damaged in &done.damaged {
         tracing::error!(dataset = done.dataset, "{damaged}");
+    }
+    if let Some(horizon) = done.horizon.as_ref().filter(|_| done.let_go.files > 0) {
+        tracing::info!(
+            dataset = done.dataset,
+            files = done.let_go.files,
+            bytes = done.let_go.bytes,
+            "events before {horizon} are out of the archive"
+        );
     }
     tracing::info!(
         dataset = done.dataset,

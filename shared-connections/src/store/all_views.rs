@@ -3,10 +3,11 @@
 //! A view's name is nowhere in the store: rows belong to a fingerprint. So what no definition names any more is known by
 //! its fingerprint alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clickhouse::Row;
 use serde::Deserialize;
+use shared_schemas::handoff::TopicId;
 use shared_schemas::store::tables::{
     BATCH_PREFIX, CUTS, FLOORS, FRESHNESS, GAPS, HORIZONS, PROGRESS, PUBLICATIONS, RUNS, SPEED_PREFIX,
 };
@@ -68,7 +69,31 @@ struct PublishedRow {
     last: i64,
 }
 
+#[derive(Debug, Row, Deserialize)]
+struct TopicRow {
+    fingerprint: String,
+    topic: u128,
+}
+
 impl Store {
+    /// Which incarnations of topics each view has counted, as progress and publications tell.
+    ///
+    /// # Errors
+    /// ClickHouse's.
+    pub async fn topics_of_views(&self) -> Result<BTreeMap<String, BTreeSet<TopicId>>, StoreError> {
+        let sql = format!(
+            "SELECT DISTINCT fingerprint, _topic AS topic FROM {} UNION DISTINCT \
+             SELECT DISTINCT fingerprint, tupleElement(arrayJoin(marks), 1) AS topic FROM {}",
+            self.table(PROGRESS),
+            self.table(PUBLICATIONS)
+        );
+        let mut topics: BTreeMap<String, BTreeSet<TopicId>> = BTreeMap::new();
+        for row in self.rows::<TopicRow>("read which topics views have", &sql, &[]).await? {
+            topics.entry(row.fingerprint).or_default().insert(TopicId(row.topic));
+        }
+        Ok(topics)
+    }
+
     /// All views that the store holds something of, by fingerprint.
     ///
     /// # Errors

@@ -14,8 +14,8 @@ use shared_schemas::handoff::{EventDay, Floor, Mark, Partition, PublicationNumbe
 use shared_schemas::plan::{START_COLUMN, WINDOW_COLUMN};
 use shared_schemas::store::quote::{self, identifier};
 use shared_schemas::store::tables::{
-    CUTS, DAY_COLUMN, FLOORS, GAPS, HORIZONS, PROGRESS, RUN_COLUMN, RUNS, TOPIC_COLUMN, batch_table_name,
-    speed_table_name,
+    CUTS, DAY_COLUMN, FLOORS, GAPS, HORIZONS, PROGRESS, PUBLICATIONS, RUN_COLUMN, RUN_REPORTS, RUNS, TOPIC_COLUMN,
+    batch_table_name, speed_table_name,
 };
 use shared_schemas::view::View;
 
@@ -59,17 +59,36 @@ pub enum Place {
     Batch,
     /// Runs that have no rows.
     Runs,
+    /// What runs came to, of those that nobody can ask for.
+    Reports,
+    /// Publications that nobody can ask for.
+    Publications,
+}
+
+/// What is to go, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Gone {
+    /// Starts below its marks.
+    pub floor: Floor,
+    /// Runs whose rows nobody can reach.
+    pub runs: BTreeSet<RunId>,
+    /// Runs whose reports go.
+    pub reports: BTreeSet<RunId>,
+    /// Publications that go.
+    pub publications: BTreeSet<(PublicationNumber, RunId)>,
 }
 
 impl Place {
     /// In the order in which they are deleted: nobody then ever sees progress without its rows.
-    pub const ORDER: [Self; 6] = [
+    pub const ORDER: [Self; 8] = [
         Self::Progress,
         Self::Speed,
         Self::Gaps,
         Self::Cuts,
         Self::Batch,
         Self::Runs,
+        Self::Reports,
+        Self::Publications,
     ];
 
     /// The word for reports.
@@ -81,6 +100,8 @@ impl Place {
             Self::Cuts => "cuts",
             Self::Batch => "batch",
             Self::Runs => "runs",
+            Self::Reports => "reports",
+            Self::Publications => "publications",
         }
     }
 
@@ -92,6 +113,8 @@ impl Place {
             Self::Cuts => CUTS.to_owned(),
             Self::Batch => batch_table_name(view),
             Self::Runs => RUNS.to_owned(),
+            Self::Reports => RUN_REPORTS.to_owned(),
+            Self::Publications => PUBLICATIONS.to_owned(),
         }
     }
 
@@ -100,7 +123,7 @@ impl Place {
         match self {
             Self::Speed => Some(WINDOW_COLUMN),
             Self::Batch => Some(DAY_COLUMN),
-            Self::Progress | Self::Gaps | Self::Cuts | Self::Runs => None,
+            Self::Progress | Self::Gaps | Self::Cuts | Self::Runs | Self::Reports | Self::Publications => None,
         }
     }
 }
@@ -191,20 +214,37 @@ fn before(place: Place, day: EventDay) -> Option<String> {
     })
 }
 
-/// What is to go from a place: the conditions, each a statement's.
-fn conditions(view: &View, place: Place, floor: &Floor, runs: &BTreeSet<RunId>) -> Vec<String> {
+/// What is to go from a place: the conditions, each a statement's. `empty` are those of the runs that have no rows.
+fn conditions(view: &View, place: Place, gone: &Gone, empty: &BTreeSet<RunId>) -> Vec<String> {
     let of_view = format!("fingerprint = {}", quote::text(&view.fingerprint.to_string()));
-    let runs: Vec<_> = runs.iter().copied().collect();
-    let named = |column| runs.chunks(RUNS_AT_A_TIME).map(move |runs| one_of(column, runs));
-    let below = below_marks(&floor.marks);
-    match place {
-        Place::Speed => below.into_iter().collect(),
-        Place::Progress | Place::Gaps | Place::Cuts => below
-            .map(|below| format!("{of_view} AND {below}"))
+    let named = |column: &str, runs: &BTreeSet<RunId>| -> Vec<String> {
+        let runs: Vec<_> = runs.iter().copied().collect();
+        runs.chunks(RUNS_AT_A_TIME).map(|runs| one_of(column, runs)).collect()
+    };
+    let of_view_and = |conditions: Vec<String>| {
+        let both = conditions
             .into_iter()
-            .collect(),
-        Place::Batch => named(RUN_COLUMN).collect(),
-        Place::Runs => named("run").map(|named| format!("{of_view} AND {named}")).collect(),
+            .map(|condition| format!("{of_view} AND {condition}"));
+        both.collect::<Vec<_>>()
+    };
+    let below = || below_marks(&gone.floor.marks).into_iter().collect();
+    match place {
+        Place::Speed => below(),
+        Place::Progress | Place::Gaps | Place::Cuts => of_view_and(below()),
+        Place::Batch => named(RUN_COLUMN, &gone.runs),
+        Place::Runs => of_view_and(named("run", empty)),
+        Place::Reports => of_view_and(named("run", &gone.reports)),
+        Place::Publications => {
+            let keys: Vec<_> = gone.publications.iter().collect();
+            let some = keys.chunks(RUNS_AT_A_TIME).map(|keys| {
+                let keys: Vec<_> = keys
+                    .iter()
+                    .map(|(number, run)| format!("({}, {})", number.0, wide(run.0)))
+                    .collect();
+                format!("(number, run) IN ({})", keys.join(", "))
+            });
+            of_view_and(some.collect())
+        }
     }
 }
 
@@ -305,17 +345,16 @@ impl Store {
         Ok(())
     }
 
-    /// What there is of the starts below a floor, of the rows of these runs, and of the runs that have no rows any more.
+    /// How many rows there are of what is to go; of the runs, those that have no rows any more.
     ///
     /// # Errors
     /// ClickHouse's.
-    pub async fn below(&self, view: &View, floor: &Floor, runs: &BTreeSet<RunId>) -> Result<Below, StoreError> {
-        let empty = self.without_rows(view, runs).await?;
+    pub async fn below(&self, view: &View, gone: &Gone) -> Result<Below, StoreError> {
+        let empty = self.without_rows(view, &gone.runs).await?;
         let mut found = Below::default();
         for place in Place::ORDER {
-            let of_place = if place == Place::Runs { &empty } else { runs };
             let mut rows = 0;
-            for condition in conditions(view, place, floor, of_place) {
+            for condition in conditions(view, place, gone, &empty) {
                 let month = place.months_of().map_or_else(
                     || "toUInt32(0)".to_owned(),
                     |column| format!("toYYYYMM({})", identifier(column)),
@@ -343,18 +382,11 @@ impl Store {
     ///
     /// # Errors
     /// ClickHouse's; sending again is safe.
-    pub async fn delete_below(
-        &self,
-        view: &View,
-        place: Place,
-        floor: &Floor,
-        runs: &BTreeSet<RunId>,
-        found: &Below,
-    ) -> Result<(), StoreError> {
+    pub async fn delete_below(&self, view: &View, place: Place, gone: &Gone, found: &Below) -> Result<(), StoreError> {
         let empty = if place == Place::Runs {
-            self.without_rows(view, runs).await?
+            self.without_rows(view, &gone.runs).await?
         } else {
-            runs.clone()
+            BTreeSet::new()
         };
         let table = place.table(view);
         let months = found
@@ -366,7 +398,7 @@ impl Store {
             let partition = place
                 .months_of()
                 .map_or_else(String::new, |_| format!(" IN PARTITION {month}"));
-            for condition in conditions(view, place, floor, &empty) {
+            for condition in conditions(view, place, gone, &empty) {
                 let sql = format!(
                     "ALTER TABLE {} DELETE{partition} WHERE {condition} SETTINGS mutations_sync = 2",
                     self.table(&table)
@@ -375,6 +407,33 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// The runs of a view that told what they came to.
+    ///
+    /// # Errors
+    /// ClickHouse's.
+    pub async fn reported_runs(&self, view: &View) -> Result<BTreeSet<RunId>, StoreError> {
+        let sql = format!(
+            "SELECT DISTINCT run FROM {} WHERE fingerprint = {{view:String}}",
+            self.table(RUN_REPORTS)
+        );
+        let runs = self.rows::<u128>("read which runs told", &sql, &of(view)).await?;
+        Ok(runs.into_iter().map(RunId).collect())
+    }
+
+    /// Deletes the horizons before that one, which says what they say.
+    ///
+    /// # Errors
+    /// ClickHouse's; sending again is safe.
+    pub async fn delete_horizons(&self, view: &View, before: EventDay) -> Result<(), StoreError> {
+        let sql = format!(
+            "ALTER TABLE {} DELETE WHERE fingerprint = {} AND day < toDate32({}) SETTINGS mutations_sync = 2",
+            self.table(HORIZONS),
+            quote::text(&view.fingerprint.to_string()),
+            before.0
+        );
+        self.execute_for_long("delete from horizons", &sql).await
     }
 
     /// Deletes floor rows by name: those that another one lies above in every component.
@@ -451,9 +510,14 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use shared_schemas::definitions::Definitions;
     use shared_schemas::handoff::{Offset, TopicId};
 
     use super::*;
+
+    const FLIGHTS: &str = "[dataset.flights]\ntopic = \"flights\"\nevent_time = \"at\"\n[dataset.flights.fields]\n\
+                           at = \"timestamp\"\n[view.hourly]\ndataset = \"flights\"\ngrain = \"1h\"\n\
+                           [view.hourly.measures]\nflights = \"count()\"\n";
 
     #[test]
     fn only_what_is_named_is_deleted() {
@@ -483,5 +547,20 @@ mod tests {
         );
         assert_eq!(before(Place::Progress, EventDay(1)), None, "offsets have no day");
         assert_eq!(one_of("_run", &[RunId(7)]), "`_run` IN (toUInt128('7'))");
+        let view = &Definitions::parse([("flights.toml", FLIGHTS)]).unwrap().views[0];
+        let gone = Gone {
+            publications: BTreeSet::from([(PublicationNumber(3), RunId(7))]),
+            ..Gone::default()
+        };
+        for place in Place::ORDER {
+            let wanted = (place == Place::Publications).then(|| {
+                format!(
+                    "fingerprint = '{}' AND (number, run) IN ((3, toUInt128('7')))",
+                    view.fingerprint
+                )
+            });
+            let conditions = conditions(view, place, &gone, &BTreeSet::new());
+            assert_eq!(conditions, wanted.into_iter().collect::<Vec<_>>(), "{place:?}");
+        }
     }
 }

@@ -73,6 +73,7 @@ pub(super) fn dataset(fields: Vec<Field>) -> Dataset {
         dedupe_memory: 1 << 28,
         max_event_size: 1 << 20,
         chunk: 1 << 18,
+        keep: None,
         privacy: Privacy::default(),
         fields,
     }

@@ -6,11 +6,10 @@ use crate::dataset::{Dataset, EventTime, Field, FieldType, Format, Privacy, Unde
 use crate::mistake::nearest;
 use crate::section::{Entry, Findings, Section, Span};
 
-use super::fields;
 use super::keys::KeyUse;
-use super::masks;
+use super::{fields, keep, masks};
 
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "topic",
     "partitions",
     "format",
@@ -21,6 +20,7 @@ const KEYS: [&str; 13] = [
     "dedupe",
     "max_event_size",
     "chunk",
+    "keep",
     "extra",
     "fields",
     "mask",
@@ -85,6 +85,7 @@ pub(super) fn read(
         dedupe_memory,
         max_event_size: usize::try_from(max_event_size).unwrap_or(usize::MAX),
         chunk: read_chunk(section, findings),
+        keep: keep::read(section, findings),
         privacy: Privacy {
             undeclared,
             paths,

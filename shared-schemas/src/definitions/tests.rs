@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -314,6 +315,31 @@ fn the_documented_definitions_are_sound_and_their_defaults_true() {
             .remove(0),
         dataset
     );
+}
+
+#[test]
+fn a_view_keeps_what_its_dataset_keeps_or_less_and_stays_the_same_view() {
+    let parsed = |of_dataset: &str, of_view: &str| {
+        let text = format!(
+            "[dataset.flights]\nevent_time = \"at\"\n{of_dataset}\n[dataset.flights.fields]\nat = \"timestamp\"\n\
+             [view.hourly]\ndataset = \"flights\"\ngrain = \"1h\"\n{of_view}\nmeasures = {{ flights = \"count()\" }}\n"
+        );
+        Definitions::parse([("a.toml", text)]).unwrap()
+    };
+    let (long, short) = ("keep = \"400d\"", "keep = \"30d\"");
+    let days = |days: u64| Some(Duration::from_secs(days * 86_400));
+    for (of_dataset, of_view, wanted) in [
+        ("", "", None),
+        ("", short, days(30)),
+        (long, "", days(400)),
+        (long, short, days(30)),
+        (long, long, days(400)),
+    ] {
+        let definitions = parsed(of_dataset, of_view);
+        let view = &definitions.views[0];
+        assert_eq!(view.keep, wanted, "{of_dataset} {of_view}");
+        assert_eq!(view.fingerprint, parsed("", "").views[0].fingerprint);
+    }
 }
 
 #[test]

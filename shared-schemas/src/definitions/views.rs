@@ -11,7 +11,7 @@ use crate::section::{Entry, Findings, Section, Span, quoted};
 use crate::view::{DISTINCT_LIMIT, DimensionSource, MeasureSource, View, ViewMistake, ViewPlace, ViewSource};
 
 use super::datasets::DatasetReading;
-use super::names;
+use super::{keep, names};
 
 const KEYS: [&str; 7] = [
     "dataset",
@@ -62,7 +62,8 @@ pub(super) fn read(
     let dimensions = read_dimensions(section, &mut spots, findings);
     let measures = read_measures(section, &dimensions, &mut spots, findings);
     let distinct_limit = read_distinct_limit(section, &mut spots, findings);
-    let keep = read_keep(section, findings);
+    let of_dataset = dataset.map(|reading| (reading.dataset.name.as_str(), reading.dataset.keep));
+    let keep = keep::of_view(section, of_dataset, findings);
     let DatasetReading {
         dataset,
         fields_sound: true,
@@ -204,19 +205,6 @@ fn read_grain<'t>(section: &Section<'t>, spots: &mut Spots<'t>, findings: &mut F
         );
     }
     Some(grain)
-}
-
-/// For how long results are held: whole days, since what goes are event days.
-fn read_keep(section: &Section<'_>, findings: &mut Findings<'_>) -> Option<Duration> {
-    let entry = section.get("keep")?;
-    let keep = entry.duration("\"400d\"", findings)?;
-    if keep.is_zero() || !keep.as_micros().is_multiple_of(DAY.as_micros()) {
-        let given = entry.as_str().unwrap_or_default();
-        let what = format!("event days are kept as a whole: `{given}` is no number of days");
-        findings.add(&entry.span, what, "\"400d\"");
-        return None;
-    }
-    Some(keep)
 }
 
 fn read_distinct_limit<'t>(section: &Section<'t>, spots: &mut Spots<'t>, findings: &mut Findings<'_>) -> Option<u64> {

@@ -4,12 +4,24 @@
 //! version: an event may be archived in one run and stay above the mark until the next.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::offset::{Mark, Offset, Partition};
 
 /// A calendar day in UTC, by event time: days since 1970-01-01.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventDay(pub i32);
+
+const SECONDS_PER_DAY: u64 = 86_400;
+
+impl EventDay {
+    /// The first day that is held on this one by who keeps so many days; this one is among them.
+    #[must_use]
+    pub fn first_kept(self, keep: Duration) -> Self {
+        let days = i32::try_from(keep.as_secs() / SECONDS_PER_DAY).unwrap_or(i32::MAX);
+        Self(self.0.saturating_sub(days).saturating_add(1))
+    }
+}
 
 /// That some archived events of a day lie between two offsets of a partition, as a file's statistics say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

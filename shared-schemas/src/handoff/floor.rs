@@ -13,6 +13,9 @@ use super::publication::{Publication, PublicationNumber, RunId};
 /// checked the floor before may run, [`crate::store::STATEMENT_LIMIT`].
 pub const COLLECT_WAITS: Duration = Duration::from_secs(600);
 
+/// So many publications of a view stay to be looked at, those that may be restored among them: some months of nightly runs.
+pub const PUBLICATIONS_LISTED: usize = 100;
+
 /// The lowest marks, and the oldest publication, that may still be served or restored.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Floor {
@@ -86,6 +89,15 @@ impl Floor {
         (risen != *self).then_some(risen)
     }
 
+    /// The publications whose rows nobody needs: all but the newest `listed` ones, the floor's parents, and what lies from the
+    /// floor on. A reader takes none of the rest, nothing restores it, and no run's rows are kept for it
+    /// ([`Floor::collectable`] looks at the floor's parents too). Should one of them arrive once more, it is as if it had stayed.
+    pub fn forgettable(&self, listed: usize, publications: &[Publication]) -> BTreeSet<(PublicationNumber, RunId)> {
+        let keys: BTreeSet<_> = publications.iter().map(Publication::key).collect();
+        let older = keys.into_iter().rev().skip(listed);
+        older.filter(|(number, _)| number.child() < self.number).collect()
+    }
+
     /// What of these runs and starts lies below the floor.
     ///
     /// A run is out of reach when what it publishes would lie below the floor (`runs` says the number of its parent,
@@ -119,7 +131,7 @@ mod tests {
 
     use super::super::days::EventDay;
     use super::super::offset::{Offset, TopicId};
-    use super::super::publication::newest;
+    use super::super::publication::{Standing, newest};
     use super::*;
 
     const PARTITION: Partition = Partition {
@@ -170,6 +182,34 @@ mod tests {
             for admitted in line.iter().filter(|publication| floor.admits(publication)) {
                 prop_assert!(admitted.days.values().all(|run| !gone.runs.contains(run)));
                 prop_assert!(gone.starts.iter().all(|(_, start)| *start < admitted.mark(PARTITION).start()));
+            }
+        }
+
+        /// Without the publications that are forgotten the same one answers, the same ones can be restored, the floor rises as
+        /// far, and the same runs go; what a run made on the newest one finds when it reads back is the same too.
+        #[test]
+        fn what_is_forgotten_is_missed_by_nobody(
+            steps in prop::collection::vec((0_u64..5, 0_i32..3, prop::option::weighted(0.3, 0_usize..8)), 1..12), keep in 0_usize..4,
+            later in 0_usize..4, listed in 0_usize..6,
+        ) {
+            let line = line(&steps);
+            let old = Floor::default();
+            let Some(floor) = old.keeping(keep, &line[..line.len() - later.min(line.len() - 1)]) else { return Ok(()) };
+            let gone = floor.forgettable(listed, &line);
+            let left: Vec<_> = line.iter().filter(|one| !gone.contains(&one.key())).cloned().collect();
+            prop_assert!(left.len() >= listed.min(line.len()));
+            prop_assert!(left.len() <= listed.max(line.iter().filter(|one| one.number.child() >= floor.number).count()));
+            let admitted = |all: &[Publication]| all.iter().filter(|one| floor.admits(one)).cloned().collect::<Vec<_>>();
+            prop_assert_eq!(admitted(&left), admitted(&line));
+            prop_assert_eq!(newest(&left, &floor), newest(&line, &floor));
+            let higher = floor.keeping(keep, &line);
+            prop_assert_eq!(&floor.keeping(keep, &left), &higher);
+            let runs = || line.iter().map(|publication| (publication.run, PublicationNumber(publication.number.0 - 1)));
+            for floor in [Some(floor.clone()), higher].into_iter().flatten() {
+                prop_assert_eq!(floor.collectable(&left, runs(), []), floor.collectable(&line, runs(), []));
+                for mine in line.iter().filter(|one| floor.admits(one)) {
+                    prop_assert_eq!(Standing::of(mine, &left, &floor), Standing::of(mine, &line, &floor));
+                }
             }
         }
 

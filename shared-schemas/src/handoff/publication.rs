@@ -97,6 +97,13 @@ impl Publication {
         }
     }
 
+    /// The same without the event days before a view's horizon: nobody answers them, and no run is kept for their sake.
+    #[must_use]
+    pub fn from_horizon(mut self, horizon: Option<EventDay>) -> Self {
+        self.days.retain(|day, _| horizon.is_none_or(|horizon| *day >= horizon));
+        self
+    }
+
     /// What orders publications: the number, then the run id.
     pub fn key(&self) -> (PublicationNumber, RunId) {
         (self.number, self.run)

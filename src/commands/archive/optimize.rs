@@ -13,7 +13,8 @@ use crate::signals::Signals;
 
 /// Make a day's small files into files of about `archive.target_file`, and delete files that nobody needs
 ///
-/// Rows stay as they are; archivers and batch runs go on beside it. Files that were replaced, and those of commits that
+/// Event days go before that which the dataset no longer keeps (`keep` in its definition). All other
+/// rows stay as they are; archivers and batch runs go on beside it. Files of days that went, files that were replaced, and those of commits that
 /// never came to be, are deleted after `archive.keep_removed`. A file that can't be read is named and stays; then it exits
 /// 1. The archiver does this by itself, whenever `archive.optimize` says so.
 #[derive(Debug, clap::Args)]
@@ -61,9 +62,9 @@ impl Optimize {
         datasets: &[&Dataset],
         cancel: &CancellationToken,
     ) -> anyhow::Result<ExitCode> {
-        let upkeep = Upkeep::of(&config.archive, self.dry_run);
         let mut all = Vec::new();
         for dataset in datasets {
+            let upkeep = Upkeep::of(&config.archive, dataset, self.dry_run);
             let archive = Archive::open(&config.archive, dataset).await?;
             all.push(match archive {
                 Some(mut archive) => archive.optimize(&upkeep, cancel).await?,
@@ -84,14 +85,17 @@ impl Optimize {
 }
 
 fn text(all: &[Optimized]) -> String {
-    let head = ["dataset", "files", "replaced", "by", "deleted"];
+    let head = ["dataset", "files", "let go", "replaced", "by", "deleted"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for one in all {
-        let counts = [one.before, one.replaced, one.by, one.deleted].map(told);
+        let counts = [one.before, one.let_go, one.replaced, one.by, one.deleted].map(told);
         rows.push(std::iter::once(one.dataset.clone()).chain(counts).collect());
     }
     let mut text = columns(&rows);
     for one in all {
+        if let Some(horizon) = &one.horizon {
+            text.push_str(&format!("{}: events before {horizon} are not kept\n", one.dataset));
+        }
         for damaged in &one.damaged {
             text.push_str(&format!("{}: {damaged}\n", one.dataset));
         }

@@ -11,6 +11,7 @@ pub(super) fn table(collected: &[Collected]) -> Vec<Vec<String>> {
         "runs",
         "batch rows",
         "speed rows",
+        "publications",
         "other rows",
         "bytes",
     ];
@@ -28,7 +29,8 @@ pub(super) fn table(collected: &[Collected]) -> Vec<Vec<String>> {
             report.runs.to_string(),
             gone.batch.to_string(),
             gone.speed.to_string(),
-            (gone.progress + gone.gaps + gone.cuts).to_string(),
+            gone.publications.to_string(),
+            (gone.progress + gone.gaps + gone.cuts + gone.reports).to_string(),
             BinaryBytes(report.bytes).to_string(),
         ]);
     }

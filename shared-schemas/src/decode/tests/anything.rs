@@ -81,6 +81,7 @@ fn everything() -> Dataset {
         dedupe_memory: 0,
         max_event_size: 1 << 16,
         chunk: 1 << 18,
+        keep: None,
         privacy: Privacy {
             paths: vec![
                 rule(&["a"], Mask::Truncate(Truncate::Characters(1))),
