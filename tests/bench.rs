@@ -124,6 +124,21 @@ async fn the_batch_layer_is_measured_beside_others() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_day_of_many_groups_is_computed() -> anyhow::Result<()> {
+    let folder = tempfile::TempDir::with_prefix("highwater-test-")?;
+    // It fails where an event is not counted once.
+    let arguments = ["batch", "--large", "--events", "20000", "--output", "json"];
+    let run = bench(&arguments, folder.path())?.output();
+    let Output { status, stdout, stderr } = tokio::time::timeout(PATIENCE, run).await??;
+    ensure!(status.success(), "{}", String::from_utf8_lossy(&stderr));
+    let figures: Vec<serde_json::Value> = serde_json::from_slice(&stdout)?;
+    let groups = figures.iter().find(|one| one["figure"] == "groups");
+    ensure!(groups.is_some_and(|groups| groups["value"] == 19_800.0), "{figures:?}");
+    ensure!(is_empty(folder.path())?, "data stays behind");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_bench_leaves_nothing_running_and_a_kept_topic_is_used_again() -> anyhow::Result<()> {
     let site = Site::new()?;
     let mut bench = site.start(&["bench", "speed", "--only", "throughput", "--data", "data"])?;

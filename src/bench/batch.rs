@@ -4,6 +4,7 @@
 //! archived by the archive itself, which is measured too. What comes out of each computation is checked: every event
 //! once, or as often as it was sent where repeats are left in.
 
+pub(crate) mod large;
 mod others;
 
 use std::collections::BTreeSet;

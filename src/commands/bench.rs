@@ -61,11 +61,15 @@ enum Name {
     /// the cache, once; an engine that can't be had is left out. Takes some minutes, both processors, and some GB of disk.
     #[command(after_help = "Examples:\n  \
         highwater bench batch\n  \
-        highwater bench batch --events 1000000 --output json")]
+        highwater bench batch --events 1000000 --output json\n  \
+        highwater bench batch --large")]
     Batch {
-        /// How many events
-        #[arg(long, value_name = "N", default_value_t = EVENTS, value_parser = clap::value_parser!(u64).range(1000..))]
-        events: u64,
+        /// How many events [default: 20000000, with --large 50000000]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1000..))]
+        events: Option<u64>,
+        /// Only a day of ten million groups in 2 GiB: that it ends, and what it takes
+        #[arg(long)]
+        large: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -87,11 +91,14 @@ enum Task {
     Stages,
     Measures(Duration),
     Batch(u64),
+    Large(u64),
     Speed(Settings),
 }
 
 /// Events of the filled topic.
 const EVENTS: u64 = 20_000_000;
+/// Events of a day of very many groups.
+const LARGE: u64 = 50_000_000;
 /// Those of each point with more partitions or workers are a part of them.
 const PART: u64 = 5;
 /// How often each of these is measured.
@@ -134,7 +141,10 @@ impl Name {
     fn measure(self, place: &Place) -> (impl Future<Output = anyhow::Result<Vec<Figure>>>, Output) {
         let (task, output) = match self {
             Self::Stages { output } => (Task::Stages, output),
-            Self::Batch { events, output } => (Task::Batch(events), output),
+            Self::Batch { events, large, output } => match large {
+                true => (Task::Large(events.unwrap_or(LARGE)), output),
+                false => (Task::Batch(events.unwrap_or(EVENTS)), output),
+            },
             Self::Measures { quick, output } => (Task::Measures(if quick { QUICK_STAGE } else { MEASURE }), output),
             Self::Speed {
                 only,
@@ -163,6 +173,7 @@ impl Name {
             match task {
                 Task::Speed(settings) => Box::pin(speed::figures(&settings)).await,
                 Task::Batch(events) => Box::pin(batch::figures(events)).await,
+                Task::Large(events) => Box::pin(batch::large::figures(events)).await,
                 Task::Stages => tokio::task::spawn_blocking(|| stages::figures(STAGE)).await?,
                 Task::Measures(each) => tokio::task::spawn_blocking(move || measures::figures(each)).await?,
             }

@@ -204,7 +204,7 @@ async fn rows(memory: usize, cores: usize, only: Option<&str>) -> Rows {
     let definitions = Definitions::parse([("sales.toml", SALES)]).unwrap();
     let dataset = &definitions.datasets[0];
     let batches = sales(dataset);
-    let batches: Vec<_> = if cores.is_multiple_of(2) {
+    let batches: Vec<_> = if cores.is_multiple_of(2) || memory < 1 << 30 {
         batches.iter().map(lean).collect()
     } else {
         batches
