@@ -80,6 +80,7 @@ pub struct Changed {
 /// A number that no publication has, or one whose rows may be gone; the store's.
 pub async fn diff(store: &Store, view: &View, from: u64, to: u64) -> Result<Differences, LookError> {
     let Line { all, floor, .. } = line(store, view).await?;
+    let horizon = patiently(|| store.horizon(view)).await?;
     let days_of = |number: u64| {
         let left = || all.iter().map(|one| one.number.0);
         let found =
@@ -88,7 +89,7 @@ pub async fn diff(store: &Store, view: &View, from: u64, to: u64) -> Result<Diff
             let view = view.name.clone();
             return Err(LookError::LetGo { view, number });
         }
-        Ok(found.days.clone())
+        Ok(found.clone().kept_from(horizon).days)
     };
     let (mut before, mut after) = (days_of(from)?, days_of(to)?);
     let same: BTreeSet<EventDay> = before

@@ -395,7 +395,7 @@ impl Attempt<'_, '_> {
             let marks = self.marks.all();
             let dirty = run.batch.scope.days(&self.marks, &self.ranges, self.horizon);
             let publication = Publication::of_run(self.parent.as_ref(), id, marks, &self.pinned.gaps, &dirty);
-            let publication = publication.from_horizon(self.horizon);
+            let publication = publication.kept_from(self.horizon);
             let step = Step::Chosen {
                 archive_version: self.pinned.version,
                 days: dirty.len(),

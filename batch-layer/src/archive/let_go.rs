@@ -64,7 +64,7 @@ impl Archive {
         upkeep: &Upkeep,
     ) -> Result<(), ArchiveError> {
         let after = self.standing.clone();
-        let after = after.from_horizon(horizon, files.iter().map(|file| file.range));
+        let after = after.kept_from(horizon, files.iter().map(|file| file.range));
         let metadata = self.state.metadata().clone();
         let metadata = metadata
             .add_config_key(PROPERTY.to_owned(), after.text())

@@ -42,7 +42,7 @@ impl Standing {
 
     /// Where it stands once events of days before `horizon` are let go, and these with them. The ends stay: nobody archives
     /// them again.
-    pub(super) fn from_horizon(
+    pub(super) fn kept_from(
         mut self,
         horizon: Option<EventDay>,
         gone: impl IntoIterator<Item = ArchivedRange>,
@@ -337,10 +337,10 @@ mod tests {
             first: Offset(3),
             last: Offset(6),
         };
-        let later = aside.from_horizon(Some(EventDay(16_009)), [gone]);
+        let later = aside.kept_from(Some(EventDay(16_009)), [gone]);
         assert!(later.text().contains(r#""horizon":16009"#) && later.text().contains(r#""let_go":7"#));
         assert_eq!(Standing::parse(&later.text()).unwrap(), later);
-        let earlier = later.clone().from_horizon(Some(EventDay(3)), []);
+        let earlier = later.clone().kept_from(Some(EventDay(3)), []);
         assert_eq!(earlier, later, "it only rises");
         assert_eq!([16_008, 16_009].map(|day| later.keeps(EventDay(day))), [false, true]);
         assert!(

@@ -124,7 +124,7 @@ impl Archive {
         let (state, standing) = load(&self.log, &self.place).await?;
         let files = files_of(&state, &self.place)?;
         let (files, gone): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| standing.keeps(file.range.day));
-        let standing = standing.from_horizon(None, gone.iter().map(|file| file.range));
+        let standing = standing.kept_from(None, gone.iter().map(|file| file.range));
         Ok(Pinned {
             version: state.version(),
             ends: standing.ends,

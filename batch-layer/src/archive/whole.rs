@@ -67,7 +67,7 @@ pub async fn held_archives(config: &ArchiveConfig) -> Result<Vec<HeldArchive>, A
 async fn held_archive(config: &ArchiveConfig, name: &str) -> Result<Option<HeldArchive>, ArchiveError> {
     let (log, place) = log_store(config, name).await?;
     let objects = objects(&log.object_store(None), &place).await?;
-    if !objects.iter().any(|object| is_of_log(object)) {
+    if !objects.iter().any(is_of_log) {
         return Ok(None);
     }
     let mut held = HeldArchive {

@@ -99,7 +99,7 @@ impl Publication {
 
     /// The same without the event days before a view's horizon: nobody answers them, and no run is kept for their sake.
     #[must_use]
-    pub fn from_horizon(mut self, horizon: Option<EventDay>) -> Self {
+    pub fn kept_from(mut self, horizon: Option<EventDay>) -> Self {
         self.days.retain(|day, _| horizon.is_none_or(|horizon| *day >= horizon));
         self
     }
