@@ -53,7 +53,7 @@ pub async fn events(
             url: config.archive.url.to_string(),
         });
     };
-    let session = session(memory).map_err(told)?;
+    let session = session(&config.batch)?;
     let table = archive.pin().await?.as_arrived();
     session.register_table("arrived", table).map_err(told)?;
     let moment = |at: DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::Micros, true);
