@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use datafusion::catalog::TableProvider;
+use futures::TryStreamExt;
+use shared_schemas::config::Config;
 use shared_schemas::dataset::EventTime;
 
 use super::*;
+use crate::replay;
 
 /// The answer to a query whose table is `t`: one number.
 async fn number(table: Arc<dyn TableProvider>, condition: &str) -> i64 {
@@ -60,4 +64,53 @@ async fn another_event_time_asks_files_that_were_parted_by_the_first() {
         assert_eq!(number(after.as_arrived(), condition).await, arrived, "{condition}");
         assert_eq!(number(after.once(), condition).await, once, "{condition}");
     }
+}
+
+/// The values that a replay of everything between two years sends.
+async fn replayed(site: &Site, dataset: &Dataset, years: [i32; 2]) -> Vec<String> {
+    let mut config = Config::parse("", "highwater.toml", Path::new(""), &|_| None).config;
+    config.archive = site.config();
+    let [from, to] = years.map(|year| format!("{year}-01-01T00:00:00Z").parse::<DateTime<Utc>>().unwrap());
+    let batches = replay::events(&config, dataset, from, to).await.unwrap();
+    let batches: Vec<_> = batches.try_collect().await.unwrap();
+    let records = batches
+        .iter()
+        .flat_map(|batch| replay::records(dataset, batch).unwrap());
+    records.map(|record| String::from_utf8(record.value).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn what_a_later_declaration_refuses_is_not_sent_again() {
+    let (site, before) = (Site::new(), dataset(""));
+    let mut archive = site.archive(&before).await;
+    let value = |offset: u64| match offset {
+        0 => r#"{"at":"2013-11-01T00:00:00Z","seats":"many","geo":{"code":7},"gate":"B1"}"#.to_owned(),
+        1 => r#"{"at":"2013-11-01T00:00:01Z","seats":12,"geo":{"code":"NO","city":"Oslo"}}"#.to_owned(),
+        _ => r#"{"at":"2299-12-31T23:59:59.999999Z"}"#.to_owned(),
+    };
+    archive
+        .commit(&Commit {
+            ranges: [(partition(0), range(0, 3))].into(),
+            batches: decoded(&before, partition(0), range(0, 3), value),
+            ..Commit::default()
+        })
+        .await
+        .unwrap();
+    let after = dataset("seats = \"int64?\"\ncode = { type = \"string?\", from = \"geo.code\" }");
+    let sent = replayed(&site, &after, [1970, 2300]).await;
+    assert_eq!(
+        sent,
+        [
+            r#"{"at":"2013-11-01T00:00:00Z","gate":"B1"}"#,
+            r#"{"at":"2013-11-01T00:00:01Z","geo":{"city":"Oslo","code":"NO"},"seats":12}"#,
+            r#"{"at":"2299-12-31T23:59:59.999999Z"}"#,
+        ]
+    );
+    // Whoever reads the topic with the same definition accepts them all.
+    let again = decoded(&after, partition(0), range(0, 3), |offset| {
+        sent[usize::try_from(offset).unwrap()].clone()
+    });
+    assert_eq!(again.iter().map(|(_, batch)| batch.num_rows()).sum::<usize>(), 3);
+    assert_eq!(replayed(&site, &after, [2263, 9999]).await.len(), 1);
+    assert_eq!(replayed(&site, &after, [1970, 2263]).await.len(), 2);
 }
