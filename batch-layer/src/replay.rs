@@ -21,7 +21,7 @@ use shared_schemas::decode::MASKED_HEADER;
 use shared_schemas::view::UTC;
 
 use crate::archive::{Archive, TOPIC_COLUMN};
-use crate::sql::{SqlError, session, told};
+use crate::sql::{SqlError, answer, session, told};
 
 /// An event as it is sent again.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,7 +68,7 @@ pub async fn events(
          ORDER BY \"_latest\", \"{TOPIC_COLUMN}\", \"{PARTITION_COLUMN}\", \"{OFFSET_COLUMN}\""
     );
     let frame = session.sql(&sql).await.map_err(told)?;
-    frame.execute_stream().await.map_err(told)
+    answer(&session, frame).await.map_err(told)
 }
 
 /// Whether an event's time lies between them. In microseconds, as events have it: SQL's literals are nanoseconds, which end in

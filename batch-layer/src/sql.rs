@@ -17,8 +17,10 @@ use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::context::{SQLOptions, SessionContext};
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::prelude::SessionConfig;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::prelude::{DataFrame, SessionConfig};
 use datafusion::sql::sqlparser::parser::ParserError;
+use futures::StreamExt;
 use shared_connections::sentence;
 use shared_schemas::config::{BatchConfig, Config};
 use shared_schemas::dataset::Dataset;
@@ -129,7 +131,21 @@ pub async fn query(
         .with_allow_statements(false);
     let frame = session.sql_with_options(sql, options).await;
     let frame = frame.map_err(|error| missing(&error, definitions).unwrap_or_else(|| told(error)))?;
-    frame.execute_stream().await.map_err(told)
+    answer(&session, frame).await.map_err(told)
+}
+
+/// The rows of a query. What they spill stays for as long as they do; a plan that runs keeps its session no longer than it needs it.
+pub(crate) async fn answer(
+    session: &SessionContext,
+    frame: DataFrame,
+) -> Result<SendableRecordBatchStream, DataFusionError> {
+    let spill = session.state().config().get_extension::<Spill>();
+    let rows = frame.execute_stream().await?;
+    let schema = rows.schema();
+    let rows = rows.inspect(move |_| {
+        let _held = &spill;
+    });
+    Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
 }
 
 /// The error of a stream of [`query`].
@@ -153,7 +169,7 @@ pub(crate) fn session(config: &BatchConfig) -> Result<SessionContext, SqlError> 
         .map_err(|error| told(&error, config.memory))?;
     let mut config = SessionConfig::new()
         .with_target_partitions((memory / MEMORY_OF_A_CORE).clamp(1, cores))
-        // The folder stays for as long as anything runs in the session.
+        // For `answer`.
         .with_extension(Arc::new(spill))
         .with_information_schema(true);
     let options = config.options_mut();
@@ -273,7 +289,7 @@ mod tests {
         // 16 MB to be sorted.
         let sql =
             "SELECT value, repeat('x', 64) AS more FROM generate_series(1, 200000) ORDER BY (value * 7919) % 200003";
-        let mut rows = session.sql(sql).await.unwrap().execute_stream().await.unwrap();
+        let mut rows = answer(&session, session.sql(sql).await.unwrap()).await.unwrap();
         drop(session);
         assert!(rows.try_next().await.unwrap().is_some());
         let folders: Vec<_> = std::fs::read_dir(place.path().join("spill")).unwrap().collect();
