@@ -64,6 +64,12 @@ impl Archive {
                 });
             };
             let was = aside.file.path.to_string();
+            if !self.standing.keeps(aside.file.range.day) {
+                let day = date_text(aside.file.range.day);
+                return Err(ArchiveError::Commit(format!(
+                    "{was} is of {day}, which the dataset no longer keeps"
+                )));
+            }
             let from = Path::from(format!("{FOLDER}/{was}"));
             let lies = File {
                 path: from.clone(),
