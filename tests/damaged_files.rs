@@ -103,6 +103,17 @@ async fn a_file_is_put_aside_by_command() -> anyhow::Result<()> {
     let (code, said, _) = highwater(&["archive", "quarantine", "trips", &name])?;
     assert_eq!(code, Some(1));
     assert!(said.contains("nothing was done: with --yes"), "{said}");
+    // By its path from here, too; and no file that is whole.
+    let path = file.strip_prefix(&home)?.display().to_string();
+    let (code, again, _) = highwater(&["archive", "quarantine", "trips", &path])?;
+    assert_eq!((code, again), (Some(1), said));
+    let healthy = files[1].strip_prefix(&home)?.display().to_string();
+    let (code, said, errors) = highwater(&["archive", "quarantine", "trips", &healthy, "--yes"])?;
+    assert_eq!((code, said.as_str()), (Some(1), ""));
+    assert!(
+        errors.contains("can be read as a whole") && errors.contains("--force"),
+        "{errors}"
+    );
     let version = table.pin().await?.version;
     let (code, said, errors) = highwater(&["archive", "quarantine", "trips", &name, "--yes", "-o", "json"])?;
     assert_eq!(code, Some(0), "{errors}");
@@ -131,7 +142,40 @@ async fn a_file_is_put_aside_by_command() -> anyhow::Result<()> {
     assert_eq!(code, Some(0), "{said}");
     let pinned = table.pin().await?;
     assert_eq!(offsets(&pinned).await?[&0].len(), 110);
-    assert!(table.folder().join(moved).is_file(), "what was put aside is kept");
+    let aside = table.folder().join(moved);
+    assert!(aside.is_file(), "what was put aside is kept");
+
+    // It comes back once a good copy lies there, and only then; and once.
+    let back = [
+        "archive",
+        "quarantine",
+        "trips",
+        "--restore",
+        moved,
+        "--yes",
+        "-o",
+        "json",
+    ];
+    let (code, _, errors) = highwater(&back)?;
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains(&name), "{errors}");
+    std::fs::write(&aside, bytes)?;
+    let (code, said, _) = highwater(&["archive", "quarantine", "trips", "--restore", &name])?;
+    assert_eq!(code, Some(1));
+    assert!(said.contains("nothing was done: with --yes"), "{said}");
+    let (code, said, errors) = highwater(&back)?;
+    assert_eq!(code, Some(0), "{errors}");
+    let done: Value = serde_json::from_str(&said)?;
+    assert_eq!((&done["events"], &done["day"]), (&10.into(), &"2013-11-01".into()));
+    assert!(!aside.exists());
+    let pinned = table.pin().await?;
+    assert_eq!(offsets(&pinned).await?[&0], (0..120).collect::<Vec<_>>());
+    assert!(pinned.gaps.is_empty() && pinned.accepted.is_empty(), "{pinned:?}");
+    let (code, _, errors) = highwater(&back)?;
+    assert_eq!(code, Some(2), "{errors}");
+    table.fill(0, 120..130, 1).await?;
+    let (code, said, _) = highwater(&["archive", "optimize", "trips"])?;
+    assert_eq!(code, Some(0), "{said}");
     Ok(())
 }
 
@@ -194,7 +238,7 @@ fn a_run_does_not_publish_from_a_damaged_file() -> anyhow::Result<()> {
 
         let dataset = &platform.definitions.datasets[0];
         let archive = Archive::open(&platform.config.archive, dataset).await?;
-        let done = archive.context("no archive")?.quarantine(&name, true).await?;
+        let done = archive.context("no archive")?.quarantine(&name, false, true).await?;
         ensure!(done.events > 0, "{done:?}");
         for report in platform.batch(&["hourly"]).await? {
             ensure!(report.result == Outcome::Published, "{report:?}");

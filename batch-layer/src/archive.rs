@@ -26,9 +26,10 @@
 //! - What became of the records of a commit, the refused ones too, is in its entry's own information, for reconciliation: it
 //!   may be cleaned up with the entry.
 //!
-//! The parts, in reading order: `columns`, `standing`, `accounts`, `store`, `table`, `sums`, `files`, `commit`; for readers `pinned`, `later`, `scan` and `query`; to keep it tidy `optimize`, `let_go`, `upkeep`, `quarantine` and `whole`; for the
+//! The parts, in reading order: `columns`, `standing`, `accounts`, `store`, `table`, `sums`, `files`, `commit`; for readers `pinned`, `later`, `scan` and `query`; to keep it tidy `optimize`, `let_go`, `upkeep`, `intact`, `quarantine`, `restore`, `accept` and `whole`; for the
 //! archiver `held`, `dead_letters`, `stall`, `metrics`, `archiver`, `serve`.
 
+mod accept;
 mod accounts;
 mod archiver;
 mod columns;
@@ -37,6 +38,7 @@ mod dead_letters;
 mod error;
 mod files;
 mod held;
+mod intact;
 mod later;
 mod let_go;
 mod metrics;
@@ -44,6 +46,7 @@ mod optimize;
 mod pinned;
 mod quarantine;
 mod query;
+mod restore;
 mod scan;
 mod serve;
 mod stall;
@@ -57,6 +60,7 @@ mod whole;
 #[cfg(test)]
 mod tests;
 
+pub use accept::Accepted;
 pub use accounts::{Account, Accounts};
 pub use columns::{DATE_COLUMN, SCHEMA_COLUMN, TOPIC_COLUMN};
 pub use commit::Commit;
@@ -65,6 +69,7 @@ pub use error::ArchiveError;
 pub use optimize::{Files, Optimized, Upkeep};
 pub use pinned::Pinned;
 pub use quarantine::Quarantined;
+pub use restore::Restored;
 pub use serve::{ServeError, serve};
 pub use table::Archive;
 pub use whole::{HeldArchive, held_archives, remove_archive};

@@ -19,6 +19,9 @@ pub enum RunError {
         /// How.
         source: ArchiveBehind,
     },
+    /// The archive has a gap that no mark may pass.
+    #[error("no mark moves: {0}")]
+    Held(String),
     /// The days can't be computed: a damaged file, no memory and no disk left.
     #[error("event days {days} can't be computed: {why}")]
     Compute {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use shared_connections::store::Facts;
-use shared_schemas::handoff::{ChunkSize, Mark, MarkChoice, OffsetSet, Partition, choose_mark, mark_limit};
+use shared_schemas::handoff::{
+    ChunkSize, Mark, MarkChoice, Offset, OffsetRange, OffsetSet, Partition, choose_mark, mark_limit,
+};
 
 use crate::archive::Pinned;
 use crate::error::RunError;
@@ -18,6 +20,17 @@ pub(crate) struct Marks {
     settled: BTreeMap<Partition, Mark>,
     /// Inside a chunk: what may be published once the speed layer has caught up there.
     cuts: BTreeMap<Partition, Mark>,
+    /// Where a mark could go further but for what the archive lacks.
+    held: BTreeMap<Partition, Held>,
+}
+
+/// What keeps a mark from going further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Held {
+    /// What the archive lacks, and neither the speed layer nor by a person's word.
+    gap: OffsetRange,
+    /// Whether the speed layer has come to it, and counted what is lacking: then nothing but a person's word helps.
+    for_good: bool,
 }
 
 impl Marks {
@@ -43,11 +56,46 @@ impl Marks {
     pub(crate) fn stay(&mut self) {
         self.settled.clone_from(&self.parent);
         self.cuts.clear();
+        self.held.clear();
+    }
+
+    /// What keeps marks from going further, in words.
+    pub(crate) fn held_back(&self, dataset: &str) -> Option<String> {
+        let sentences: Vec<_> = self
+            .held
+            .iter()
+            .map(|(partition, held)| held.says(dataset, *partition))
+            .collect();
+        (!sentences.is_empty()).then(|| sentences.join("; "))
+    }
+
+    /// The same of marks that go no further until a person has decided.
+    pub(crate) fn held_for_good(&self, dataset: &str) -> Option<String> {
+        let mut for_good = self.clone();
+        for_good.held.retain(|_, held| held.for_good);
+        for_good.held_back(dataset)
     }
 
     /// Gives up the cuts of these partitions: their marks are then the settled ones.
     pub(crate) fn fall_back(&mut self, partitions: &BTreeSet<Partition>) {
         self.cuts.retain(|partition, _| !partitions.contains(partition));
+    }
+}
+
+impl Held {
+    fn says(self, dataset: &str, partition: Partition) -> String {
+        let (number, OffsetRange { from, to }) = (partition.number, self.gap);
+        let command = format!("`highwater archive accept-gap {dataset} {number} {from}..{to}`");
+        let lacks = format!("of partition {number} the archive lacks offsets {from}..{to}");
+        if self.for_good {
+            format!(
+                "{lacks}, which the speed layer has: no mark passes them until {command} takes them out of the answers"
+            )
+        } else {
+            format!(
+                "{lacks}, and the speed layer has not come there: no mark passes them until it has, or {command} lets it"
+            )
+        }
     }
 }
 
@@ -70,12 +118,20 @@ pub(crate) async fn choose(pinned: &Pinned, facts: &Facts, chunk: ChunkSize, to_
         let published = parent
             .and_then(|parent| parent.gaps.get(&partition))
             .unwrap_or(&nothing);
-        let mut excused = facts.progress(partition).coverage(before, chunk).gaps;
+        let coverage = facts.progress(partition).coverage(before, chunk);
+        let mut excused = coverage.gaps;
         if let Some(accepted) = pinned.accepted.get(&partition) {
             excused.extend(accepted);
         }
         let limit = mark_limit(end, before, lacks, published, &excused)
             .map_err(|source| RunError::Behind { partition, source })?;
+        if limit < end {
+            let held = Held {
+                gap: gap_at(lacks, &excused, limit),
+                for_good: coverage.covered > limit,
+            };
+            marks.held.insert(partition, held);
+        }
         let boundary = chunk.first(limit).0.max(before.0);
         let times = if limit > boundary {
             pinned.kafka_times(partition, boundary).await?
@@ -100,4 +156,10 @@ pub(crate) async fn choose(pinned: &Pinned, facts: &Facts, chunk: ChunkSize, to_
         }
     }
     Ok(marks)
+}
+
+/// What the archive lacks from that offset on, and nobody excused.
+fn gap_at(lacks: &OffsetSet, excused: &OffsetSet, from: Offset) -> OffsetRange {
+    let to = lacks.without(excused).reach(from);
+    OffsetRange { from, to }
 }

@@ -63,8 +63,9 @@ impl Choice {
         }
         let ranges = pinned.ranges();
         let horizon = facts.horizon.max(pinned.horizon);
+        let parent = facts.newest().map(|newest| &newest.publication);
         Ok(Self {
-            days: batch.scope.days(&marks, &ranges, horizon),
+            days: batch.scope.days(&marks, &ranges, parent, horizon),
             horizon,
             facts,
             pinned,
@@ -103,7 +104,9 @@ impl Choice {
 }
 
 fn no_mark_moves(marks: &Marks, dataset: &Dataset, to_end: bool) -> String {
-    if to_end {
+    if let Some(held) = marks.held_back(&dataset.name) {
+        format!("no mark moves: {held}")
+    } else if to_end {
         "no mark moves: nothing more is archived".to_owned()
     } else if marks.parent.is_empty() {
         format!(
@@ -166,7 +169,10 @@ impl Batch {
             cuts: marks.cuts().len(),
             days: days.iter().filter(|_| computes).map(|day| day_text(*day)).collect(),
             events: if computes { pinned.rows_of(days) } else { 0 },
-            why: why_not.unwrap_or_else(|| choice.why(self)),
+            why: why_not.unwrap_or_else(|| {
+                let held = marks.held_back(&dataset.name).map(|held| format!("; {held}"));
+                choice.why(self) + &held.unwrap_or_default()
+            }),
             ..nothing("")
         })
     }

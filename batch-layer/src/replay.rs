@@ -8,7 +8,9 @@
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Date32Type, Decimal128Type, Float64Type, Int32Type, Int64Type, TimestampMicrosecondType};
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use datafusion::common::ScalarValue;
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::logical_expr::{Expr, ident, lit};
 use serde_json::{Map, Number, Value};
 use shared_schemas::config::Config;
 use shared_schemas::dataset::{
@@ -16,9 +18,10 @@ use shared_schemas::dataset::{
     PARTITION_COLUMN, TimeUnit,
 };
 use shared_schemas::decode::MASKED_HEADER;
+use shared_schemas::view::UTC;
 
 use crate::archive::{Archive, TOPIC_COLUMN};
-use crate::sql::{SqlError, session, told};
+use crate::sql::{SqlError, answer, session, told};
 
 /// An event as it is sent again.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,20 +56,30 @@ pub async fn events(
             url: config.archive.url.to_string(),
         });
     };
-    let session = session(memory).map_err(told)?;
+    let session = session(&config.batch)?;
     let table = archive.pin().await?.as_arrived();
     session.register_table("arrived", table).map_err(told)?;
-    let moment = |at: DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::Micros, true);
+    let chosen = session.table("arrived").await.map_err(told)?;
+    let chosen = chosen.filter(between(from, to)).map_err(told)?.into_view();
+    session.register_table("chosen", chosen).map_err(told)?;
     let sql = format!(
         "SELECT *, max(\"{KAFKA_TIME_COLUMN}\") OVER (PARTITION BY \"{TOPIC_COLUMN}\", \"{PARTITION_COLUMN}\" \
-         ORDER BY \"{OFFSET_COLUMN}\" ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS \"_latest\" FROM arrived \
-         WHERE \"{EVENT_TIME_COLUMN}\" >= TIMESTAMP '{}' AND \"{EVENT_TIME_COLUMN}\" < TIMESTAMP '{}' \
-         ORDER BY \"_latest\", \"{TOPIC_COLUMN}\", \"{PARTITION_COLUMN}\", \"{OFFSET_COLUMN}\"",
-        moment(from),
-        moment(to)
+         ORDER BY \"{OFFSET_COLUMN}\" ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS \"_latest\" FROM chosen \
+         ORDER BY \"_latest\", \"{TOPIC_COLUMN}\", \"{PARTITION_COLUMN}\", \"{OFFSET_COLUMN}\""
     );
     let frame = session.sql(&sql).await.map_err(told)?;
-    frame.execute_stream().await.map_err(told)
+    answer(&session, frame).await.map_err(told)
+}
+
+/// Whether an event's time lies between them. In microseconds, as events have it: SQL's literals are nanoseconds, which end in
+/// 2262, and events may be of 2299.
+fn between(from: DateTime<Utc>, to: DateTime<Utc>) -> Expr {
+    let moment = |at: DateTime<Utc>| {
+        let micros = Some(at.timestamp_micros());
+        lit(ScalarValue::TimestampMicrosecond(micros, Some(UTC.into())))
+    };
+    let time = || ident(EVENT_TIME_COLUMN);
+    time().gt_eq(moment(from)).and(time().lt(moment(to)))
 }
 
 /// The records of a batch of [`events`].
@@ -93,6 +106,12 @@ pub fn records(dataset: &Dataset, batch: &RecordBatch) -> Result<Vec<Record>, St
     let mut records = Vec::with_capacity(batch.num_rows());
     for row in 0..batch.num_rows() {
         let mut object = extra.map(|extra| undeclared(extra, row)).unwrap_or_default();
+        // What was undeclared when the event came may be declared by now, and not fit: then it is null, here too.
+        for (field, _) in &fields {
+            if let FieldSource::Path(path) = &field.source {
+                remove(&mut object, path);
+            }
+        }
         let mut record = Record {
             value: Vec::new(),
             key: None,
@@ -122,6 +141,22 @@ fn undeclared(column: &dyn Array, row: usize) -> Map<String, Value> {
     let text = column.as_string_opt::<i32>().filter(|column| column.is_valid(row));
     let object = text.and_then(|column| serde_json::from_str(column.value(row)).ok());
     object.unwrap_or_default()
+}
+
+/// Removes what lies where the path leads, with objects that held nothing else. Whether there was something.
+fn remove(object: &mut Map<String, Value>, path: &[String]) -> bool {
+    let [first, rest @ ..] = path else { return false };
+    if rest.is_empty() {
+        return object.remove(first).is_some();
+    }
+    let Some(Value::Object(inner)) = object.get_mut(first) else {
+        return false;
+    };
+    let removed = remove(inner, rest);
+    if removed && inner.is_empty() {
+        object.remove(first);
+    }
+    removed
 }
 
 /// Puts a value where its path leads. What lies in the way is no object of the record's.

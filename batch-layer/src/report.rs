@@ -19,6 +19,9 @@ pub struct ViewReport {
     /// Why it failed, or why there was nothing to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// What keeps marks from going further until a person has decided, also where others went on and were published.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
     /// The publication's number.
     pub publication: Option<u64>,
     /// The run's id, 32 hexadecimal digits; of the last try.

@@ -302,7 +302,11 @@ impl OfView<'_> {
         let choice = self.or_cancelled(prepared).await?;
         report.archive_version = Some(choice.pinned.version);
         report.stages.choosing = began.elapsed().as_secs_f64();
+        report.held = choice.marks.held_for_good(&self.dataset.name);
         if let Some(why) = choice.nothing(self.batch, self.dataset) {
+            if let Some(held) = &report.held {
+                return Err(RunError::Held(held.clone()));
+            }
             report.why = Some(why);
             return Ok(Tried::Done);
         }
@@ -393,9 +397,9 @@ impl Attempt<'_, '_> {
         let asked = Instant::now();
         loop {
             let marks = self.marks.all();
-            let dirty = run.batch.scope.days(&self.marks, &self.ranges, self.horizon);
-            let publication = Publication::of_run(self.parent.as_ref(), id, marks, &self.pinned.gaps, &dirty);
-            let publication = publication.kept_from(self.horizon);
+            let scope = &run.batch.scope;
+            let dirty = scope.days(&self.marks, &self.ranges, self.parent.as_ref(), self.horizon);
+            let publication = self.publication(id, marks, &dirty).kept_from(self.horizon);
             let step = Step::Chosen {
                 archive_version: self.pinned.version,
                 days: dirty.len(),
@@ -423,7 +427,7 @@ impl Attempt<'_, '_> {
                 publication: &publication,
                 days: &dirty,
                 left_out: self.horizon.is_some()
-                    && run.batch.scope.days(&self.marks, &self.ranges, None).len() > dirty.len(),
+                    && scope.days(&self.marks, &self.ranges, self.parent.as_ref(), None).len() > dirty.len(),
                 written: &written,
                 max_change: run.batch.config.batch.max_change,
                 accept: run.batch.accept,
@@ -478,6 +482,16 @@ impl Attempt<'_, '_> {
                 }
             }
         }
+    }
+
+    /// What would be published. Where every day is computed again, what the parent lacked and the archive has by now is
+    /// lacking no more.
+    fn publication(&self, id: RunId, marks: BTreeMap<Partition, Mark>, days: &BTreeSet<EventDay>) -> Publication {
+        let mut parent = self.parent.clone();
+        if self.run.batch.scope == Scope::Full {
+            parent.iter_mut().for_each(|parent| parent.gaps.clear());
+        }
+        Publication::of_run(parent.as_ref(), id, marks, &self.pinned.gaps, days)
     }
 
     /// Says that a run was begun; its fresh id.

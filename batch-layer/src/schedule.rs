@@ -12,6 +12,7 @@ use futures::future::BoxFuture;
 use shared_connections::sentence;
 use shared_connections::store::Timetable;
 use shared_schemas::config::Schedule;
+use shared_schemas::view::View;
 use tokio_util::sync::CancellationToken;
 
 use crate::progress::Watcher;
@@ -26,6 +27,8 @@ const LOOKS: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_secs(60);
 /// But no longer than this.
 const LAST_RETRY: Duration = Duration::from_secs(3600);
+/// How long is tried to tell that the schedule has ended.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// Tells the time, and waits for it.
 pub trait Clock: Send + Sync {
@@ -61,12 +64,40 @@ struct Standing {
 /// Views that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Failing {
-    /// Their names.
-    views: Vec<String>,
+    /// Which.
+    views: Vec<Failed>,
     /// How often, one after the other.
     times: u32,
     /// When they did last.
     at: DateTime<Utc>,
+}
+
+/// A view that failed, or of which a mark can't go further.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Failed {
+    /// Its name.
+    view: String,
+    /// What a person has to decide.
+    held: Option<String>,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.held {
+            Some(held) => write!(f, "{} ({held})", self.view),
+            None => f.write_str(&self.view),
+        }
+    }
+}
+
+impl Failed {
+    /// From the text of one.
+    fn read(text: &str) -> Self {
+        let held = text.strip_suffix(')').and_then(|text| text.split_once(" ("));
+        let (view, held) = held.map_or((text, None), |(view, held)| (view, Some(held.to_owned())));
+        let view = view.to_owned();
+        Self { view, held }
+    }
 }
 
 /// Why a run starts.
@@ -114,7 +145,7 @@ fn next(schedule: &Schedule, standing: &Standing, now: DateTime<Utc>) -> Option<
     let retry = standing.failing.as_ref().map(|failing| Start {
         at: failing.at + pause(failing.times),
         why: Why::Retry,
-        views: failing.views.clone(),
+        views: failing.views.iter().map(|failed| failed.view.clone()).collect(),
     });
     match (retry, due) {
         (Some(retry), due) if due.is_none_or(|due| retry.at < due) => Some(retry),
@@ -129,8 +160,38 @@ fn pause(times: u32) -> Duration {
 }
 
 impl Standing {
+    /// As whoever ran the schedule before left it: what began while nobody was there was missed, what failed is tried again when
+    /// it would have been.
+    fn told(row: &Timetable, now: DateTime<Utc>) -> Self {
+        let next = DateTime::from_timestamp(row.next, 0).unwrap_or(now);
+        let failing = (row.failures > 0).then(|| Failing {
+            views: row.failing.iter().map(|text| Failed::read(text)).collect(),
+            times: row.failures,
+            at: next - pause(row.failures),
+        });
+        Self {
+            // The schedule may be another one by now.
+            done: (next - Duration::from_secs(1)).min(now),
+            failing,
+        }
+    }
+
+    /// What others are told.
+    fn tell(&self, next: DateTime<Utc>, succeeded: Option<DateTime<Utc>>) -> Timetable {
+        let failing = self.failing.as_ref();
+        Timetable {
+            next: next.timestamp(),
+            ended: false,
+            succeeded: succeeded.map(|at| at.timestamp()),
+            failures: failing.map_or(0, |failing| failing.times),
+            failing: failing
+                .map(|failing| failing.views.iter().map(Failed::to_string).collect())
+                .unwrap_or_default(),
+        }
+    }
+
     /// After a run that ended at that time and left these views failed.
-    fn after(self, failed: Vec<String>, now: DateTime<Utc>) -> Self {
+    fn after(self, failed: Vec<Failed>, now: DateTime<Utc>) -> Self {
         let times = self.failing.map_or(0, |failing| failing.times) + 1;
         let failing = (!failed.is_empty()).then_some(Failing {
             views: failed,
@@ -151,32 +212,40 @@ impl Batch {
 
     /// The same by another clock.
     pub async fn schedule_by(&self, clock: &dyn Clock, watcher: &dyn Watcher, cancel: &CancellationToken) {
+        let mut told = None;
+        self.keep_schedule(clock, watcher, cancel, &mut told).await;
+        // Else it would be missed for ever.
+        if let Some(told) = told {
+            let ended = Timetable { ended: true, ..told };
+            let recorded = tokio::time::timeout(LAST_WORD, self.store.record_timetable(&ended)).await;
+            if !matches!(recorded, Ok(Ok(()))) {
+                tracing::warn!("that the schedule has ended could not be told: `/readyz` will miss its next run");
+            }
+        }
+        cancel.cancelled().await;
+    }
+
+    /// Until cancelled, or until there is no further start.
+    async fn keep_schedule(
+        &self,
+        clock: &dyn Clock,
+        watcher: &dyn Watcher,
+        cancel: &CancellationToken,
+        told: &mut Option<Timetable>,
+    ) {
         let schedule = &self.config.batch.schedule;
-        let Some(last) = cancel.run_until_cancelled(self.last_success()).await else {
+        let Some((mut standing, mut succeeded)) = cancel.run_until_cancelled(self.standing(clock, told)).await else {
             return;
         };
-        let mut standing = Standing {
-            done: last.unwrap_or_else(|| clock.now()),
-            failing: None,
-        };
-        if let Some(last) = last {
-            metrics::gauge!("highwater_batch_schedule_success_timestamp").set(seconds(last));
+        if let Some(succeeded) = succeeded {
+            metrics::gauge!("highwater_batch_schedule_success_timestamp").set(seconds(succeeded));
         }
-        let mut succeeded = last;
         while let Some(start) = next(schedule, &standing, clock.now()) {
-            let told = Timetable {
-                next: start.at.timestamp(),
-                succeeded: succeeded.map(|at| at.timestamp()),
-                failures: standing.failing.as_ref().map_or(0, |failing| failing.times),
-                failing: standing
-                    .failing
-                    .as_ref()
-                    .map(|failing| failing.views.clone())
-                    .unwrap_or_default(),
-            };
-            if let Err(error) = self.store.record_timetable(&told).await {
+            let tells = standing.tell(start.at, succeeded);
+            if let Err(error) = self.store.record_timetable(&tells).await {
                 tracing::debug!(%error, "how the schedule stands could not be told");
             }
+            *told = Some(tells);
             metrics::gauge!("highwater_batch_schedule_next_timestamp").set(seconds(start.at));
             let at = start.at.to_rfc3339_opts(SecondsFormat::Secs, true);
             tracing::info!(
@@ -207,7 +276,30 @@ impl Batch {
             }
         }
         tracing::warn!("batch.schedule names no further start: no batch run will start by itself");
-        cancel.cancelled().await;
+    }
+
+    /// Where the schedule stands when it begins to be kept, and when a run last ended well. Who kept it before has told so; else it
+    /// is known from what was published.
+    async fn standing(&self, clock: &dyn Clock, told: &mut Option<Timetable>) -> (Standing, Option<DateTime<Utc>>) {
+        let row = match patiently(|| self.store.timetable()).await {
+            Ok(row) => row,
+            Err(error) => {
+                tracing::warn!(error = %sentence(&error), "how the schedule stood before is not known");
+                None
+            }
+        };
+        if let Some(row) = row {
+            let succeeded = row.succeeded.and_then(|at| DateTime::from_timestamp(at, 0));
+            let standing = Standing::told(&row, clock.now());
+            *told = Some(row);
+            return (standing, succeeded);
+        }
+        let last = self.last_success().await;
+        let standing = Standing {
+            done: last.unwrap_or_else(|| clock.now()),
+            failing: None,
+        };
+        (standing, last)
     }
 
     /// When the view whose last run is longest ago was published by one; `None` where nothing ever was, or nobody can tell.
@@ -231,13 +323,13 @@ impl Batch {
         DateTime::from_timestamp_millis(last?)
     }
 
-    /// The views that failed.
+    /// The views that failed, or of which a mark can't go further.
     async fn scheduled_run(
         &self,
         views: Vec<String>,
         watcher: &dyn Watcher,
         cancel: &CancellationToken,
-    ) -> Vec<String> {
+    ) -> Vec<Failed> {
         let selection = Selection {
             views,
             ..Selection::default()
@@ -249,7 +341,11 @@ impl Batch {
             Err(_) if cancel.is_cancelled() => return Vec::new(),
             Err(error) => {
                 tracing::error!(error = %sentence(&error), "a scheduled batch run could not begin");
-                return views.into_iter().map(|(view, _)| view.name.clone()).collect();
+                let failed = |view: &View| Failed {
+                    view: view.name.clone(),
+                    held: None,
+                };
+                return views.into_iter().map(|(view, _)| failed(view)).collect();
             }
         };
         let reports = self.run(&views, watcher, cancel).await;
@@ -264,8 +360,13 @@ impl Batch {
         if self.config.batch.reconcile && !cancel.is_cancelled() {
             after_run(self, &views, watcher, cancel).await;
         }
-        let failed = reports.into_iter().filter(|report| report.result == Outcome::Failed);
-        failed.map(|report| report.view).collect()
+        let failed = |report: &ViewReport| report.result == Outcome::Failed || report.held.is_some();
+        let failed = reports.into_iter().filter(failed);
+        let told = failed.map(|report| Failed {
+            view: report.view,
+            held: report.held,
+        });
+        told.collect()
     }
 }
 
@@ -291,6 +392,9 @@ fn tell(report: &ViewReport, cancelled: bool) {
                 fell_back = report.fell_back,
                 "batch run published"
             );
+            if let Some(held) = &report.held {
+                tracing::error!(view, "a mark can't go further: {held}");
+            }
         }
         Outcome::NothingToDo => tracing::info!(view, "batch run: {why}"),
         Outcome::Failed if cancelled => tracing::info!(view, "batch run: {why}"),
@@ -354,7 +458,7 @@ mod tests {
             done: at("17T02:04"),
             failing: None,
         };
-        let failed = || vec!["a".to_owned()];
+        let failed = || vec![Failed::read("a")];
         for (now, then) in [
             ("18T02:01", "18T02:02"),
             ("18T02:03", "18T02:05"),
@@ -387,5 +491,48 @@ mod tests {
             start("20T02:02", Why::Retry, &["a"]),
             "it begins anew"
         );
+    }
+
+    #[test]
+    fn who_begins_again_goes_on_where_the_schedule_stood() {
+        let schedule = nightly();
+        let idle = Standing {
+            done: at("17T02:04"),
+            failing: None,
+        };
+        let told = idle.tell(at("18T02:00"), Some(at("17T02:04")));
+        let again = |told: &Timetable, now: &str| next(&schedule, &Standing::told(told, at(now)), at(now));
+        assert_eq!(
+            again(&told, "17T09:00"),
+            start("18T02:00", Why::Due, &[]),
+            "nothing was missed"
+        );
+        assert_eq!(again(&told, "18T09:00"), start("18T09:00", Why::Missed, &[]));
+
+        let held = Failed {
+            view: "b".to_owned(),
+            held: Some("it lacks (some) offsets".to_owned()),
+        };
+        let mut failing = idle;
+        for _ in 0..3 {
+            failing = failing.after(vec![Failed::read("a"), held.clone()], at("18T02:10"));
+        }
+        let retry = next(&schedule, &failing, at("18T02:10")).unwrap();
+        assert_eq!(retry.at, at("18T02:14"));
+        let told = failing.tell(retry.at, None);
+        assert_eq!(
+            (told.failures, &told.failing[1][..]),
+            (3, "b (it lacks (some) offsets)")
+        );
+        assert_eq!(Standing::told(&told, at("18T02:11")).failing, failing.failing);
+        assert_eq!(again(&told, "18T02:11"), start("18T02:14", Why::Retry, &["a", "b"]));
+        let later = again(&told, "18T09:00").unwrap();
+        assert_eq!((later.why, later.views.len()), (Why::Retry, 2));
+        // Another schedule by now: the next start of the old one does not hold the new one back.
+        let far = Timetable {
+            next: at("28T02:00").timestamp(),
+            ..Timetable::default()
+        };
+        assert_eq!(again(&far, "18T09:00"), start("19T02:00", Why::Due, &[]));
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::str::FromStr;
 
 use chrono::NaiveDate;
-use shared_schemas::handoff::{ArchivedRange, EventDay, dirty_days};
+use shared_schemas::handoff::{ArchivedRange, EventDay, Publication, dirty_days};
 
 use crate::marks::Marks;
 
@@ -19,7 +19,7 @@ pub enum Scope {
     Dirty,
     /// These, at the published marks, which stay.
     Days(Vec<DayRange>),
-    /// All that the archive has.
+    /// All that the archive has, and all that was published.
     Full,
 }
 
@@ -60,22 +60,35 @@ impl FromStr for DayRange {
 }
 
 impl Scope {
-    /// The days, among those of the archive's files. Where days are chosen the marks must be the published ones.
+    /// The days, among those of the archive's files; where days are chosen, or all, also those of the publication before: a day
+    /// whose last file was put aside has no events any more, and is answered until it is computed again. Where days are
+    /// chosen the marks must be the published ones.
     ///
     /// What came late for a day before the horizon is let go with it.
     pub(crate) fn days(
         &self,
         marks: &Marks,
         archived: &[ArchivedRange],
+        parent: Option<&Publication>,
         horizon: Option<EventDay>,
     ) -> BTreeSet<EventDay> {
-        let mut days = self.all_days(marks, archived);
+        let published = parent.into_iter().flat_map(|parent| parent.days.keys().copied());
+        let mut days = self.all_days(marks, archived, published);
         days.retain(|day| horizon.is_none_or(|horizon| *day >= horizon));
         days
     }
 
-    fn all_days(&self, marks: &Marks, archived: &[ArchivedRange]) -> BTreeSet<EventDay> {
-        let below = || dirty_days(&Default::default(), &marks.all(), archived.iter().copied());
+    fn all_days(
+        &self,
+        marks: &Marks,
+        archived: &[ArchivedRange],
+        published: impl Iterator<Item = EventDay>,
+    ) -> BTreeSet<EventDay> {
+        let below = || {
+            let mut days = dirty_days(&Default::default(), &marks.all(), archived.iter().copied());
+            days.extend(published);
+            days
+        };
         match self {
             Self::Dirty => dirty_days(&marks.parent, &marks.all(), archived.iter().copied()),
             Self::Days(ranges) => {

@@ -7,6 +7,7 @@
 pub(crate) mod once;
 pub mod output;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use datafusion::common::TableReference;
@@ -16,14 +17,17 @@ use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::context::{SQLOptions, SessionContext};
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::prelude::SessionConfig;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::prelude::{DataFrame, SessionConfig};
 use datafusion::sql::sqlparser::parser::ParserError;
+use futures::StreamExt;
 use shared_connections::sentence;
-use shared_schemas::config::Config;
+use shared_schemas::config::{BatchConfig, Config};
 use shared_schemas::dataset::Dataset;
 use shared_schemas::definitions::Definitions;
 
 use crate::archive::{Archive, ArchiveError};
+use crate::spill::Spill;
 
 /// What a sort keeps aside to merge what it spilled: DataFusion's default, but no more than this part of all memory.
 const SPILL_RESERVE: usize = 10 << 20;
@@ -67,6 +71,14 @@ pub enum SqlError {
         /// What it may have.
         memory: u64,
     },
+    /// There is no place for what exceeds the memory.
+    #[error("{} can't be used for what exceeds the memory: `batch.spill` names another folder", .place.display())]
+    Spill {
+        /// The folder that one was to be made in.
+        place: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// The archive can't be opened or read.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
@@ -89,7 +101,7 @@ pub async fn query(
 ) -> Result<SendableRecordBatchStream, SqlError> {
     let memory = config.batch.memory;
     let told = |error: DataFusionError| told(&error, memory);
-    let session = session(memory).map_err(told)?;
+    let session = session(&config.batch)?;
     for (dataset, is_asked) in asked(&session, definitions, sql).map_err(told)? {
         let archive = Archive::open(&config.archive, dataset).await?;
         let Some(archive) = archive else {
@@ -119,7 +131,21 @@ pub async fn query(
         .with_allow_statements(false);
     let frame = session.sql_with_options(sql, options).await;
     let frame = frame.map_err(|error| missing(&error, definitions).unwrap_or_else(|| told(error)))?;
-    frame.execute_stream().await.map_err(told)
+    answer(&session, frame).await.map_err(told)
+}
+
+/// The rows of a query. What they spill stays for as long as they do; a plan that runs keeps its session no longer than it needs it.
+pub(crate) async fn answer(
+    session: &SessionContext,
+    frame: DataFrame,
+) -> Result<SendableRecordBatchStream, DataFusionError> {
+    let spill = session.state().config().get_extension::<Spill>();
+    let rows = frame.execute_stream().await?;
+    let schema = rows.schema();
+    let rows = rows.inspect(move |_| {
+        let _held = &spill;
+    });
+    Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
 }
 
 /// The error of a stream of [`query`].
@@ -127,20 +153,29 @@ pub fn broken(error: &DataFusionError, config: &Config) -> SqlError {
     told(error, config.batch.memory)
 }
 
-/// A session with so many bytes of memory, which then spills. Names are plain SQL's: small letters where they stand without
-/// quotes.
-pub(crate) fn session(memory: u64) -> Result<SessionContext, DataFusionError> {
-    let memory = usize::try_from(memory).unwrap_or(usize::MAX);
+/// A session with the memory of a batch run; what exceeds it goes to a folder of its own, as a run's does. Names are plain
+/// SQL's: small letters where they stand without quotes.
+pub(crate) fn session(config: &BatchConfig) -> Result<SessionContext, SqlError> {
+    let spill = Spill::new(config.spill.as_deref()).map_err(|source| SqlError::Spill {
+        place: config.spill.clone().unwrap_or_else(std::env::temp_dir),
+        source,
+    })?;
+    let memory = usize::try_from(config.memory).unwrap_or(usize::MAX);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let config = SessionConfig::new().with_target_partitions((memory / MEMORY_OF_A_CORE).clamp(1, cores));
-    let mut config = config.with_information_schema(true);
+    let runtime = RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(FairSpillPool::new(memory)))
+        .with_temp_file_path(spill.folder())
+        .build_arc()
+        .map_err(|error| told(&error, config.memory))?;
+    let mut config = SessionConfig::new()
+        .with_target_partitions((memory / MEMORY_OF_A_CORE).clamp(1, cores))
+        // For `answer`.
+        .with_extension(Arc::new(spill))
+        .with_information_schema(true);
     let options = config.options_mut();
     options.execution.time_zone = Some("+00:00".to_owned());
     options.execution.sort_spill_reservation_bytes = SPILL_RESERVE.min(memory / SPILL_RESERVE_PART);
     options.sql_parser.map_string_types_to_utf8view = false;
-    let runtime = RuntimeEnvBuilder::new()
-        .with_memory_pool(Arc::new(FairSpillPool::new(memory)))
-        .build_arc()?;
     let state = SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(runtime)
@@ -232,4 +267,38 @@ pub(crate) fn told(error: &DataFusionError, memory: u64) -> SqlError {
 
 fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use futures::TryStreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_exceeds_the_memory_lies_where_nobody_else_looks_and_goes() {
+        let place = tempfile::TempDir::new().unwrap();
+        let mut config = Config::parse("", "highwater.toml", place.path(), &|_| None)
+            .config
+            .batch;
+        config.spill = Some(place.path().join("spill"));
+        config.memory = 8 << 20;
+        let session = session(&config).unwrap();
+        // 16 MB to be sorted.
+        let sql =
+            "SELECT value, repeat('x', 64) AS more FROM generate_series(1, 200000) ORDER BY (value * 7919) % 200003";
+        let mut rows = answer(&session, session.sql(sql).await.unwrap()).await.unwrap();
+        drop(session);
+        assert!(rows.try_next().await.unwrap().is_some());
+        let folders: Vec<_> = std::fs::read_dir(place.path().join("spill")).unwrap().collect();
+        assert_eq!(folders.len(), 1);
+        let folder = folders[0].as_ref().unwrap();
+        assert_eq!(folder.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        let spilled = std::fs::read_dir(folder.path()).unwrap().count();
+        assert!(spilled > 1, "only the lock is there: nothing was spilled");
+        drop(rows);
+        assert!(!folder.path().exists());
+    }
 }

@@ -78,26 +78,36 @@ impl Watch {
     /// What there is to complain of, in all views.
     async fn look(&self) -> Result<Vec<String>, StoreError> {
         let mut complaints = Vec::new();
+        let mut published = None;
         for view in &self.definitions.views {
             let (facts, rows) = query::facts(&self.store, view).await?;
             let now = Utc::now().timestamp_millis();
             let freshness = Freshness::of(view, &facts, &rows, now);
             record(view, &facts, &freshness, now);
             complaints.extend(freshness.complaints(&view.name));
+            published = published.max(facts.newest().map(|newest| newest.at.div_euclid(1000)));
         }
         let timetable = self.store.timetable().await?;
-        complaints.extend(timetable.and_then(|timetable| complaint(&timetable, Utc::now().timestamp())));
+        let now = Utc::now().timestamp();
+        complaints.extend(timetable.and_then(|timetable| complaint(&timetable, published, now)));
         Ok(complaints)
     }
 }
 
-/// What a person should know of the schedule of batch runs. `now` is in seconds since 1970.
-fn complaint(timetable: &Timetable, now: i64) -> Option<String> {
+/// What a person should know of the schedule of batch runs. `published` is when any view last was. Moments are in seconds since
+/// 1970.
+///
+/// Nothing, where nobody runs the schedule any more: who ran it ended as told, or somebody else has published since its start.
+fn complaint(timetable: &Timetable, published: Option<i64>, now: i64) -> Option<String> {
+    let is_overdue = timetable.next.saturating_add(OVERDUE) < now;
+    if timetable.ended || (is_overdue && published.is_some_and(|published| published > timetable.next)) {
+        return None;
+    }
     let at = |seconds| rfc3339(seconds).unwrap_or_default();
     let since = timetable.succeeded.map_or_else(String::new, |succeeded| {
         format!("; the last one ended well at {}", at(succeeded))
     });
-    if timetable.next.saturating_add(OVERDUE) < now {
+    if is_overdue {
         return Some(format!(
             "the batch run of {} has not ended, or not begun: does `highwater batch schedule` run{since}",
             at(timetable.next)
@@ -141,14 +151,18 @@ mod tests {
             succeeded: Some(1_699_913_600),
             ..Timetable::default()
         };
-        assert_eq!(complaint(&kept, 1_699_999_999), None);
-        assert_eq!(complaint(&kept, 1_700_000_600), None, "it goes on");
-        let overdue = complaint(&kept, 1_700_100_000).unwrap();
+        let before = Some(1_699_913_700);
+        assert_eq!(complaint(&kept, before, 1_699_999_999), None);
+        assert_eq!(complaint(&kept, before, 1_700_000_600), None, "it goes on");
+        let overdue = complaint(&kept, before, 1_700_100_000).unwrap();
         assert_eq!(
             overdue,
             "the batch run of 2023-11-14T22:13:20Z has not ended, or not begun: does `highwater batch schedule` run; the \
              last one ended well at 2023-11-13T22:13:20Z"
         );
+        assert_eq!(complaint(&kept, None, 1_700_100_000), Some(overdue));
+        let later = Some(1_700_050_000);
+        assert_eq!(complaint(&kept, later, 1_700_100_000), None, "somebody else runs them");
         let failing = Timetable {
             failures: 3,
             failing: vec!["hourly".to_owned(), "daily".to_owned()],
@@ -156,6 +170,10 @@ mod tests {
             ..kept
         };
         let failed = "scheduled batch runs failed 3 times, for hourly, daily: the next is at 2023-11-14T22:13:20Z";
-        assert_eq!(complaint(&failing, 1_699_999_999).as_deref(), Some(failed));
+        assert_eq!(complaint(&failing, before, 1_699_999_999).as_deref(), Some(failed));
+        let ended = Timetable { ended: true, ..failing };
+        for now in [1_699_999_999, 1_700_100_000] {
+            assert_eq!(complaint(&ended, None, now), None, "nobody runs it any more");
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! `highwater archive`: the archiver as a process of its own, and what keeps an archive in order.
 
+mod accept_gap;
 mod optimize;
 mod quarantine;
 
 use std::process::ExitCode;
 
+use self::accept_gap::AcceptGap;
 use self::optimize::Optimize;
 use self::quarantine::Quarantine;
 use super::Place;
@@ -30,6 +32,7 @@ pub(crate) struct Archive {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    AcceptGap(AcceptGap),
     Optimize(Optimize),
     Quarantine(Quarantine),
 }
@@ -39,6 +42,7 @@ impl Archive {
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
         match self.command {
             None => serve(place),
+            Some(Command::AcceptGap(accept)) => accept.run(place),
             Some(Command::Optimize(optimize)) => optimize.run(place),
             Some(Command::Quarantine(quarantine)) => quarantine.run(place),
         }

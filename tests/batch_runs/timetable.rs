@@ -98,6 +98,14 @@ fn starts_that_were_missed_are_caught_up_with_once() -> anyhow::Result<()> {
         assert_eq!(world.answer().await?, world.truth([40, 40]));
         let told = world.batch.store.timetable().await?.unwrap();
         assert_eq!((told.failures, told.failing.len()), (0, 0));
+        assert!(told.ended, "nobody misses what was told to end: {told:?}");
+
+        // Who begins again knows what has been done, though nothing new was there to publish.
+        let next = DateTime::from_timestamp(told.next, 0).unwrap();
+        let again = Quick::new(next - TimeDelta::hours(1), TimeDelta::minutes(1));
+        world.archive([48, 40], 1).await?;
+        world.batch.schedule_by(&again, &again, &again.cancel).await;
+        assert_eq!(again.published.lock().unwrap().len(), 0, "its time has not come");
         assert!(told.succeeded.is_some_and(|at| at > Utc::now().timestamp()), "{told:?}");
         Ok(())
     })

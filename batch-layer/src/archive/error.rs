@@ -44,6 +44,63 @@ pub enum ArchiveError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The store did not give a file. It says nothing about the file, and may be over soon.
+    #[error(
+        "{path} of the archive can't be read now: the store does not give it, and nothing is known to be wrong with it"
+    )]
+    Away {
+        /// The file, with the table's place.
+        path: String,
+        /// What the store says.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A field is declared never null, and an archived event has none.
+    #[error(
+        "field `{field}` is declared never null, and events of {path} in the archive have none: declare it with `?`"
+    )]
+    NeverNull {
+        /// The field.
+        field: String,
+        /// The file, with the table's place.
+        path: String,
+    },
+    /// A file that can be read is not put aside.
+    #[error("{path} of the archive can be read as a whole, so it is not put aside: with --force it is all the same")]
+    Whole {
+        /// The file, with the table's place.
+        path: String,
+    },
+    /// No file of that name was put aside.
+    #[error("the archive at {place} has put no file {file} aside")]
+    NotAside {
+        /// Where the table is.
+        place: String,
+        /// What was asked for.
+        file: String,
+    },
+    /// What a file holds that was put aside is archived otherwise by now.
+    #[error("{path} can't be put back: offset {offset}, which it holds, is no gap any more")]
+    NoGap {
+        /// The file, with the table's place.
+        path: String,
+        /// The first such offset.
+        offset: Offset,
+    },
+    /// There is no such gap to accept.
+    #[error("the archive at {place} does not lack offsets {from}..{to} of partition {partition}: {lacks}")]
+    NotLacking {
+        /// Where the table is.
+        place: String,
+        /// The partition's number.
+        partition: u32,
+        /// The first offset that was named.
+        from: Offset,
+        /// The one behind the last.
+        to: Offset,
+        /// What it lacks, in words.
+        lacks: String,
+    },
     /// There is no such file to put aside.
     #[error("the archive at {place} names no file {file} in its newest version")]
     NoFile {

@@ -10,6 +10,7 @@ use datafusion::catalog::TableProvider;
 use deltalake::table::state::DeltaTableState;
 use futures::TryStreamExt;
 use object_store::ObjectStore;
+use parquet::errors::ParquetError;
 use serde::Deserialize;
 use shared_schemas::dataset::{Dataset, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
 use shared_schemas::handoff::{ArchivedRange, EventDay, Mark, Offset, OffsetRange, OffsetSet, Partition};
@@ -47,7 +48,7 @@ pub struct Pinned {
 }
 
 /// A file, as the log describes it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct File {
     pub(super) path: object_store::path::Path,
     pub(super) size: u64,
@@ -198,9 +199,10 @@ impl Pinned {
     /// are not touched. Fields that a file is older than are read from its undeclared data. Fields with a mask rule are
     /// masked by it, in files that are older than the rule too.
     ///
-    /// What can't be read is told when it is read: a file that is damaged, cut short or gone, or that lacks a value which
-    /// is declared never null, ends the plan with [`ArchiveError::File`] inside DataFusion's error; a mask rule without its key
-    /// with [`ArchiveError::Masks`].
+    /// What can't be read is told when it is read: a file that is damaged, cut short or gone ends the plan with
+    /// [`ArchiveError::File`] inside DataFusion's error, one that the store does not give with [`ArchiveError::Away`], one that
+    /// lacks a value which is declared never null with [`ArchiveError::NeverNull`]; a mask rule without its key with
+    /// [`ArchiveError::Masks`].
     pub fn events(&self, days: &BTreeSet<EventDay>) -> Arc<dyn TableProvider> {
         self.events_as(days, Arc::clone(&self.schema))
     }
@@ -297,6 +299,22 @@ fn describe(
         times,
         rules: statistics.min_values.rules,
     })
+}
+
+/// A store that does not give what it has.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(super) struct Away(#[from] pub(super) object_store::Error);
+
+/// The error of reading a file: of the store, or of the file.
+pub(super) fn unread(place: &str, path: &object_store::path::Path, error: ParquetError) -> ArchiveError {
+    match error {
+        ParquetError::External(source) if source.is::<Away>() => ArchiveError::Away {
+            path: format!("{place}/{path}"),
+            source,
+        },
+        damage => damaged(place, path, damage),
+    }
 }
 
 /// The error of a file that can't be read.

@@ -3,6 +3,9 @@
 //! A run that meets a damaged file does not publish, since it would lose events without a word. That is right until
 //! somebody has looked: no better copy will come. What a person puts aside is a gap that marks may pass, and answers say so.
 //!
+//! It is for good unless a good copy turns up, so the file is read first, as a whole: one that can be is not put aside, nor one
+//! that the store does not give just now. The log keeps what it said of the file, so that it can be put back.
+//!
 //! Which offsets the file held can't always be read from it. They are those between its first and its last that no other
 //! file of the partition holds; offsets that were refused, or never were, are among them. Too many is told rather than
 //! too few.
@@ -23,16 +26,17 @@ use shared_schemas::handoff::{Offset, OffsetRange, OffsetSet};
 
 use super::error::ArchiveError;
 use super::files::date_text;
+use super::intact::intact;
 use super::optimize::removed;
 use super::pinned::{File, damaged, files_of};
 use super::scan::open;
-use super::standing::{PROPERTY, topic_text};
+use super::standing::{PROPERTY, Standing, topic_text};
 use super::table::Archive;
 
 /// Where files are moved to, within the table's folder. Programs that read the table pass over it.
 pub(super) const FOLDER: &str = "_quarantine";
 /// How often the entry is tried on a newer version.
-const TRIES: u32 = 20;
+pub(super) const TRIES: u32 = 20;
 /// Rows that are looked at at a time.
 const BATCH_ROWS: usize = 8192;
 /// A gap in more parts than these is told as one: the log's metadata carries them from then on.
@@ -60,17 +64,27 @@ pub struct Quarantined {
 }
 
 impl Archive {
-    /// Puts a file aside: one that an error named, with or without the table's place. Without `carry_out` it only tells
-    /// what would be done.
+    /// Puts a file aside: one that an error named, with or without the table's place, or its path. Without `carry_out` it only
+    /// tells what would be done. With `force` also one that can be read.
     ///
     /// # Errors
-    /// [`ArchiveError::NoFile`] where the newest version does not name it, [`ArchiveError::Log`] where the store fails:
-    /// nothing was done.
-    pub async fn quarantine(&mut self, file: &str, carry_out: bool) -> Result<Quarantined, ArchiveError> {
+    /// [`ArchiveError::NoFile`] where the newest version does not name it, [`ArchiveError::Whole`] where nothing is wrong with
+    /// it, [`ArchiveError::Away`] where that can't be told now, [`ArchiveError::Log`] where the store fails: nothing was done.
+    pub async fn quarantine(&mut self, file: &str, force: bool, carry_out: bool) -> Result<Quarantined, ArchiveError> {
         for _ in 0..TRIES {
             self.refresh().await?;
             let files = files_of(&self.state, &self.place)?;
             let aside = self.find(&files, file)?.clone();
+            if !force {
+                match intact(&self.log.object_store(None), &self.place, &aside).await {
+                    Err(ArchiveError::File { .. }) => {}
+                    Err(error) => return Err(error),
+                    Ok(_) => {
+                        let path = format!("{}/{}", self.place, aside.path);
+                        return Err(ArchiveError::Whole { path });
+                    }
+                }
+            }
             let gap = self.lacking(&files, &aside).await;
             let mut told = Quarantined {
                 dataset: self.dataset.name.clone(),
@@ -106,11 +120,7 @@ impl Archive {
     }
 
     fn find<'a>(&self, files: &'a [File], name: &str) -> Result<&'a File, ArchiveError> {
-        let within = name.strip_prefix(&self.place).unwrap_or(name).trim_start_matches('/');
-        let is_it = |file: &&File| {
-            let path = file.path.as_ref();
-            path == within || (!within.is_empty() && path.rsplit('/').next() == Some(within))
-        };
+        let is_it = |file: &&File| names(&self.place, name, file.path.as_ref());
         files.iter().find(is_it).ok_or_else(|| ArchiveError::NoFile {
             place: self.place.clone(),
             file: name.to_owned(),
@@ -144,7 +154,7 @@ impl Archive {
         parts
     }
 
-    async fn offsets_of(&self, file: &File, within: OffsetRange) -> Result<Vec<Offset>, ArchiveError> {
+    pub(super) async fn offsets_of(&self, file: &File, within: OffsetRange) -> Result<Vec<Offset>, ArchiveError> {
         let store = self.log.object_store(None);
         let (_, mut batches) = open(&store, &self.place, file, &[OFFSET_COLUMN], BATCH_ROWS).await?;
         let mut found = Vec::new();
@@ -165,13 +175,24 @@ impl Archive {
 
     /// The entry of the log: without the file, and with the gap.
     async fn take_out(&mut self, aside: &File, gap: &OffsetSet) -> Result<(), ArchiveError> {
-        let after = self.standing.clone().put_aside(aside.range.partition, gap);
+        let after = self.standing.clone().put_aside(aside, gap);
+        let remove = Action::Remove(removed(aside, true));
+        self.amend(after, vec![remove], DeltaOperation::Delete { predicate: None })
+            .await
+    }
+
+    /// An entry of the log that changes where the archive stands, and no end.
+    pub(super) async fn amend(
+        &mut self,
+        after: Standing,
+        actions: Vec<Action>,
+        operation: DeltaOperation,
+    ) -> Result<(), ArchiveError> {
         let metadata = self.state.metadata().clone();
         let metadata = metadata.add_config_key(PROPERTY.to_owned(), after.text());
         let metadata = metadata.map_err(|error| self.failed_schema(error))?;
-        let actions = vec![Action::Metadata(metadata), Action::Remove(removed(aside, true))];
-        self.append(actions, DeltaOperation::Delete { predicate: None }, Vec::new(), None)
-            .await?;
+        let actions = [Action::Metadata(metadata)].into_iter().chain(actions).collect();
+        self.append(actions, operation, Vec::new(), None).await?;
         self.standing = after;
         Ok(())
     }
@@ -188,6 +209,18 @@ impl Archive {
             }
         }
     }
+}
+
+/// Whether a name means the file at that path: as an error has it, with or without the table's place, the name alone, or a path
+/// from here.
+pub(super) fn names(place: &str, name: &str, path: &str) -> bool {
+    let within = name.strip_prefix(place).unwrap_or(name).trim_start_matches('/');
+    if path == within || (!within.is_empty() && path.rsplit('/').next() == Some(within)) {
+        return true;
+    }
+    let there = std::path::Path::new(place).join(path);
+    let is_there = |found: std::io::Result<std::path::PathBuf>| found.is_ok_and(|found| found == there);
+    is_there(std::path::absolute(name)) || is_there(std::fs::canonicalize(name))
 }
 
 /// The offsets of the range but these.

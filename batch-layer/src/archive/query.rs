@@ -4,6 +4,9 @@
 //! Kafka times. Conditions on the time or the identity of events are applied before repeats are dropped, which changes
 //! nothing, since repeats agree in them, and so a query of a day reads a day's files. Any other condition waits until then:
 //! it could hold for a repeat and not for the event that stays.
+//!
+//! The declared field of the event's time is another name for that time only in files that were written by the rules of now:
+//! before `event_time` was changed files were parted, and repeats known, by another field.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -24,6 +27,7 @@ use futures::future::BoxFuture;
 use shared_schemas::dataset::{
     EVENT_TIME_COLUMN, EXTRA_COLUMN, EventTime, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN,
 };
+use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::view::UTC;
 
 use super::columns::{DATE_COLUMN, TOPIC_COLUMN};
@@ -39,6 +43,8 @@ const MICROS_PER_DAY: i64 = 86_400_000_000;
 pub(super) struct Arrived {
     pinned: Pinned,
     schema: SchemaRef,
+    /// The fingerprint of the rules of now.
+    rules: String,
 }
 
 /// The same, each event once.
@@ -65,16 +71,20 @@ impl Pinned {
         Arrived {
             pinned: self.clone(),
             schema: Arc::new(Schema::new(fields)),
+            rules: Fingerprint::of_rules(&self.dataset).to_string(),
         }
     }
 
     /// Every archived event once, by the dedupe of batch runs, with the same columns.
     pub fn once(&self) -> Arc<dyn TableProvider> {
+        let arrived = self.arrived();
         let mut agreeing = BTreeSet::from([EVENT_TIME_COLUMN, DATE_COLUMN].map(str::to_owned));
-        agreeing.extend(self.event_time_field().map(str::to_owned));
         agreeing.extend(self.dataset.event_id.iter().cloned());
+        if self.files.iter().all(|file| arrived.is_of_now(file)) {
+            agreeing.extend(self.event_time_field().map(str::to_owned));
+        }
         Arc::new(Once {
-            arrived: Arc::new(self.arrived()),
+            arrived: Arc::new(arrived),
             agreeing,
         })
     }
@@ -89,6 +99,11 @@ impl Pinned {
 }
 
 impl Arrived {
+    /// Whether the file was written by the rules of now.
+    fn is_of_now(&self, file: &File) -> bool {
+        file.rules.as_ref() == Some(&self.rules)
+    }
+
     /// The files that may hold an event for which all filters hold.
     fn files(&self, state: &dyn Session, filters: &[Expr]) -> Result<Vec<File>> {
         let all = || self.pinned.files.to_vec();
@@ -113,7 +128,7 @@ impl Arrived {
 
     /// For each file a lowest or highest value.
     fn bounds(&self, column: &Column, of: impl Fn(&File) -> Bounds) -> Option<ArrayRef> {
-        let bounds = self.pinned.files.iter().map(of);
+        let bounds = self.pinned.files.iter().map(&of);
         let times =
             |micros: Vec<i64>| -> ArrayRef { Arc::new(TimestampMicrosecondArray::from(micros).with_timezone(UTC)) };
         Some(match column.name() {
@@ -122,8 +137,12 @@ impl Arrived {
             PARTITION_COLUMN => Arc::new(bounds.map(|bounds| bounds.partition).collect::<Int32Array>()),
             OFFSET_COLUMN => Arc::new(bounds.map(|bounds| bounds.offset).collect::<Int64Array>()),
             KAFKA_TIME_COLUMN => times(bounds.map(|bounds| bounds.kafka_time).collect()),
-            name if name == EVENT_TIME_COLUMN || self.pinned.event_time_field() == Some(name) => {
-                times(bounds.map(|bounds| bounds.event_time).collect())
+            EVENT_TIME_COLUMN => times(bounds.map(|bounds| bounds.event_time).collect()),
+            name if self.pinned.event_time_field() == Some(name) => {
+                // Null is not known.
+                let files = self.pinned.files.iter();
+                let known = files.map(|file| self.is_of_now(file).then(|| of(file).event_time));
+                Arc::new(known.collect::<TimestampMicrosecondArray>().with_timezone(UTC))
             }
             _ => return None,
         })

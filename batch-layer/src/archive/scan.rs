@@ -47,7 +47,7 @@ use shared_schemas::decode::{EnvironmentKeys, StoredMasks};
 use super::columns::{DATE_COLUMN, TOPIC_COLUMN};
 use super::error::ArchiveError;
 use super::later;
-use super::pinned::{File, damaged};
+use super::pinned::{Away, File, damaged, unread};
 use super::standing::topic_text;
 use super::sums::Sums;
 
@@ -246,13 +246,21 @@ async fn read(
         if let Ok(field) = held.field_with_name(wanted.name())
             && field.data_type() != wanted.data_type()
         {
-            let (name, held, declared) = (wanted.name(), field.data_type(), wanted.data_type());
-            let what = format!("its column {name} is {held}, declared is {declared}");
-            return Err(damaged(&place, &file.path, what));
+            return Err(ArchiveError::FieldChanged {
+                field: wanted.name().clone(),
+                archived: field.data_type().to_string(),
+                declared: wanted.data_type().to_string(),
+            });
         }
     }
     let batches = batches.map(move |batch| {
-        let shaped = shape(&batch?, &file, &schema, &dataset, &masks);
+        let columns = shape(&batch?, &file, &schema, &dataset, &masks);
+        let (columns, options) = columns.map_err(|error| damaged(&place, &file.path, error))?;
+        if let Some(field) = never_null(&schema, &columns) {
+            let path = format!("{place}/{}", file.path);
+            return Err(ArchiveError::NeverNull { field, path });
+        }
+        let shaped = RecordBatch::try_new_with_options(Arc::clone(&schema), columns, &options);
         shaped.map_err(|error| damaged(&place, &file.path, error))
     });
     Ok(batches.boxed())
@@ -269,7 +277,7 @@ fn shape(
     schema: &SchemaRef,
     dataset: &Dataset,
     masks: &StoredMasks,
-) -> Result<RecordBatch, ArrowError> {
+) -> Result<(Vec<ArrayRef>, RecordBatchOptions), ArrowError> {
     let rows = batch.num_rows();
     let columns = schema.fields().iter().map(|field| -> Result<ArrayRef, ArrowError> {
         let partition = file.range.partition;
@@ -291,24 +299,24 @@ fn shape(
         })
     });
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
-    let columns = columns.collect::<Result<_, _>>()?;
-    RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)
+    Ok((columns.collect::<Result<_, _>>()?, options))
+}
+
+/// The field that is declared never null and has no value in some row: the definition is at fault, not the file.
+fn never_null(schema: &SchemaRef, columns: &[ArrayRef]) -> Option<String> {
+    let mut fields = schema.fields().iter().zip(columns);
+    let (field, _) = fields.find(|(field, column)| !field.is_nullable() && column.null_count() > 0)?;
+    Some(field.name().clone())
 }
 
 /// A column that the file lacks.
 fn declared_later(batch: &RecordBatch, dataset: &Dataset, wanted: &Field) -> Result<ArrayRef, ArrowError> {
     let extra = batch.column_by_name(EXTRA_COLUMN);
     let extra = extra.and_then(|extra| extra.as_string_opt::<i32>());
-    let column = match dataset.field(wanted.name()).zip(extra) {
-        Some((field, extra)) => cast(&later::column(dataset, field, extra)?, wanted.data_type())?,
-        None => new_null_array(wanted.data_type(), batch.num_rows()),
-    };
-    if !wanted.is_nullable() && column.null_count() > 0 {
-        let name = wanted.name();
-        let what = format!("it is older than field {name}, which is declared never null: declare it with `?`");
-        return Err(ArrowError::InvalidArgumentError(what));
+    match dataset.field(wanted.name()).zip(extra) {
+        Some((field, extra)) => cast(&later::column(dataset, field, extra)?, wanted.data_type()),
+        None => Ok(new_null_array(wanted.data_type(), batch.num_rows())),
     }
-    Ok(column)
 }
 
 /// Opens a file: all of its columns, and a stream of those of these names that it has. Every error names the file.
@@ -340,7 +348,7 @@ async fn open_with(
         size: file.size,
         sums: Arc::default(),
     };
-    let wrong = |error: ParquetError| damaged(place, &file.path, error);
+    let wrong = |error: ParquetError| unread(place, &file.path, error);
     // A footer that makes no sense makes decoders panic, too.
     let opened =
         AssertUnwindSafe(ArrowReaderMetadata::load_async(&mut reader, ArrowReaderOptions::new())).catch_unwind();
@@ -367,7 +375,7 @@ async fn open_with(
         .build()
         .map_err(wrong)?;
     let (place, path) = (place.to_owned(), file.path.clone());
-    let stream = stream.map_err(move |error| damaged(&place, &path, error));
+    let stream = stream.map_err(move |error| unread(&place, &path, error));
     Ok((schema, stream.boxed()))
 }
 
@@ -408,19 +416,40 @@ impl Reader {
     }
 }
 
+impl Reader {
+    /// What the store's error means: a file that is gone or of another size is damaged, any other one may be read later.
+    async fn failed(&self, error: object_store::Error) -> ParquetError {
+        let gone = |error: &object_store::Error| matches!(error, object_store::Error::NotFound { .. });
+        let is_damaged = gone(&error)
+            || match self.store.head(&self.path).await {
+                Ok(there) => there.size != self.size,
+                Err(error) => gone(&error),
+            };
+        if is_damaged {
+            error.into()
+        } else {
+            ParquetError::External(Box::new(Away(error)))
+        }
+    }
+}
+
 impl AsyncFileReader for Reader {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, ParquetError>> {
         async move {
-            let bytes = self.store.get_range(&self.path, range.clone()).await?;
-            self.check(&range, &bytes)?;
-            Ok(bytes)
+            match self.store.get_range(&self.path, range.clone()).await {
+                Ok(bytes) => self.check(&range, &bytes).map(|()| bytes),
+                Err(error) => Err(self.failed(error).await),
+            }
         }
         .boxed()
     }
 
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>, ParquetError>> {
         async move {
-            let all = self.store.get_ranges(&self.path, &ranges).await?;
+            let all = match self.store.get_ranges(&self.path, &ranges).await {
+                Ok(all) => all,
+                Err(error) => return Err(self.failed(error).await),
+            };
             for (range, bytes) in ranges.iter().zip(&all) {
                 self.check(range, bytes)?;
             }

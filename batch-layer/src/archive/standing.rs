@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use shared_schemas::handoff::{ArchivedRange, EventDay, Offset, OffsetRange, OffsetSet, Partition, TopicId};
 
 use super::error::ArchiveError;
+use super::pinned::File;
 
 /// The table property that lists partitions and their gaps, as JSON.
 pub(super) const PROPERTY: &str = "highwater.partitions";
@@ -26,12 +27,24 @@ pub(super) struct Standing {
     /// Where a log ended below what was archived: from its end then, up to what was archived. Those records are archived,
     /// and not in the log any more; the partition is archived no further, for good.
     pub(super) truncated: BTreeMap<Partition, OffsetRange>,
-    /// Gaps that a person accepted: of files that were put aside. Marks may pass them.
+    /// Gaps that a person accepted, and of files that were put aside. Marks may pass them.
     pub(super) accepted: BTreeMap<Partition, OffsetSet>,
     /// Events of days before that one were let go; those that came later are nobody's to read. It only rises.
     pub(super) horizon: Option<EventDay>,
     /// Of each partition that had such events: from there on there was none. Below, fewer events are there than were archived.
     pub(super) let_go: BTreeMap<Partition, Offset>,
+    /// Files that were put aside, by their paths then.
+    pub(super) aside: BTreeMap<String, Aside>,
+}
+
+/// A file that was put aside, as the log described it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Aside {
+    pub(super) file: File,
+    /// The offsets that went with it: between its first and its last, and held by no other file then.
+    pub(super) lacking: OffsetSet,
+    /// Those of them that nothing else lacked.
+    pub(super) own: OffsetSet,
 }
 
 impl Standing {
@@ -112,11 +125,57 @@ impl Standing {
         self
     }
 
-    /// Where it stands once these offsets are lacking, by a person's word.
-    pub(super) fn put_aside(mut self, partition: Partition, lacking: &OffsetSet) -> Self {
+    /// Where it stands once this file is put aside, and these offsets are lacking.
+    pub(super) fn put_aside(mut self, file: &File, lacking: &OffsetSet) -> Self {
+        let partition = file.range.partition;
+        let before = self.gaps.get(&partition).cloned().unwrap_or_default();
         for gaps in [&mut self.gaps, &mut self.accepted] {
             gaps.entry(partition).or_default().extend(lacking);
         }
+        let aside = Aside {
+            file: file.clone(),
+            lacking: lacking.clone(),
+            own: lacking.without(&before),
+        };
+        self.aside.insert(file.path.to_string(), aside);
+        self
+    }
+
+    /// Where it stands once the file that was put aside under this name is back, which holds events at these offsets. The
+    /// offsets that went with it are lacking no more, but for those that another file took with it, too.
+    ///
+    /// # Errors
+    /// The first of its offsets that is no gap.
+    pub(super) fn put_back(mut self, name: &str, held: &OffsetSet) -> Result<Self, Offset> {
+        let Some(aside) = self.aside.remove(name) else {
+            return Err(Offset::default());
+        };
+        let partition = aside.file.range.partition;
+        let gaps = self.gaps.remove(&partition).unwrap_or_default();
+        let accepted = self.accepted.remove(&partition).unwrap_or_default();
+        if let Some(offset) = held.first_beyond(&gaps, Offset::default(), Offset(u64::MAX)) {
+            return Err(offset);
+        }
+        let mut back = aside.own;
+        let others = self.aside.values_mut();
+        for other in others.filter(|other| other.file.range.partition == partition) {
+            let shared = other.lacking.without(&other.lacking.without(&back)).without(held);
+            back = back.without(&shared);
+            other.own.extend(&shared);
+        }
+        back.extend(held);
+        for (left, all) in [(gaps, &mut self.gaps), (accepted, &mut self.accepted)] {
+            let left = left.without(&back);
+            if !left.is_empty() {
+                all.insert(partition, left);
+            }
+        }
+        Ok(self)
+    }
+
+    /// Where it stands once a person accepted that these offsets are lacking.
+    pub(super) fn accept(mut self, partition: Partition, gap: OffsetRange) -> Self {
+        self.accepted.entry(partition).or_default().insert(gap);
         self
     }
 
@@ -140,6 +199,7 @@ impl Standing {
             truncated: self.truncated.get(partition).map(|range| (range.from.0, range.to.0)),
             accepted: self.accepted.get(partition).map(pairs).unwrap_or_default(),
             let_go: self.let_go.get(partition).map(|offset| offset.0),
+            aside: self.listed_aside(*partition),
         });
         let listing = Listing {
             form: FORM,
@@ -147,6 +207,12 @@ impl Standing {
             horizon: self.horizon.map(|day| day.0),
         };
         serde_json::json!(listing).to_string()
+    }
+
+    fn listed_aside(&self, partition: Partition) -> Vec<ListedAside> {
+        let aside = self.aside.values();
+        let of_partition = aside.filter(|aside| aside.file.range.partition == partition);
+        of_partition.map(ListedAside::of).collect()
     }
 
     /// Reads the property. The ends are all 0: transactions tell them.
@@ -176,11 +242,7 @@ impl Standing {
                 (&listed.gaps, &mut standing.gaps),
                 (&listed.accepted, &mut standing.accepted),
             ] {
-                let set = pairs.iter().map(|(from, to)| OffsetRange {
-                    from: Offset(*from),
-                    to: Offset(*to),
-                });
-                let set: OffsetSet = set.collect();
+                let set = set(pairs);
                 if !set.is_empty() {
                     gaps.insert(partition, set);
                 }
@@ -191,6 +253,9 @@ impl Standing {
             }
             if let Some(offset) = listed.let_go {
                 standing.let_go.insert(partition, Offset(offset));
+            }
+            for aside in listed.aside {
+                standing.aside.insert(aside.file.clone(), aside.read(partition));
             }
         }
         Ok(standing)
@@ -219,6 +284,67 @@ struct Listed {
     accepted: Vec<(u64, u64)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     let_go: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    aside: Vec<ListedAside>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListedAside {
+    file: String,
+    bytes: u64,
+    rows: u64,
+    day: i32,
+    offsets: (u64, u64),
+    times: (i64, i64),
+    rules: Option<String>,
+    lacking: Vec<(u64, u64)>,
+    own: Vec<(u64, u64)>,
+}
+
+impl ListedAside {
+    fn of(aside: &Aside) -> Self {
+        let file = &aside.file;
+        Self {
+            file: file.path.to_string(),
+            bytes: file.size,
+            rows: file.rows,
+            day: file.range.day.0,
+            offsets: (file.range.first.0, file.range.last.0),
+            times: file.times,
+            rules: file.rules.clone(),
+            lacking: pairs(&aside.lacking),
+            own: pairs(&aside.own),
+        }
+    }
+
+    fn read(self, partition: Partition) -> Aside {
+        Aside {
+            file: File {
+                path: self.file.into(),
+                size: self.bytes,
+                rows: self.rows,
+                range: ArchivedRange {
+                    day: EventDay(self.day),
+                    partition,
+                    first: Offset(self.offsets.0),
+                    last: Offset(self.offsets.1),
+                },
+                times: self.times,
+                rules: self.rules,
+            },
+            lacking: set(&self.lacking),
+            own: set(&self.own),
+        }
+    }
+}
+
+fn set(pairs: &[(u64, u64)]) -> OffsetSet {
+    let ranges = pairs.iter().map(|(from, to)| OffsetRange {
+        from: Offset(*from),
+        to: Offset(*to),
+    });
+    ranges.collect()
 }
 
 fn pairs(gaps: &OffsetSet) -> Vec<(u64, u64)> {
@@ -258,6 +384,62 @@ mod tests {
         OffsetRange {
             from: Offset(from),
             to: Offset(to),
+        }
+    }
+
+    fn file(path: &str, first: u64, last: u64) -> File {
+        File {
+            path: path.into(),
+            size: 7,
+            rows: 2,
+            range: ArchivedRange {
+                day: EventDay(3),
+                partition: partition(0),
+                first: Offset(first),
+                last: Offset(last),
+            },
+            times: (1, 2),
+            rules: None,
+        }
+    }
+
+    fn offsets(of: impl IntoIterator<Item = u64>) -> OffsetSet {
+        of.into_iter().map(|offset| range(offset, offset + 1)).collect()
+    }
+
+    /// Files whose offsets take turns, put aside and back in any order: what Kafka lacked stays, the rest goes.
+    #[test]
+    fn what_was_put_aside_comes_back_without_what_others_took() {
+        // Offsets 0 to 11: 0 and 1 were never in Kafka, 2, 5, 8 are of one file, 3, 6, 9 of another, 4 and 7 were refused.
+        let held = [offsets([2, 5, 8]), offsets([3, 6, 9])];
+        let files = [file("a", 2, 8), file("b", 3, 9)];
+        let before = Standing {
+            ends: [(partition(0), Offset(0))].into(),
+            gaps: [(partition(0), offsets([0, 1]))].into(),
+            ..Standing::default()
+        };
+        for order in [[0, 1], [1, 0]] {
+            // The second one could not be read when the first went: it takes all between with it.
+            let lacking = [offsets(2..9), offsets(3..10)];
+            let aside = before
+                .clone()
+                .put_aside(&files[0], &lacking[0])
+                .put_aside(&files[1], &lacking[1]);
+            assert_eq!(aside.gaps[&partition(0)], offsets(0..10));
+            let aside = Standing::parse(&aside.text()).unwrap();
+            let name = |at: usize| files[at].path.to_string();
+            let one = aside.put_back(&name(order[0]), &held[order[0]]).unwrap();
+            let gaps = &one.gaps[&partition(0)];
+            for offset in (0..10).map(Offset) {
+                if held[order[0]].contains(offset) {
+                    assert!(!gaps.contains(offset), "{offset}");
+                } else if held[order[1]].contains(offset) || offset < Offset(2) {
+                    assert!(gaps.contains(offset), "{offset}");
+                }
+            }
+            let both = one.clone().put_back(&name(order[1]), &held[order[1]]).unwrap();
+            assert_eq!(both, before);
+            assert_eq!(one.put_back(&name(order[1]), &offsets([12])), Err(Offset(12)));
         }
     }
 
@@ -328,7 +510,7 @@ mod tests {
         let cut_off = standing.cut_off(&[(partition(0), range(5, 9))].into());
         assert!(cut_off.text().contains(r#""truncated":[5,9]"#));
         assert_eq!(Standing::parse(&cut_off.text()).unwrap(), cut_off);
-        let aside = cut_off.put_aside(partition(0), &[range(1, 4)].into_iter().collect());
+        let aside = cut_off.put_aside(&file("a", 1, 3), &[range(1, 4)].into_iter().collect());
         assert_eq!(aside.gaps[&partition(0)], aside.accepted[&partition(0)]);
         assert_eq!(Standing::parse(&aside.text()).unwrap(), aside);
         let gone = ArchivedRange {

@@ -2,6 +2,7 @@
 
 mod commits;
 mod keeping;
+mod querying;
 mod reading;
 
 use std::collections::BTreeSet;

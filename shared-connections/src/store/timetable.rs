@@ -17,17 +17,20 @@ const NAME: &str = "batch";
 pub struct Timetable {
     /// When the next run starts.
     pub next: i64,
+    /// Nobody is there to start it: who ran the schedule was told to end.
+    pub ended: bool,
     /// When the last one ended in which no view failed; none where that is not known.
     pub succeeded: Option<i64>,
     /// How many failed since.
     pub failures: u32,
-    /// The views that did, the last time.
+    /// The views that did, the last time; in brackets what a person has to decide about one.
     pub failing: Vec<String>,
 }
 
 #[derive(Debug, Row, Serialize, Deserialize)]
 struct TimetableRow {
     name: String,
+    /// Below 0 where nobody is there to start it.
     next: i64,
     succeeded: i64,
     failures: u32,
@@ -42,7 +45,11 @@ impl Store {
     pub async fn record_timetable(&self, timetable: &Timetable) -> Result<(), StoreError> {
         let row = TimetableRow {
             name: NAME.to_owned(),
-            next: timetable.next,
+            next: if timetable.ended {
+                -timetable.next
+            } else {
+                timetable.next
+            },
             succeeded: timetable.succeeded.unwrap_or_default(),
             failures: timetable.failures,
             failing: timetable.failing.clone(),
@@ -64,7 +71,8 @@ impl Store {
             .rows::<TimetableRow>("read the timetable", &sql, &parameters)
             .await?;
         Ok(rows.into_iter().next().map(|row| Timetable {
-            next: row.next,
+            next: row.next.saturating_abs(),
+            ended: row.next < 0,
             succeeded: Some(row.succeeded).filter(|at| *at != 0),
             failures: row.failures,
             failing: row.failing,

@@ -145,6 +145,21 @@ impl OffsetSet {
         }
     }
 
+    /// What it holds and the other does not.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        let mut left = Self::default();
+        for held in &self.0 {
+            let mut from = held.from;
+            for gone in other.within(held.from, held.to).0 {
+                left.insert(OffsetRange { from, to: gone.from });
+                from = gone.to;
+            }
+            left.insert(OffsetRange { from, to: held.to });
+        }
+        left
+    }
+
     /// Whether it holds that offset.
     pub fn contains(&self, offset: Offset) -> bool {
         self.reach(offset) > offset
@@ -236,7 +251,10 @@ mod tests {
             let beyond = (from..to).find(|at| model.contains(at) && !other_model.contains(at));
             prop_assert_eq!(set.first_beyond(&other, Offset(from), Offset(to)), beyond.map(Offset));
             let within = set.within(Offset(from), Offset(to));
+            let without = set.without(&other);
             for offset in 0..32 {
+                let is_left = model.contains(&offset) && !other_model.contains(&offset);
+                prop_assert_eq!(without.contains(Offset(offset)), is_left);
                 prop_assert_eq!(within.contains(Offset(offset)), model.contains(&offset) && (from..to).contains(&offset));
             }
         }

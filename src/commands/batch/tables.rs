@@ -37,6 +37,7 @@ pub(super) fn reports(reports: &[ViewReport]) -> Vec<Vec<String>> {
         ]);
         rows.extend(report.why.iter().map(|why| vec![String::new(), why.clone()]));
         if published {
+            rows.extend(report.held.iter().map(|held| vec![String::new(), held.clone()]));
             rows.push(vec![String::new(), worked(report)]);
         }
         if report.fell_back > 0 {

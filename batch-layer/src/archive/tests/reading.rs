@@ -289,22 +289,71 @@ async fn a_required_field_that_a_file_lacks_is_said() {
     let told = dataset("origin = \"string\"\ngate = \"string\"");
     assert_eq!(gates(&site.archive(&told).await.pin().await.unwrap()).await.len(), 1);
     let after = dataset("origin = \"string\"\nrunway = \"string\"");
-    let said = failure(&site.archive(&after).await.pin().await.unwrap()).await;
+    let error = broken(&site.archive(&after).await.pin().await.unwrap()).await;
+    let said = error.to_string();
+    assert!(matches!(error, ArchiveError::NeverNull { .. }), "{said}");
     assert!(
-        said.contains("_date=2013-11-01") && said.contains("field runway"),
+        said.contains("_date=2013-11-01") && said.contains("field `runway`"),
         "{said}"
     );
 }
 
-/// All that the error of reading everything says, sources included.
-async fn failure(pinned: &Pinned) -> String {
+#[tokio::test]
+async fn a_field_that_was_null_and_is_declared_never_null_is_no_damage() {
+    let (site, before) = (Site::new(), dataset("origin = \"string?\""));
+    let mut archive = site.archive(&before).await;
+    archive
+        .commit(&Commit {
+            ranges: [(partition(0), range(0, 3))].into(),
+            batches: decoded(&before, partition(0), range(0, 3), |_| {
+                r#"{"at":"2013-11-01T00:00:00Z"}"#.to_owned()
+            }),
+            ..Commit::default()
+        })
+        .await
+        .unwrap();
+    let after = dataset("origin = \"string\"");
+    let error = broken(&site.archive(&after).await.pin().await.unwrap()).await;
+    let said = error.to_string();
+    assert!(matches!(error, ArchiveError::NeverNull { .. }), "{said}");
+    assert!(
+        said.contains("field `origin`") && said.contains("declare it with `?`"),
+        "{said}"
+    );
+}
+
+/// A link to itself can be neither read nor looked at, and is there: as with a store that does not answer.
+#[tokio::test]
+async fn what_the_store_does_not_give_is_not_told_as_damage() {
+    let (site, dataset) = (Site::new(), flights());
+    let mut archive = site.archive(&dataset).await;
+    archive
+        .commit(&commit(&dataset, partition(0), range(0, 30)))
+        .await
+        .unwrap();
+    let pinned = archive.pin().await.unwrap();
+    let file = &site.files()[0];
+    std::fs::remove_file(file).unwrap();
+    std::os::unix::fs::symlink(file, file).unwrap();
+    let error = broken(&pinned).await;
+    assert!(matches!(error, ArchiveError::Away { .. }), "{error}");
+    assert!(error.to_string().contains("can't be read now"), "{error}");
+}
+
+/// The error of reading everything.
+async fn broken(pinned: &Pinned) -> ArchiveError {
     let error = rows(pinned).await.unwrap_err();
-    let datafusion::error::DataFusionError::External(inner) = error.find_root() else {
+    let datafusion::error::DataFusionError::External(inner) = error else {
         panic!("{error}");
     };
-    let archive = inner.downcast_ref::<ArchiveError>().unwrap();
-    assert!(matches!(archive, ArchiveError::File { .. }));
-    format!("{archive}: {}", std::error::Error::source(archive).unwrap())
+    *inner.downcast::<ArchiveError>().unwrap()
+}
+
+/// All that the error about a damaged file says, sources included.
+async fn failure(pinned: &Pinned) -> String {
+    let archive = broken(pinned).await;
+    assert!(matches!(archive, ArchiveError::File { .. }), "{archive}");
+    format!("{archive}: {}", std::error::Error::source(&archive).unwrap())
 }
 
 #[tokio::test]
