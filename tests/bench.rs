@@ -34,7 +34,7 @@ async fn every_figure_is_measured_and_every_count_is_right() -> anyhow::Result<(
     let folder = tempfile::TempDir::with_prefix("highwater-test-")?;
     // It fails where an answer does not have each event once.
     let run = bench(
-        &["speed", "--quick", "--events", "50000", "--output", "json"],
+        &["speed", "--quick", "--events", "15000", "--output", "json"],
         folder.path(),
     )?
     .output();

@@ -28,6 +28,8 @@ use shared_schemas::plan::{CellKey, MergePlan, START_COLUMN, event_schema};
 use shared_schemas::store::tables::TOPIC_COLUMN;
 use shared_schemas::view::View;
 
+use crate::faults::trial::is_long;
+
 const TOPIC: TopicId = TopicId(42);
 const CHUNK: u64 = 8;
 /// 2024-01-31T22:00:00Z: the events lie around the end of a month.
@@ -358,8 +360,13 @@ async fn check(logs: &[Vec<Entry>], marks: &[u64], how: &[Reading]) -> anyhow::R
     Ok(())
 }
 
+/// Each case makes a dozen plans, which take long without optimization. `make faults` takes more of them.
+fn cases() -> u32 {
+    if is_long() { 400 } else { 32 }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
     #[test]
     fn batch_of_all_is_batch_below_the_mark_merged_with_speed_from_it(
         first in entries(0), second in entries(1), marks in prop::collection::vec(0_u64..70, 2), how in prop::collection::vec(reading(), 2),

@@ -1,15 +1,21 @@
-//! Faults 3 and 4: several workers, some of them dead or thought dead, in one group or all on the same partitions.
+//! Faults 3 and 4: several workers, some of them dead or thought dead, or full, in one group or all on the same partitions.
 
 use std::time::Duration;
 
+use anyhow::{Context, ensure};
 use highwater_tests::proxy::{Act, Gate, Then, Way, inserts_into};
 use highwater_tests::stack::unique;
 use highwater_tests::workers::Worker;
+use shared_schemas::store::tables::PROGRESS;
 
 use super::ground::{Ground, place, proxied};
 use super::killed::speed_table;
 use super::trial::trials;
 
+/// So many events are sent until a worker reads no further; a quarter of them is enough.
+const MORE_THAN_FIT: u64 = 200_000;
+/// Of those so many at once.
+const AT_ONCE: u64 = 5_000;
 /// Longer than the session of a worker in the tests.
 const LONGER_THAN_A_SESSION: Duration = Duration::from_secs(5);
 
@@ -222,4 +228,70 @@ fn a_storm_of_workers_that_come_and_go_loses_and_doubles_nothing() -> anyhow::Re
         trial.whole(&platform).await?;
         Ok(())
     })
+}
+
+/// Nothing can be written, memory is used up, and partitions are read no further. Then a second worker joins, and gets some of
+/// them; in the end the store is back.
+#[test]
+fn a_rebalance_while_reading_waits_loses_and_doubles_nothing() -> anyhow::Result<()> {
+    trials("4, 9", "a rebalance while reading waits", 4, async |trial| {
+        let (platform, proxy, mut place) = Ground::shared().await?.behind_proxy().await?;
+        place.speed = "flush = \"50ms\"\nmemory = \"16MiB\"".to_owned();
+        let one = Worker::speed_at(&platform, &place)?;
+        platform.send_next(300).await?;
+        trial.whole(&platform).await?;
+        let gate = Gate::closed();
+        let held = gate.clone();
+        let (hourly, daily) = (speed_table(&platform, "hourly"), speed_table(&platform, "daily"));
+        let [hourly, daily, progress] = [&hourly[..], &daily, PROGRESS].map(|table| format!("`{table}`"));
+        proxy.on(move |statement| {
+            let is_of = |table: &String| statement.contains(table);
+            let is_held = statement.contains("INSERT INTO") && [&hourly, &daily, &progress].into_iter().any(is_of);
+            is_held.then(|| Act::Hold(held.clone()))
+        });
+        // The other one finds the store as it is, or gets through.
+        let mut other_place = place.clone();
+        if trial.random.bool() {
+            other_place.clickhouse = platform.place().clickhouse;
+        }
+        platform
+            .watched(async {
+                while !reading_waits(&one).await? {
+                    let sent = platform.send_next(AT_ONCE).await?;
+                    ensure!(sent < MORE_THAN_FIT, "it reads on after {sent} events: {}", one.said());
+                }
+                let other = Worker::speed_at(&platform, &other_place)?;
+                let joined = other.until_said("holds").await;
+                joined.with_context(|| platform.said())?;
+                ensure!(one.runs(), "it ended: {}", one.said());
+                // sleeps: a random instant
+                tokio::time::sleep(trial.instant(2000)).await;
+                if trial.is_long && trial.random.bool() {
+                    // sleeps: until what is held has been given up, and sent again
+                    tokio::time::sleep(Duration::from_secs(45)).await;
+                }
+                gate.open(if trial.random.bool() { Then::SendOn } else { Then::Lose });
+                proxy.forget();
+                trial.whole(&platform).await?;
+                platform.send_next(200).await?;
+                trial.whole(&platform).await?;
+                ensure!(!reading_waits(&one).await?, "it still waits");
+                // No partition is stuck with the one that goes.
+                let (gone, left) = if trial.random.bool() {
+                    (one, other)
+                } else {
+                    (other, one)
+                };
+                gone.end_well().await?;
+                platform.send_next(200).await?;
+                trial.whole(&platform).await?;
+                left.end_well().await
+            })
+            .await
+    })
+}
+
+/// Whether a worker reads no further for want of memory.
+async fn reading_waits(worker: &Worker) -> anyhow::Result<bool> {
+    Ok(worker.metric("highwater_speed_paused").await? > 0.0)
 }

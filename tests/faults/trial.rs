@@ -21,6 +21,11 @@ pub(crate) struct Trial {
     difference: Option<Difference>,
 }
 
+/// Whether there is time for more seeds and longer forms.
+pub(crate) fn is_long() -> bool {
+    std::env::var(EXTENT).is_ok_and(|extent| extent == "all")
+}
+
 /// The seed that was asked for, or any.
 pub(crate) fn seed() -> anyhow::Result<u64> {
     match std::env::var(SEED) {
@@ -38,7 +43,7 @@ pub(crate) fn trials(
     seeds: u64,
     test: impl AsyncFn(&mut Trial) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let is_long = std::env::var(EXTENT).is_ok_and(|extent| extent == "all");
+    let is_long = is_long();
     let is_asked_for = std::env::var(SEED).is_ok();
     let seeds = if is_long && !is_asked_for { seeds } else { 1 };
     for _ in 0..seeds {

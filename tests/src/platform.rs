@@ -111,17 +111,20 @@ pub type Cells = BTreeMap<(String, String), (u64, i64)>;
 
 /// What the view `hourly` must answer.
 pub fn cells<'a>(events: impl IntoIterator<Item = &'a Event>) -> Cells {
-    let mut cells = Cells::new();
+    // Times are written once for each cell: this is done again and again while events stream.
+    let mut cells = BTreeMap::<(i64, &str), (u64, i64)>::new();
     for event in events {
         let hour = event.at() - event.at().rem_euclid(3600);
-        let time = chrono::DateTime::from_timestamp(hour, 0).unwrap_or_default();
-        let cell = cells
-            .entry((time.format("%Y-%m-%dT%H:%M:%SZ").to_string(), event.kind().to_owned()))
-            .or_default();
+        let cell = cells.entry((hour, event.kind())).or_default();
         cell.0 += 1;
         cell.1 += event.value().unwrap_or_default();
     }
-    cells
+    let as_answered = |((hour, kind), cell): ((i64, &str), (u64, i64))| {
+        let time = chrono::DateTime::from_timestamp(hour, 0).unwrap_or_default();
+        let time = time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+        ((time, kind.to_owned()), cell)
+    };
+    cells.into_iter().map(as_answered).collect()
 }
 
 /// How many events, and the sum of their values.

@@ -173,8 +173,22 @@ impl DeadLetters {
         })
     }
 
+    /// A letter's time is ours, so that Kafka keeps it as long as any. Kafka takes nothing that lies more than an hour ahead of
+    /// its own clock: then ours is wrong, and the record's time, which Kafka took once, has to do.
     async fn try_send(&self, letter: &Letter, kept: Kept) -> Result<(), KafkaError> {
+        let sent = self.send_at(letter, kept, None).await;
+        let code = sent.as_ref().err().and_then(KafkaError::rdkafka_error_code);
+        match letter.record.kafka_time {
+            Some(time) if code == Some(RDKafkaErrorCode::InvalidTimestamp) => {
+                self.send_at(letter, kept, Some(time)).await
+            }
+            _ => sent,
+        }
+    }
+
+    async fn send_at(&self, letter: &Letter, kept: Kept, time: Option<i64>) -> Result<(), KafkaError> {
         let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic).headers(self.headers(letter, kept));
+        record.timestamp = time;
         if !self.hides {
             record.key = letter.record.key.as_deref().filter(|_| kept != Kept::Reason);
             record.payload = letter.record.value.as_deref().filter(|_| kept == Kept::All);

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <threads.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -50,26 +51,34 @@ time_t time(time_t *now) {
     return precise.tv_sec;
 }
 
+int timespec_get(struct timespec *now, int base) {
+    return base == TIME_UTC && clock_gettime(CLOCK_REALTIME, now) == 0 ? base : 0;
+}
+
 static const long slice = 20 * 1000 * 1000;
 static const long second = 1000 * 1000 * 1000;
 
-/* In slices, so that a jump is seen. */
+/* A slice of it, so that a jump is seen. Before its time it says that it was woken for nothing, as every wait may: waiting on
+ * here instead would sleep through a signal that came between two slices. */
 int pthread_cond_timedwait(pthread_cond_t *restrict condition, pthread_mutex_t *restrict mutex,
                            const struct timespec *restrict until) {
-    for (;;) {
-        struct timespec now, step;
-        clock_gettime(CLOCK_REALTIME, &now);
-        clock_gettime(CLOCK_MONOTONIC, &step);
-        int64_t left = (until->tv_sec - now.tv_sec > 1) ? slice
-                       : (int64_t)(until->tv_sec - now.tv_sec) * second + (until->tv_nsec - now.tv_nsec);
-        int is_last = left <= slice;
-        step.tv_nsec += left < 0 ? 0 : left > slice ? slice : left;
-        if (step.tv_nsec >= second) {
-            step.tv_sec++;
-            step.tv_nsec -= second;
-        }
-        int result = pthread_cond_clockwait(condition, mutex, CLOCK_MONOTONIC, &step);
-        if (result != ETIMEDOUT || (is_last && left <= 0))
-            return result;
+    struct timespec now, step;
+    clock_gettime(CLOCK_REALTIME, &now);
+    clock_gettime(CLOCK_MONOTONIC, &step);
+    int64_t left = (until->tv_sec - now.tv_sec > 1) ? slice
+                   : (int64_t)(until->tv_sec - now.tv_sec) * second + (until->tv_nsec - now.tv_nsec);
+    step.tv_nsec += left < 0 ? 0 : left > slice ? slice : left;
+    if (step.tv_nsec >= second) {
+        step.tv_sec++;
+        step.tv_nsec -= second;
     }
+    int result = pthread_cond_clockwait(condition, mutex, CLOCK_MONOTONIC, &step);
+    return result == ETIMEDOUT && left > 0 ? 0 : result;
+}
+
+/* What librdkafka waits with. Left to the C library it would compare a moment of this clock with the kernel's: hours ahead, a
+ * wait of a second would last for hours. The library's types are those of pthreads, only wrapped. */
+int cnd_timedwait(cnd_t *restrict condition, mtx_t *restrict mutex, const struct timespec *restrict until) {
+    int result = pthread_cond_timedwait((pthread_cond_t *)condition, (pthread_mutex_t *)mutex, until);
+    return result == 0 ? thrd_success : result == ETIMEDOUT ? thrd_timedout : thrd_error;
 }

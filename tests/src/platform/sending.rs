@@ -16,6 +16,8 @@ use crate::stack::PATIENCE;
 /// A stream sends so many events, then rests for [`PACE`].
 const SENT_AT_ONCE: u64 = 20;
 const PACE: Duration = Duration::from_millis(25);
+/// So many wait for Kafka at most. On a busy machine more would be given up before their turn comes.
+const MOST_WAITING: usize = 5_000;
 
 impl Platform {
     /// Sends events, in order within a partition, and waits until Kafka has them. Repeats of what was sent change nothing
@@ -26,26 +28,35 @@ impl Platform {
 
     /// The same with the time that Kafka is to keep of each, in milliseconds since 1970; without it, now.
     pub async fn send_at(&self, events: impl IntoIterator<Item = (Event, Option<i64>)>) -> anyhow::Result<()> {
-        let mut waiting = Vec::new();
-        for (event, time) in events {
-            lock(&self.sent).insert(event);
-            waiting.push((event, self.deliver(event.0, event.json().as_bytes(), time)?));
+        let mut events = events.into_iter().peekable();
+        while events.peek().is_some() {
+            self.send_part(events.by_ref().take(MOST_WAITING).collect()).await?;
         }
+        Ok(())
+    }
+
+    /// All at once, and what Kafka does not take all at once again: one by one each would wait for the one before.
+    async fn send_part(&self, mut left: Vec<(Event, Option<i64>)>) -> anyhow::Result<()> {
+        lock(&self.sent).extend(left.iter().map(|(event, _)| *event));
         let began = Instant::now();
-        for (event, mut delivery) in waiting {
-            let delivered = loop {
+        while !left.is_empty() {
+            let mut waiting = Vec::with_capacity(left.len());
+            for (event, time) in left.drain(..) {
+                waiting.push((event, self.deliver(event.0, event.json().as_bytes(), time)?));
+            }
+            for (event, delivery) in waiting {
                 match delivery.await? {
-                    Ok(delivered) => break delivered,
+                    Ok(delivered) => {
+                        let position = (u32::try_from(delivered.partition)?, u64::try_from(delivered.offset)?);
+                        lock(&self.positions).entry(event).or_insert(position);
+                    }
                     // It may be there all the same; sent again it is a repeat.
                     Err((error, message)) => {
                         ensure!(began.elapsed() < PATIENCE, "Kafka does not take events: {error}");
-                        let time = message.timestamp().to_millis();
-                        delivery = self.deliver(event.0, event.json().as_bytes(), time)?;
+                        left.push((event, message.timestamp().to_millis()));
                     }
                 }
-            };
-            let position = (u32::try_from(delivered.partition)?, u64::try_from(delivered.offset)?);
-            lock(&self.positions).entry(event).or_insert(position);
+            }
         }
         Ok(())
     }
