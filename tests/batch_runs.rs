@@ -5,6 +5,7 @@ mod checks;
 mod choosing;
 mod collection;
 mod commands;
+mod excuses;
 mod gaps;
 mod reconciliation;
 mod retention;

@@ -10,7 +10,7 @@ use shared_connections::store::{Pace, Store, StoreError};
 use shared_schemas::config::Config;
 use shared_schemas::definitions::Definitions;
 use shared_schemas::handoff::{EventDay, Mark, Offset, Partition, Publication, RunId, Start, TopicId};
-use shared_schemas::store::cells::HeldCells;
+use shared_schemas::store::cells::{Among, HeldCells};
 use shared_schemas::store::tables::{batch_table_name, speed_table_name};
 use shared_schemas::store::{Merging, Statement};
 
@@ -171,6 +171,7 @@ async fn many_cells_with_states_are_answered_again_and_again() -> anyhow::Result
         view,
         publication: Some(&publication),
         starts: &starts,
+        among: Among::All,
         days: &days,
         time: (MONTH, MONTH + i64::from(DAYS) * 86_400),
     };

@@ -76,9 +76,9 @@ impl Recompute {
     /// The same, but with only those states that the speed layer has too.
     ///
     /// # Errors
-    /// DataFusion's, where it cannot plan what the view's compiler let pass, or has no place to spill to.
-    pub(crate) fn of_both_layers(view: &View, dataset: &Dataset, memory: u64) -> Result<Self> {
-        Self::with_states(&Room::own(memory)?, view, dataset, CellKey::OneStart)
+    /// DataFusion's, where it cannot plan what the view's compiler let pass.
+    pub(crate) fn of_both_layers(view: &View, dataset: &Dataset, room: &Room) -> Result<Self> {
+        Self::with_states(room, view, dataset, CellKey::OneStart)
     }
 
     /// For a view over that dataset, in a memory that others may share.

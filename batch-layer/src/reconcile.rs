@@ -8,16 +8,21 @@
 //! layer's own rule, with the archive's events: if the store holds just that, the difference is explained. Everything else
 //! is unexplained: lost, counted twice, or a definition that changed its meaning.
 
+mod apart;
+mod aside;
 mod calibration;
 mod cause;
 mod classes;
 mod comparable;
 mod compare;
 mod explain;
+mod ground;
 mod keep;
 mod ledgers;
 mod place;
+mod reach;
 mod read;
+mod within;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -26,11 +31,12 @@ use futures::TryStreamExt;
 use serde::Serialize;
 use shared_connections::sentence;
 use shared_connections::store::Facts;
+use shared_schemas::config::BatchConfig;
 use shared_schemas::dataset::Dataset;
-use shared_schemas::handoff::{ChunkSize, EventDay, Mark, Offset, OffsetSet, Partition, Publication, Start, counts};
+use shared_schemas::handoff::{ChunkSize, EventDay, Offset, OffsetSet, Partition, Publication, Start, counts};
 use shared_schemas::plan::MergePlan;
 use shared_schemas::store::Statement;
-use shared_schemas::store::cells::{highest_of_start, speed_days};
+use shared_schemas::store::cells::{Among, highest_of_start, speed_days};
 use shared_schemas::view::View;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -38,10 +44,11 @@ use tokio_util::sync::CancellationToken;
 use crate::archive::{Archive, Pinned};
 use crate::error::RunError;
 use crate::progress::{Step, Watcher};
-use crate::recompute::{Recompute, below, topic_text};
+use crate::recompute::{Recompute, Room, below, topic_text};
 use crate::report::ViewReport;
 use crate::retry::patiently;
 use crate::run::Batch;
+use crate::spill::Spill;
 use crate::write::{groups, reason, span};
 
 pub use calibration::Calibration;
@@ -50,7 +57,8 @@ use comparable::Comparable;
 pub use comparable::LeftOut;
 pub use compare::Difference;
 use compare::{Cells, Compare};
-use explain::{Compared, NARROWED};
+use explain::{CALIBRATED, Compared, NARROWED};
+use ground::Ground;
 pub use keep::{after_run, held, keep, page, placed};
 use ledgers::Placed;
 pub use ledgers::{LedgerDifference, LedgersCompared, Told};
@@ -174,13 +182,6 @@ struct OfView<'a> {
     watcher: &'a dyn Watcher,
 }
 
-/// What is compared: facts, an archive version, and what both hold of each partition.
-struct Ground {
-    facts: Facts,
-    pinned: Pinned,
-    partitions: BTreeMap<Partition, Comparable>,
-}
-
 impl OfView<'_> {
     async fn reconcile(&self) -> Result<Reconciled, RunError> {
         let Some(archive) = Archive::open(&self.batch.config.archive, self.dataset).await? else {
@@ -292,15 +293,18 @@ impl OfView<'_> {
 
     async fn compare(&self, ground: &Ground) -> Result<Compare, RunError> {
         let plan_error = |error: datafusion::error::DataFusionError| RunError::Plan(error.to_string());
-        let memory = self.batch.config.batch.memory;
-        let recompute = Recompute::new(self.view, self.dataset, memory).map_err(plan_error)?;
+        let room = room(&self.batch.config.batch)?;
+        let recompute = Recompute::within(&room, self.view, self.dataset).map_err(plan_error)?;
         let publication = ground.facts.newest().map(|newest| &newest.publication);
-        let cut_short = self.cut_short(ground).await?;
+        let ledgers = self.compared(ground, &self.ledgers().await?)?;
+        let other = self.other_rules(ground).await?;
         let ranges = ground.pinned.ranges();
         let days = self.days(ground, publication).await?;
         let mut all = Compare::default();
         let mut done = 0;
         let mut left = NARROWED;
+        let mut windows = CALIBRATED;
+        let mut room_in_gaps = ground.put_aside();
         for group in groups(&days, &ranges) {
             let step = Step::Computes {
                 done,
@@ -312,22 +316,35 @@ impl OfView<'_> {
             };
             self.watcher.step(&self.view.name, &step);
             done += group.len();
-            let held = self.held(ground, publication, &group, &recompute).await?;
+            let held = self
+                .held(ground, publication, &group, recompute.schema(), Among::All)
+                .await?;
             let exact = self.exact(&recompute, ground, &group).await?;
             let mut found = Compare::of(self.view, &held, &exact);
+            let compared = Compared {
+                ground,
+                room: &room,
+                publication,
+                days: &group,
+                held: &held,
+                schema: recompute.schema(),
+                ledgers: &ledgers,
+                other: &other,
+            };
             if !found.different.is_empty() {
-                let compared = Compared {
-                    ground,
-                    publication,
-                    days: &group,
-                    held: &held,
-                    cut_short,
-                };
-                Box::pin(self.explain(&compared, &mut found, &mut left)).await?;
+                Box::pin(self.explain(&compared, &mut found, &mut left, &mut room_in_gaps)).await?;
+            }
+            Calibration::add(
+                &mut all.calibration,
+                calibration::of(self.view, &held, &exact, &found.different),
+            );
+            if windows > 0 {
+                let more = Box::pin(self.calibrate(&compared, &found.different)).await?;
+                windows -= usize::from(!more.is_empty());
+                Calibration::add(&mut all.calibration, more);
             }
             all.compared += found.compared;
             all.equal += found.equal;
-            Calibration::add(&mut all.calibration, calibration::of(self.view, &held, &exact));
             all.different.append(&mut found.different);
         }
         Ok(all)
@@ -369,21 +386,25 @@ impl OfView<'_> {
         Cells::new(self.view, recompute.schema(), &cells).map_err(|error| RunError::Plan(error.to_string()))
     }
 
-    /// What both layers should hold by their own rules: batch below the marks, speed from there on.
+    /// What both layers should hold by their own rules: batch below the marks, speed from there on; or that of some starts.
     async fn predicted(
         &self,
         recompute: &Recompute,
         merge: &MergePlan,
         ground: &Ground,
         days: &BTreeSet<EventDay>,
+        among: Among<'_>,
     ) -> Result<Cells, RunError> {
         let failed = |error| computing(days, &error);
-        let batch = recompute
-            .cells(ground.pinned.lean_events(days), days, &below(&ground.marks()))
-            .await
-            .map_err(failed)?;
-        let mut cells: Vec<_> = batch.try_collect().await.map_err(failed)?;
-        let of_speed = ground.of_speed(self.chunk()?);
+        let mut cells = Vec::new();
+        if !matches!(among, Among::Only(_)) {
+            let batch = recompute
+                .cells(ground.pinned.lean_events(days), days, &below(&ground.marks()))
+                .await
+                .map_err(failed)?;
+            cells = batch.try_collect().await.map_err(failed)?;
+        }
+        let of_speed = ground.of_starts(self.chunk()?, among);
         let speed = recompute
             .cells_of_speed(ground.pinned.events(days), days, &of_speed)
             .await
@@ -409,12 +430,6 @@ impl OfView<'_> {
         Ok(patiently(|| self.batch.store.ledgers(self.view)).await?)
     }
 
-    /// Whether the filter of a compared start had forgotten what it should have known.
-    async fn cut_short(&self, ground: &Ground) -> Result<bool, RunError> {
-        let ledgers = self.compared(ground, &self.ledgers().await?)?;
-        Ok(ledgers.iter().any(|(_, _, ledger)| ledger.unsure > 0))
-    }
-
     async fn sum_up(&self, archive: &Archive, ground: &Ground, compare: Compare) -> Result<Reconciled, RunError> {
         let chunk = self.chunk()?;
         let Compare {
@@ -427,8 +442,8 @@ impl OfView<'_> {
         for difference in &different {
             *causes.entry(difference.cause).or_default() += 1;
         }
-        for one in calibration.iter().filter(|one| one.off > 0) {
-            *causes.entry(one.of).or_default() += one.off;
+        for one in calibration.iter().filter(|one| one.excused() > 0) {
+            *causes.entry(one.of).or_default() += one.excused();
         }
         different.sort_by_key(|difference| difference.explained.is_some());
         let mendable = different.iter().filter(|one| one.is_of_batch()).map(Difference::day);
@@ -493,48 +508,13 @@ impl OfView<'_> {
     }
 }
 
-impl Ground {
-    /// Each partition's mark, and the first start that is not compared.
-    fn starts(&self) -> BTreeMap<Partition, (Mark, Start)> {
-        let starts = self.partitions.iter();
-        starts
-            .map(|(partition, found)| (*partition, (found.mark, found.upto)))
-            .collect()
-    }
-
-    fn marks(&self) -> BTreeMap<Partition, Mark> {
-        self.partitions
-            .iter()
-            .map(|(partition, found)| (*partition, found.mark))
-            .collect()
-    }
-
-    /// What either layer recorded of a log that ended below what it had read.
-    fn cut_off(&self, partition: Partition) -> Option<(u64, u64)> {
-        let of_speed = self.facts.truncations.get(&partition);
-        let of_archive = self.pinned.truncated.get(&partition);
-        let of_archive = of_archive.map(|range| (range.from.0, range.to.0));
-        of_speed
-            .map(|truncation| (truncation.end.0, truncation.next.0))
-            .or(of_archive)
-    }
-
-    /// Whether progress leads from each mark as far as any start has come.
-    fn has_no_hole(&self, chunk: ChunkSize) -> bool {
-        self.partitions.iter().all(|(partition, found)| {
-            let progress = self.facts.progress(*partition);
-            progress.highest_next() <= Some(progress.coverage(found.mark, chunk).covered)
-        })
-    }
-
-    /// The offsets that the compared speed rows count.
-    fn of_speed(&self, chunk: ChunkSize) -> BTreeMap<Partition, OffsetSet> {
-        let counted = self.partitions.iter().map(|(partition, found)| {
-            let gaps = self.facts.progress(*partition).gaps_from(found.mark, chunk);
-            (*partition, found.of_speed(&gaps))
-        });
-        counted.collect()
-    }
+/// Memory for all that is computed for a view, and the folder to spill to.
+fn room(config: &BatchConfig) -> Result<Room, RunError> {
+    let spill = Spill::new(config.spill.as_deref()).map_err(|source| RunError::Spill {
+        place: config.spill.clone().unwrap_or_else(std::env::temp_dir),
+        source,
+    })?;
+    Room::new(config.memory, spill.into()).map_err(|error| RunError::Plan(error.to_string()))
 }
 
 fn computing(days: &BTreeSet<EventDay>, error: &datafusion::error::DataFusionError) -> RunError {

@@ -10,13 +10,10 @@ use serde::Serialize;
 use shared_schemas::view::View;
 
 use super::classes::Class;
-use super::compare::{CUT_SHORT, Cells, Compare, Difference, REPEATS, measures};
-use super::ledgers::KEYS;
-use super::place::Place;
-use shared_connections::store::RulesDiffer;
-use shared_schemas::handoff::{EventDay, OffsetRange, Partition};
+use super::compare::{Cells, Compare, Difference, measures};
+use shared_schemas::handoff::EventDay;
 
-const MICROS_PER_DAY: i64 = 86_400_000_000;
+pub(super) const MICROS_PER_DAY: i64 = 86_400_000_000;
 
 /// Why the answer is not what the archive gives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -93,37 +90,26 @@ impl Compare {
             let Some(measure) = measures.iter().find(|measure| measure.name == difference.measure) else {
                 continue;
             };
-            let Some(why) = difference.explained.take() else {
+            if difference.explained.take().is_none() {
                 continue;
-            };
+            }
             let key = &difference.cell;
             let at = |cells: &Cells| key.as_ref().and_then(|key| cells.at(key));
             let counted = (&proof.counted, at(&proof.counted));
             let row = (held, at(held));
-            let is_proved = match why {
-                REPEATS if row.1.is_none() && counted.1.is_none() => {
-                    proof.classes.get(&Class::Gap).is_some_and(|gap| at(gap).is_some())
-                }
-                REPEATS => measure.is_equal(row.0, row.1, counted.0, counted.1),
-                // Of the repeats that a filter should have dropped, some are in it: no more than there are.
-                CUT_SHORT => proof
-                    .classes
-                    .get(&Class::Known)
-                    .is_some_and(|known| measure.lies_within(row, counted, (known, at(known)))),
-                _ => false,
+            let is_proved = if row.1.is_none() && counted.1.is_none() {
+                proof.classes.get(&Class::Gap).is_some_and(|gap| at(gap).is_some())
+            } else {
+                measure.is_equal(row.0, row.1, counted.0, counted.1)
             };
             if !is_proved {
                 continue;
             }
-            let classes = match why {
-                CUT_SHORT => &[Class::Known, Class::Beyond, Class::Across, Class::Gap][..],
-                _ => &[Class::Beyond, Class::Across, Class::Gap],
-            };
-            for class in classes {
-                let Some(cells) = proof.classes.get(class) else {
+            for class in [Class::Beyond, Class::Across, Class::Gap] {
+                let Some(cells) = proof.classes.get(&class) else {
                     continue;
                 };
-                if let (Some(at), Some(cause)) = (at(cells), cause_of(*class)) {
+                if let (Some(at), Some(cause)) = (at(cells), cause_of(class)) {
                     difference.contributions.push(Contribution {
                         cause,
                         state: measure.shown(cells, at),
@@ -138,28 +124,6 @@ impl Compare {
 }
 
 impl Difference {
-    /// Puts it down to other rules, where nothing else explains it, and all places that differ are rows of the speed layer over
-    /// offsets that the archive read under other rules than that layer did.
-    pub(crate) fn blame_rules(&mut self, other: &[(Partition, OffsetRange, RulesDiffer)]) {
-        let of_place = |place: &Place| {
-            let (from, to) = place.start.zip(place.next)?;
-            let touches = |(partition, range, _): &&(Partition, OffsetRange, RulesDiffer)| {
-                Some(partition.number) == place.partition && range.from.0 < to && range.to.0 > from
-            };
-            other.iter().find(touches).map(|(_, _, differ)| *differ)
-        };
-        if self.cause != Cause::Unexplained || self.place.is_empty() {
-            return;
-        }
-        let differ: Option<Vec<_>> = self.place.iter().map(of_place).collect();
-        if let Some(differ) = differ {
-            self.set(Cause::DefinitionChanged);
-            if differ.contains(&RulesDiffer::ByKeys) {
-                self.explained = Some(KEYS);
-            }
-        }
-    }
-
     /// Whether wrong batch rows make it, or may make it.
     pub(crate) fn is_of_batch(&self) -> bool {
         let placed = self.place.iter().any(|place| place.layer == "batch");

@@ -37,12 +37,12 @@ use datafusion::logical_expr::{
 use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
 use shared_schemas::dataset::{Dataset, EVENT_TIME_COLUMN, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
-use shared_schemas::handoff::{EventDay, OffsetSet, Partition};
-use shared_schemas::plan::{CellKey, CellPlan, MergePlan, START_COLUMN};
+use shared_schemas::handoff::{EventDay, Offset, OffsetSet, Partition, TopicId};
+use shared_schemas::plan::{CellKey, CellPlan, MergePlan, START_COLUMN, WINDOW_COLUMN};
 use shared_schemas::store::tables::TOPIC_COLUMN;
 use shared_schemas::view::{UTC, View};
 
-use crate::recompute::{Room, at_offsets, of_days};
+use crate::recompute::{Room, at_offsets, of_days, topic_text};
 
 /// What an archived event is to the layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,6 +101,13 @@ pub(crate) struct Places {
 }
 
 impl Places {
+    /// The topics' incarnations, each once. Two may have the same partition numbers and offsets.
+    fn topics(&self) -> Vec<TopicId> {
+        let partitions = self.batch.keys().chain(self.speed.keys()).chain(self.gaps.keys());
+        let topics: BTreeSet<_> = partitions.map(|partition| partition.topic).collect();
+        topics.into_iter().collect()
+    }
+
     /// All of them.
     pub(crate) fn all(&self) -> BTreeMap<Partition, OffsetSet> {
         let mut all = self.batch.clone();
@@ -123,7 +130,7 @@ pub(crate) struct Classes {
 /// An event as the view sees it: its place, what it is, and its cell, which is of nothing else.
 #[derive(Debug, Clone)]
 pub(crate) struct EventCell {
-    pub(crate) partition: u32,
+    pub(crate) partition: Partition,
     pub(crate) offset: u64,
     pub(crate) class: Class,
     /// In the columns of [`CellKey::OneStart`].
@@ -134,9 +141,9 @@ pub(crate) struct EventCell {
 pub(crate) type ByClass = BTreeMap<Class, Vec<RecordBatch>>;
 
 impl Classes {
-    pub(crate) fn new(view: &View, dataset: &Dataset, memory: u64) -> Result<Self> {
+    pub(crate) fn new(view: &View, dataset: &Dataset, room: &Room) -> Result<Self> {
         Ok(Self {
-            session: Room::own(memory)?.session(),
+            session: room.session(),
             plan: CellPlan::new(view, dataset, CellKey::Start)?,
             merge: MergePlan::new(view, CellKey::OneStart)?,
             view: view.clone(),
@@ -164,7 +171,7 @@ impl Classes {
     ) -> Result<ByClass> {
         let class = cast(ident(CLASS), DataType::UInt64);
         let mut found = ByClass::new();
-        self.run(events, days, places, None, class, wanted, |batch, starts, _| {
+        self.run(events, days, places, [None, None], class, wanted, |batch, starts, _| {
             for class in Class::ALL {
                 let of_class: BooleanArray = starts.iter().map(|start| Some(*start == class as u64)).collect();
                 let rows = filter_record_batch(batch, &of_class)?;
@@ -188,39 +195,113 @@ impl Classes {
         wanted: &BTreeSet<OwnedRow>,
         most: usize,
     ) -> Result<Vec<EventCell>> {
-        let length = i64::try_from(self.view.grain.as_micros()).unwrap_or(i64::MAX);
-        let moment = |micros: i64| lit(ScalarValue::TimestampMicrosecond(Some(micros), Some(UTC.into())));
-        let within = ident(EVENT_TIME_COLUMN)
-            .gt_eq(moment(window))
-            .and(ident(EVENT_TIME_COLUMN).lt(moment(window.saturating_add(length))));
-        let start = cast(ident(OFFSET_COLUMN), DataType::UInt64) * lit(CLASSES) + cast(ident(CLASS), DataType::UInt64);
-        let mut found = Vec::new();
-        self.run(
-            events,
-            days,
-            places,
-            Some(within),
-            start,
-            wanted,
-            |batch, starts, partitions| {
-                for (row, (start, partition)) in starts.iter().zip(partitions).enumerate() {
-                    let Some(class) = Class::of(start % CLASSES) else {
-                        continue;
-                    };
-                    if found.len() < most {
-                        found.push(EventCell {
-                            partition: u32::try_from(*partition).unwrap_or_default(),
-                            offset: start / CLASSES,
-                            class,
-                            cell: batch.slice(row, 1),
-                        });
-                    }
-                }
-                Ok(())
-            },
-        )
-        .await?;
+        let within = self.of_window(window);
+        let mut found = self
+            .each(events, days, places, [Some(within), None], wanted, most, |_| true)
+            .await?;
         found.sort_by_key(|event| (event.partition, event.offset));
+        Ok(found)
+    }
+
+    /// Whether an event lies in the window that begins at that moment.
+    fn of_window(&self, window: i64) -> Expr {
+        let length = i64::try_from(self.view.grain.as_micros()).unwrap_or(i64::MAX);
+        ident(EVENT_TIME_COLUMN)
+            .gt_eq(moment(window))
+            .and(ident(EVENT_TIME_COLUMN).lt(moment(window.saturating_add(length))))
+    }
+
+    /// What these expressions give of the events of one window that count, each once, behind the columns of their cells' keys. At most so
+    /// many.
+    pub(crate) async fn values(
+        &self,
+        events: Arc<dyn TableProvider>,
+        days: &BTreeSet<EventDay>,
+        places: &Places,
+        window: i64,
+        values: Vec<Expr>,
+        most: usize,
+    ) -> Result<Vec<RecordBatch>> {
+        let classified = self.classified(events, days, places, Some(self.of_window(window)))?;
+        let is_counted = [Class::Kept, Class::Gap].map(|class| ident(CLASS).eq(class.lit()));
+        let is_counted = is_counted.into_iter().reduce(Expr::or).unwrap_or_else(|| lit(false));
+        let mut rows = LogicalPlanBuilder::from(classified).filter(is_counted)?;
+        if let Some(filter) = &self.view.filter {
+            rows = rows.filter(filter.expr.clone())?;
+        }
+        let dimensions = self.view.dimensions.iter();
+        let dimensions = dimensions.map(|dimension| dimension.expression.expr.clone().alias(&dimension.name));
+        let key = std::iter::once(moment(window).alias(WINDOW_COLUMN)).chain(dimensions);
+        let values = (0..)
+            .zip(values)
+            .map(|(at, value): (usize, Expr)| value.alias(format!("_value{at}")));
+        let rows = rows.project(key.chain(values))?.limit(0, Some(most))?.build()?;
+        self.session.execute_logical_plan(rows).await?.collect().await
+    }
+
+    /// The repeats that the speed layer's rule drops, at these offsets and of these cells. At most so many.
+    pub(crate) async fn known(
+        &self,
+        events: Arc<dyn TableProvider>,
+        days: &BTreeSet<EventDay>,
+        places: &Places,
+        wanted: &BTreeSet<OwnedRow>,
+        offsets: &BTreeMap<Partition, OffsetSet>,
+        most: usize,
+    ) -> Result<Vec<EventCell>> {
+        let is_known = ident(CLASS).eq(Class::Known.lit());
+        let is_in = |event: &EventCell| {
+            let of = offsets.get(&event.partition);
+            of.is_some_and(|of| of.contains(Offset(event.offset)))
+        };
+        self.each(events, days, places, [None, Some(is_known)], wanted, most, is_in)
+            .await
+    }
+
+    /// Events, each with its cell.
+    #[expect(clippy::too_many_arguments, reason = "two callers, each with all of them")]
+    async fn each(
+        &self,
+        events: Arc<dyn TableProvider>,
+        days: &BTreeSet<EventDay>,
+        places: &Places,
+        only: [Option<Expr>; 2],
+        wanted: &BTreeSet<OwnedRow>,
+        most: usize,
+        is_meant: impl Fn(&EventCell) -> bool,
+    ) -> Result<Vec<EventCell>> {
+        let topics = places.topics();
+        // Events at the same offset of two incarnations are two.
+        let count = lit(topics.len().max(1) as u64);
+        let mut topic = lit(0_u64);
+        for (at, of) in (0_u64..).zip(&topics).skip(1) {
+            topic = when(ident(TOPIC_COLUMN).eq(lit(topic_text(*of))), lit(at)).otherwise(topic)?;
+        }
+        let offset = cast(ident(OFFSET_COLUMN), DataType::UInt64);
+        let start = (offset * count + topic) * lit(CLASSES) + cast(ident(CLASS), DataType::UInt64);
+        let mut found = Vec::new();
+        let take = |batch: &RecordBatch, starts: &[u64], partitions: &[i32]| {
+            for (row, (start, partition)) in starts.iter().zip(partitions).enumerate() {
+                let place = start / CLASSES;
+                let incarnations = topics.len().max(1) as u64;
+                let topic = usize::try_from(place % incarnations).ok().and_then(|at| topics.get(at));
+                let (Some(class), Some(topic)) = (Class::of(start % CLASSES), topic) else {
+                    continue;
+                };
+                let number = u32::try_from(*partition).unwrap_or_default();
+                let event = EventCell {
+                    partition: Partition { topic: *topic, number },
+                    offset: place / incarnations,
+                    class,
+                    cell: batch.slice(row, 1),
+                };
+                if found.len() < most && is_meant(&event) {
+                    found.push(event);
+                }
+            }
+            Ok(())
+        };
+        self.run(events, days, places, only, start, wanted, take).await?;
         Ok(found)
     }
 
@@ -241,25 +322,24 @@ impl Classes {
         self.session.execute_logical_plan(rows).await?.collect().await
     }
 
-    /// Runs the view's plan with `start` in a start's place; calls for each batch of wanted cells, with starts and partitions.
+    /// Runs the view's plan with `start` in a start's place; calls for each batch of wanted cells, with starts and partitions. Which
+    /// events there are is said before they are classified, and which are looked at after it.
     #[expect(clippy::too_many_arguments, reason = "two callers, each with all of them")]
     async fn run(
         &self,
         events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
         places: &Places,
-        only: Option<Expr>,
+        [only, of_these]: [Option<Expr>; 2],
         start: Expr,
         wanted: &BTreeSet<OwnedRow>,
         mut call: impl FnMut(&RecordBatch, &[u64], &[i32]) -> Result<()>,
     ) -> Result<()> {
-        let scan = LogicalPlanBuilder::scan("events", provider_as_source(events), None)?.filter(of_days(days))?;
-        let scan = match only {
-            // Equal events have equal times: none that matters is left out.
-            Some(only) => scan.filter(only)?,
-            None => scan,
+        let classified = self.classified(events, days, places, only)?;
+        let classified = match of_these {
+            Some(of_these) => LogicalPlanBuilder::from(classified).filter(of_these)?.build()?,
+            None => classified,
         };
-        let classified = classified(scan.build()?, &self.dataset, places)?;
         let columns: Vec<_> = classified.schema().columns().into_iter().map(Expr::Column).collect();
         let started = LogicalPlanBuilder::from(classified)
             .project(columns.into_iter().chain([start.alias(START_COLUMN)]))?
@@ -288,6 +368,27 @@ impl Classes {
         }
         Ok(())
     }
+
+    /// The events of those days, or some of them, with their class.
+    fn classified(
+        &self,
+        events: Arc<dyn TableProvider>,
+        days: &BTreeSet<EventDay>,
+        places: &Places,
+        only: Option<Expr>,
+    ) -> Result<LogicalPlan> {
+        let scan = LogicalPlanBuilder::scan("events", provider_as_source(events), None)?.filter(of_days(days))?;
+        let scan = match only {
+            // Equal events have equal times: none that matters is left out.
+            Some(only) => scan.filter(only)?,
+            None => scan,
+        };
+        classified(scan.build()?, &self.dataset, places)
+    }
+}
+
+fn moment(micros: i64) -> Expr {
+    lit(ScalarValue::TimestampMicrosecond(Some(micros), Some(UTC.into())))
 }
 
 /// The keys of cells: their first columns, as rows that compare.

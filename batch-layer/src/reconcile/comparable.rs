@@ -81,6 +81,13 @@ impl Comparable {
         found
     }
 
+    /// The starts whose rows are compared.
+    pub(crate) fn starts(&self, chunk: ChunkSize) -> impl Iterator<Item = Start> {
+        let following = move |start: &Start| Some(Start(chunk.end(start.0)));
+        let upto = self.upto;
+        std::iter::successors(Some(self.mark.start()), following).take_while(move |start| *start < upto)
+    }
+
     /// The offsets that the speed rows count: from the mark on, without what the log no longer had.
     pub(crate) fn of_speed(&self, gaps: &OffsetSet) -> OffsetSet {
         let mut from = self.mark.0;

@@ -6,8 +6,8 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, Float64Array, RecordBatch, make_comparator};
-use arrow::compute::{SortOptions, cast, concat_batches};
+use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, Float64Array, RecordBatch};
+use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{
     DataType, Field, FieldRef, Float64Type, Schema, SchemaRef, TimestampMicrosecondType, UInt8Type, UInt64Type,
 };
@@ -18,6 +18,7 @@ use arrow::util::display::array_value_to_string;
 use serde::Serialize;
 use shared_schemas::measure::{Held, State};
 use shared_schemas::plan::WINDOW_COLUMN;
+use shared_schemas::sketch::uniq_bound;
 use shared_schemas::store::cells::LAYERS_COLUMN;
 use shared_schemas::view::{MeasureForm, View};
 
@@ -64,8 +65,6 @@ pub struct Difference {
 
 /// A repeat that a window or a partition hides from the speed layer.
 pub(crate) const REPEATS: &str = "repeats that the speed layer could not know, which the next batch run drops";
-/// A repeat that the speed layer's filter had forgotten.
-pub(crate) const CUT_SHORT: &str = "the speed layer's filter was cut short, by its memory or the log's beginning";
 
 /// Cells by their key, as rows of one batch.
 pub(crate) struct Cells {
@@ -123,6 +122,12 @@ impl Cells {
     /// The keys of all cells, with their rows.
     pub(crate) fn keys(&self) -> impl Iterator<Item = (&OwnedRow, usize)> {
         self.rows.iter().map(|(key, at)| (key, *at))
+    }
+
+    /// Where the window of the cell in the middle begins, in microseconds since 1970.
+    pub(crate) fn middle_window(&self) -> Option<i64> {
+        let (_, at) = self.keys().nth(self.rows.len() / 2)?;
+        begins((self, Some(at)))
     }
 
     /// The rows, as they came.
@@ -214,9 +219,6 @@ pub(crate) fn measures(view: &View) -> Vec<Compared<'_>> {
     compared.collect()
 }
 
-/// A window, the dimensions, and a measure.
-type MeasureOfCell = (String, BTreeMap<String, Option<String>>, String);
-
 /// What came of a comparison.
 #[derive(Debug, Default)]
 pub(crate) struct Compare {
@@ -246,49 +248,22 @@ impl Compare {
         found
     }
 
-    /// Finds what explains differences: where the store holds what the speed layer's own rule gives. `cut_short` says that
-    /// a filter was, so that there may be more repeats than that rule lets through.
-    pub(crate) fn explain(&mut self, view: &View, held: &Cells, predicted: &Cells, cut_short: bool) {
+    /// Finds what explains differences: where the store holds what the speed layer's own rule gives.
+    pub(crate) fn explain(&mut self, view: &View, held: &Cells, predicted: &Cells) {
         let measures = measures(view);
-        let mut explained: BTreeMap<MeasureOfCell, &'static str> = BTreeMap::new();
-        each_cell(held, predicted, |_, held_at, predicted_at| {
-            let all_batch = held_at.and_then(|at| held.layer(at)) == Some("batch");
-            let (held_row, predicted_row) = ((held, held_at), (predicted, predicted_at));
-            let counted_more = measures
-                .iter()
-                .any(|measure| measure.counts_more(held_row, predicted_row));
-            for measure in &measures {
-                // Sets are not predicted; where they count, no speed row does, so no repeat is in them.
-                if all_batch && measure.keeps_sets() {
-                    continue;
-                }
-                let why = if measure.is_equal(held, held_at, predicted, predicted_at) {
-                    REPEATS
-                // No filter decides what is in batch rows.
-                } else if cut_short && !all_batch && measure.is_of_more(held_row, predicted_row, counted_more) {
-                    CUT_SHORT
-                } else {
-                    continue;
-                };
-                let (window, dimensions) = key(view, held_row, predicted_row);
-                explained.insert((window, dimensions, measure.name.to_owned()), why);
-            }
-        });
         for difference in &mut self.different {
-            // All of its events may lie where the speed layer has a gap: then no row is what the rules give, too.
-            let in_neither = |cell: &OwnedRow| held.at(cell).or(predicted.at(cell)).is_none();
-            if difference.cell.as_ref().is_some_and(in_neither) {
-                difference.explained = Some(REPEATS);
+            let Some(cell) = &difference.cell else { continue };
+            let Some(measure) = measures.iter().find(|measure| measure.name == difference.measure) else {
                 continue;
-            }
-            let Difference {
-                window,
-                dimensions,
-                measure,
-                ..
-            } = difference;
-            let key = (window.clone(), dimensions.clone(), measure.clone());
-            difference.explained = explained.get(&key).copied();
+            };
+            let (held_at, predicted_at) = (held.at(cell), predicted.at(cell));
+            // All of its events may lie where the speed layer has a gap: then no row is what the rules give, too.
+            let in_neither = held_at.is_none() && predicted_at.is_none();
+            // Sets are not predicted; where they count, no speed row does, so no repeat is in them.
+            let all_batch = held_at.and_then(|at| held.layer(at)) == Some("batch");
+            let by_rule =
+                || !(all_batch && measure.keeps_sets()) && measure.is_equal(held, held_at, predicted, predicted_at);
+            difference.explained = (in_neither || by_rule()).then_some(REPEATS);
         }
     }
 }
@@ -332,18 +307,6 @@ impl Compared<'_> {
         })
     }
 
-    /// Whether its counts lie between those of one row, and those with another's added; and it has counts that say so.
-    pub(crate) fn lies_within(&self, held: Row<'_>, least: Row<'_>, more: Row<'_>) -> bool {
-        let of = |(cells, at): Row<'_>, name: &str| at.and_then(|at| cells.state(name, at)).and_then(count);
-        let counts = self.of_both().filter(|(_, state)| state.is_count());
-        let within = counts.map(|(name, _)| {
-            let (held, least) = (of(held, name).unwrap_or_default(), of(least, name).unwrap_or_default());
-            held >= least && held - least <= of(more, name).unwrap_or_default()
-        });
-        // Without a count of its own it must at least be there that something is added.
-        within.fold(more.1.is_some(), |all, one| all && one)
-    }
-
     /// Its states for people.
     pub(crate) fn shown(&self, cells: &Cells, at: usize) -> String {
         let states = self.states.iter().flatten().filter_map(|(name, state)| {
@@ -357,75 +320,57 @@ impl Compared<'_> {
     }
 
     /// The states that rows of both layers have.
-    fn of_both(&self) -> impl Iterator<Item = &(String, State)> {
+    pub(crate) fn of_both(&self) -> impl Iterator<Item = &(String, State)> {
         self.states
             .iter()
             .flatten()
             .filter(|(_, state)| state.held == Held::Both)
     }
 
-    /// Whether one of its counts is higher: more events were counted.
-    fn counts_more(&self, (held, at): Row<'_>, (less, less_at): Row<'_>) -> bool {
-        self.of_both().filter(|(_, state)| state.is_count()).any(|(name, _)| {
-            let held = at.and_then(|at| held.state(name, at)).and_then(count);
-            let less = less_at.and_then(|at| less.state(name, at)).and_then(count);
-            held.unwrap_or_default() > less.unwrap_or_default()
-        })
-    }
-
-    /// Whether what is held can be of all the events that the other is of, and of more. Of a sum nothing but the cell's counts
-    /// can say that.
-    fn is_of_more(&self, (held, at): Row<'_>, (less, less_at): Row<'_>, counted_more: bool) -> bool {
-        let Some(at) = at else {
+    /// Whether one row can be of the other's events, with values that so many keys have renamed: values where there were some, and as
+    /// many different ones, or fewer where one was there under several keys.
+    pub(crate) fn is_renamed(&self, held: Row<'_>, other: Row<'_>, keys: usize) -> bool {
+        let (Some(held_at), Some(other_at)) = (held.1, other.1) else {
             return false;
         };
         self.of_both().all(|(name, state)| {
-            let Some(held) = held.state(name, at) else {
+            let (Some((a, a_at)), Some((b, b_at))) = (held.0.state(name, held_at), other.0.state(name, other_at))
+            else {
                 return false;
             };
-            match less_at.and_then(|at| less.state(name, at)) {
-                Some(less) => is_of_more(state, held, less, counted_more),
-                // There was to be no such cell.
-                None => less_at.is_none(),
+            if state.is_count() {
+                return same(a, a_at, b, b_at);
+            }
+            let (Some(a_bytes), Some(b_bytes)) = (a.as_binary_opt::<i32>(), b.as_binary_opt::<i32>()) else {
+                return a.is_null(a_at) == b.is_null(b_at);
+            };
+            let number = |bytes: &[u8]| match state.read(bytes) {
+                Some(Ok(reading)) => reading.result.parse::<u64>().ok(),
+                _ => None,
+            };
+            match number(a_bytes.value(a_at)).zip(number(b_bytes.value(b_at))) {
+                Some((renamed, there)) => may_be_renamed(renamed, there, keys),
+                // Not of a number of values.
+                None => true,
             }
         })
     }
 }
 
-/// Cells, and the row of one of them, if it is there.
-type Row<'a> = (&'a Cells, Option<usize>);
-
-fn count((column, at): (&ArrayRef, usize)) -> Option<u64> {
-    column.as_primitive_opt::<UInt64Type>().map(|counts| counts.value(at))
+/// Whether an estimate of so many can be of the values that another is of under so many keys; either may be off by its bound, thrice
+/// since what it states holds in most cases.
+#[expect(clippy::cast_precision_loss, reason = "a bound")]
+fn may_be_renamed(renamed: u64, there: u64, keys: usize) -> bool {
+    let (renamed, there) = (renamed as f64, there as f64);
+    let off = 3.0 * (uniq_bound(renamed) + uniq_bound(there));
+    renamed <= there * (1.0 + off) && renamed * (1.0 + off) * keys as f64 >= there
 }
 
-fn is_of_more(
-    state: &State,
-    (held, at): (&ArrayRef, usize),
-    (less, less_at): (&ArrayRef, usize),
-    counted_more: bool,
-) -> bool {
-    if same(held, at, less, less_at) {
-        return true;
-    }
-    if state.is_count() {
-        return count((held, at)) > count((less, less_at));
-    }
-    if state.is_serialized() {
-        let bytes = |column: &ArrayRef, at| column.as_binary_opt::<i32>().map(|states| states.value(at).to_vec());
-        let contained = bytes(held, at)
-            .zip(bytes(less, less_at))
-            .and_then(|(held, less)| state.contains(&held, &less));
-        return matches!(contained, Some(Ok(true)));
-    }
-    match state.leans() {
-        // Any value is further than none.
-        Some(_) if less.is_null(less_at) => true,
-        Some(_) if held.is_null(at) => false,
-        Some(way) => make_comparator(held.as_ref(), less.as_ref(), SortOptions::default())
-            .is_ok_and(|compare| compare(at, less_at) == way),
-        None => counted_more,
-    }
+/// Cells, and the row of one of them, if it is there.
+pub(crate) type Row<'a> = (&'a Cells, Option<usize>);
+
+pub(crate) fn count((column, at): (&ArrayRef, usize)) -> Option<u64> {
+    column.as_primitive_opt::<UInt64Type>().map(|counts| counts.value(at))
 }
 
 /// How far sums of doubles may lie apart: twice `n · ε · Σ |x|`, each side's bound. `None` where nothing is rounded.
@@ -461,7 +406,7 @@ pub(crate) fn rounded_apart(
     off.is_finite().then_some((off, bound))
 }
 
-fn float(column: &ArrayRef, at: usize) -> Option<f64> {
+pub(crate) fn float(column: &ArrayRef, at: usize) -> Option<f64> {
     let column: &Float64Array = column.as_primitive_opt::<Float64Type>()?;
     column.is_valid(at).then(|| column.value(at))
 }
@@ -476,7 +421,7 @@ fn close(a: Option<f64>, b: Option<f64>, tolerance: f64) -> bool {
     }
 }
 
-fn same(a: &ArrayRef, a_at: usize, b: &ArrayRef, b_at: usize) -> bool {
+pub(crate) fn same(a: &ArrayRef, a_at: usize, b: &ArrayRef, b_at: usize) -> bool {
     a.data_type() == b.data_type() && a.slice(a_at, 1).as_ref() == b.slice(b_at, 1).as_ref()
 }
 

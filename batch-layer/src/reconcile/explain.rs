@@ -4,51 +4,68 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shared_connections::store::{Pace, RulesDiffer, RulesKnown};
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use shared_connections::store::{Pace, RulesKnown};
 use shared_schemas::fingerprint::Fingerprint;
-use shared_schemas::handoff::{ChunkSize, EventDay, Offset, OffsetRange, OffsetSet, Partition, Publication};
+use shared_schemas::handoff::{EventDay, Offset, OffsetRange, OffsetSet, Partition, Publication};
 use shared_schemas::plan::{CellKey, MergePlan};
-use shared_schemas::store::cells::{HeldCells, times_of};
+use shared_schemas::store::cells::{Among, HeldCells, times_of};
 
-use super::cause::Proof;
+use super::apart::Other;
+use super::calibration::{self, Calibration};
+use super::cause::{MICROS_PER_DAY, Proof};
 use super::classes::{Classes, EventCell, Places};
 use super::compare::{Cells, Compare, Difference};
+use super::ledgers::Placed;
 use super::place::{self, MOST_EVENTS, Narrow};
 use super::{Ground, OfView, computing};
 use crate::error::RunError;
-use crate::recompute::{Recompute, below};
+use crate::recompute::{Recompute, Room};
 use crate::retry::patiently;
 
 /// So many differences of a view are narrowed down, unexplained ones first: each takes a statement and a scan of its day.
 pub(super) const NARROWED: usize = 20;
 
+/// So many windows of a view are read for the values that quantiles stand for: each takes a scan of its day.
+pub(super) const CALIBRATED: usize = 3;
+/// A window of more events than these is not.
+const MOST_VALUES: usize = 1 << 20;
+
 /// The days that were compared, and what the store holds of them.
 pub(super) struct Compared<'a> {
     pub(super) ground: &'a Ground,
+    /// The memory of all.
+    pub(super) room: &'a Room,
     pub(super) publication: Option<&'a Publication>,
     pub(super) days: &'a BTreeSet<EventDay>,
     pub(super) held: &'a Cells,
-    /// Whether the filter of a compared start was cut short.
-    pub(super) cut_short: bool,
+    /// The columns of exact cells.
+    pub(super) schema: &'a SchemaRef,
+    /// The ledgers of the compared starts.
+    pub(super) ledgers: &'a [Placed],
+    /// Where the archive was read under other rules.
+    pub(super) other: &'a Other,
 }
 
 impl OfView<'_> {
-    /// Puts differences down to causes. `left` is how many more may be narrowed down.
+    /// Puts differences down to causes. `left` is how many more may be narrowed down, `room_in_gaps` how many events may lie in files that
+    /// were put aside.
     pub(super) async fn explain(
         &self,
         of: &Compared<'_>,
         found: &mut Compare,
         left: &mut usize,
+        room_in_gaps: &mut u64,
     ) -> Result<(), RunError> {
         let plan_error = |error: datafusion::error::DataFusionError| RunError::Plan(error.to_string());
         let failed = |error| computing(of.days, &error);
-        let memory = self.batch.config.batch.memory;
-        let of_both = Recompute::of_both_layers(self.view, self.dataset, memory).map_err(plan_error)?;
+        let of_both = Recompute::of_both_layers(self.view, self.dataset, of.room).map_err(plan_error)?;
         let merge = MergePlan::new(self.view, CellKey::OneStart).map_err(plan_error)?;
-        let predicted = self.predicted(&of_both, &merge, of.ground, of.days).await?;
-        found.explain(self.view, of.held, &predicted, of.cut_short);
+        let predicted = self.predicted(&of_both, &merge, of.ground, of.days, Among::All).await?;
+        found.explain(self.view, of.held, &predicted);
 
-        let classes = Classes::new(self.view, self.dataset, memory).map_err(plan_error)?;
+        let classes = Classes::new(self.view, self.dataset, of.room).map_err(plan_error)?;
         let places = of.ground.places(self.chunk()?);
         let cells = found.different.iter().filter_map(|difference| difference.cell.clone());
         let wanted: BTreeSet<_> = cells.collect();
@@ -67,6 +84,9 @@ impl OfView<'_> {
         }
         proof.counted = self.made(&classes, counted, of.days).await?;
         found.prove(self.view, of.held, &proof);
+        self.take_apart(of, found, (&of_both, &merge), (&classes, &places))
+            .await?;
+        found.excuse_gaps(self.view, of.held, &predicted, room_in_gaps);
 
         found.different.sort_by_key(|difference| difference.explained.is_some());
         let count = found.different.len().min(*left);
@@ -78,11 +98,35 @@ impl OfView<'_> {
         for (window, differences) in windows {
             self.narrow(of, &classes, &places, window, differences).await?;
         }
-        let other = self.other_rules(of.ground).await?;
-        for difference in found.different.iter_mut().take(count) {
-            difference.blame_rules(&other);
-        }
         Ok(())
+    }
+
+    /// How quantiles lie to the values of one of the compared windows, where the view has any.
+    pub(super) async fn calibrate(
+        &self,
+        of: &Compared<'_>,
+        different: &[Difference],
+    ) -> Result<Vec<Calibration>, RunError> {
+        let plan_error = |error: datafusion::error::DataFusionError| RunError::Plan(error.to_string());
+        let values = calibration::values(self.view).map_err(plan_error)?;
+        let Some(window) = of.held.middle_window().filter(|_| !values.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let day = i32::try_from(window.div_euclid(MICROS_PER_DAY)).unwrap_or_default();
+        let days = BTreeSet::from([EventDay(day)]);
+        let failed = |error| computing(&days, &error);
+        let classes = Classes::new(self.view, self.dataset, of.room).map_err(plan_error)?;
+        let places = of.ground.places(self.chunk()?);
+        let events = of.ground.pinned.events(&days);
+        let events = classes
+            .values(events, &days, &places, window, values, MOST_VALUES)
+            .await
+            .map_err(failed)?;
+        let rows: usize = events.iter().map(RecordBatch::num_rows).sum();
+        if rows >= MOST_VALUES {
+            return Ok(Vec::new());
+        }
+        calibration::of_quantiles(self.view, of.held, different, &events).map_err(failed)
     }
 
     /// What is known of rules, those of the dataset as it is now among them.
@@ -92,7 +136,7 @@ impl OfView<'_> {
     }
 
     /// Where the archive was read under other rules than the speed layer reads by now, as far as an answer can tell.
-    async fn other_rules(&self, ground: &Ground) -> Result<Vec<(Partition, OffsetRange, RulesDiffer)>, RunError> {
+    pub(super) async fn other_rules(&self, ground: &Ground) -> Result<Other, RunError> {
         let known = self.rules_known().await?;
         let now = Fingerprint::of_rules(self.dataset).to_string();
         let rules = ground.pinned.rules().into_iter();
@@ -135,6 +179,7 @@ impl OfView<'_> {
             view: self.view,
             publication: of.publication,
             starts: &starts,
+            among: Among::All,
             // A row of a wrong day counts too.
             days: of.days,
             time: times_of(of.days).unwrap_or_default(),
@@ -172,7 +217,7 @@ impl OfView<'_> {
             difference.place = found;
             difference.events_in_place = of_place.len();
             of_place.truncate(place::SHOWN);
-            let offsets = offsets(&of_place, &marks.keys().copied().collect());
+            let offsets = offsets(&of_place);
             let rows = classes.details(provider(), &days, &offsets).await.map_err(failed)?;
             difference.events = place::shown(&rows, &of_place, &fields);
         }
@@ -181,33 +226,12 @@ impl OfView<'_> {
 }
 
 /// The offsets of these events.
-fn offsets(events: &[EventCell], partitions: &BTreeSet<Partition>) -> BTreeMap<Partition, OffsetSet> {
+fn offsets(events: &[EventCell]) -> BTreeMap<Partition, OffsetSet> {
     let mut offsets: BTreeMap<Partition, OffsetSet> = BTreeMap::new();
     for event in events {
         let from = Offset(event.offset);
         let range = OffsetRange { from, to: from.next() };
-        for partition in partitions
-            .iter()
-            .filter(|partition| partition.number == event.partition)
-        {
-            offsets.entry(*partition).or_default().insert(range);
-        }
+        offsets.entry(event.partition).or_default().insert(range);
     }
     offsets
-}
-
-impl Ground {
-    /// Which offsets are compared, and whose they are.
-    pub(super) fn places(&self, chunk: ChunkSize) -> Places {
-        let mut gaps = BTreeMap::new();
-        for (partition, found) in &self.partitions {
-            let of_speed = self.facts.progress(*partition).gaps_from(found.mark, chunk);
-            gaps.insert(*partition, of_speed.within(found.mark.0, found.end));
-        }
-        Places {
-            batch: below(&self.marks()),
-            speed: self.of_speed(chunk),
-            gaps,
-        }
-    }
 }

@@ -40,7 +40,7 @@ pub struct Place {
     pub layer: &'static str,
     /// The batch run, 32 hexadecimal digits.
     pub run: Option<String>,
-    /// The topic's incarnation, 32 hexadecimal digits.
+    /// The topic's incarnation, 32 hexadecimal digits; null where the events are of several partitions.
     pub topic: Option<String>,
     /// Kafka's partition number.
     pub partition: Option<u32>,
@@ -61,6 +61,8 @@ pub struct Place {
 /// An archived event, as it is archived: masked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct EventShown {
+    /// The topic's incarnation, 32 hexadecimal digits.
+    pub topic: String,
     /// Kafka's partition number.
     pub partition: u32,
     /// Its offset.
@@ -96,8 +98,8 @@ const TWICE: &str = "this event is in it twice";
 #[derive(Debug, Clone)]
 pub(crate) struct Part {
     run: Option<String>,
-    topic: Option<TopicId>,
-    partition: u32,
+    /// None of batch rows, which are of all partitions.
+    partition: Option<Partition>,
     start: u64,
     next: u64,
     key: OwnedRow,
@@ -145,8 +147,10 @@ pub(crate) fn parts(
             let of_batch = layers.as_primitive::<UInt8Type>().value(row) == 1;
             found.push(Part {
                 run: text(&runs, row).filter(|_| of_batch).map(|run| format!("{run:032x}")),
-                topic: text(&topics, row).map(TopicId),
-                partition: u32::try_from(number(&partitions, row)).unwrap_or_default(),
+                partition: text(&topics, row).map(|topic| Partition {
+                    topic: TopicId(topic),
+                    number: u32::try_from(number(&partitions, row)).unwrap_or_default(),
+                }),
                 start: number(&starts, row),
                 next: number(&nexts, row),
                 key,
@@ -171,7 +175,7 @@ pub(crate) struct Narrow<'a> {
 type Events<'e> = Vec<&'e EventCell>;
 
 /// A row that a cell is made of, if it is there; the events that it should hold; and the partition and start of the speed layer's.
-type Row<'e> = (Option<&'e Part>, Events<'e>, Option<(u32, Start)>);
+type Row<'e> = (Option<&'e Part>, Events<'e>, Option<(Partition, Start)>);
 
 impl Narrow<'_> {
     /// The places that make a difference, and the events to show.
@@ -213,13 +217,7 @@ impl Narrow<'_> {
 
     /// The rows that the cell is made of, or should be: each with its events, and where it counts from.
     fn rows<'e>(&'e self, key: &OwnedRow, events: &[&'e EventCell]) -> Vec<Row<'e>> {
-        let mark = |partition: u32| {
-            self.marks
-                .iter()
-                .filter(move |(of, _)| of.number == partition)
-                .map(|(_, mark)| mark.0)
-                .max()
-        };
+        let mark = |partition: Partition| self.marks.get(&partition).map(|mark| mark.0);
         let counted = || events.iter().copied().filter(|event| event.class.is_counted());
         let is_batch = |event: &EventCell| Offset(event.offset) < mark(event.partition).unwrap_or_default();
         let start_of = |event: &EventCell| {
@@ -235,9 +233,11 @@ impl Narrow<'_> {
         }
         // There is to be one at most.
         rows.extend(of_batch.iter().skip(1).map(|part| (Some(*part), Vec::new(), None)));
-        let mut starts: BTreeMap<(u32, Start), (Option<&'e Part>, Events<'e>)> = BTreeMap::new();
+        let mut starts: BTreeMap<(Partition, Start), (Option<&'e Part>, Events<'e>)> = BTreeMap::new();
         for part in parts().filter(|part| part.run.is_none()) {
-            starts.entry((part.partition, Start(Offset(part.start)))).or_default().0 = Some(part);
+            if let Some(partition) = part.partition {
+                starts.entry((partition, Start(Offset(part.start)))).or_default().0 = Some(part);
+            }
         }
         for event in counted().filter(|event| !is_batch(event)) {
             starts
@@ -319,31 +319,23 @@ impl Narrow<'_> {
         &self,
         measure: &Compared<'_>,
         part: Option<&Part>,
-        start: Option<(u32, Start)>,
+        start: Option<(Partition, Start)>,
         (held, key): (&Cells, &OwnedRow),
         expected: &Cells,
         range: &[&EventCell],
         finding: Option<&'static str>,
     ) -> Place {
-        let topic = part.and_then(|part| part.topic).or_else(|| {
-            let (number, _) = start?;
-            self.marks
-                .keys()
-                .rev()
-                .find(|of| of.number == number)
-                .map(|of| of.topic)
-        });
         let of_one = range
             .iter()
             .all(|event| Some(event.partition) == range.first().map(|first| first.partition));
         let offsets = range.first().zip(range.last()).filter(|_| of_one);
+        let of_range = range.first().filter(|_| of_one).map(|event| event.partition);
+        let partition = start.map(|(partition, _)| partition).or(of_range);
         Place {
             layer: if start.is_some() { "speed" } else { "batch" },
             run: part.and_then(|part| part.run.clone()),
-            topic: start.and(topic).map(topic_text),
-            partition: start
-                .map(|(number, _)| number)
-                .or(range.first().filter(|_| of_one).map(|event| event.partition)),
+            topic: partition.map(|partition| topic_text(partition.topic)),
+            partition: partition.map(|partition| partition.number),
             start: start.map(|(_, start)| start.0.0),
             next: start.and(part).map(|part| part.next),
             held: at(held, key).map(|row| measure.shown(held, row)),
@@ -372,6 +364,7 @@ fn total(cells: &Cells, row: usize) -> Option<u64> {
 /// Events with their values, from the archive's rows of just these.
 pub(crate) fn shown(rows: &[RecordBatch], events: &[EventCell], fields: &[String]) -> Vec<EventShown> {
     use shared_schemas::dataset::{EVENT_TIME_COLUMN, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
+    use shared_schemas::store::tables::TOPIC_COLUMN;
     let text = |batch: &RecordBatch, name: &str, row: usize| {
         let column = batch.column_by_name(name).filter(|column| column.is_valid(row))?;
         arrow::util::display::array_value_to_string(column, row).ok()
@@ -384,14 +377,18 @@ pub(crate) fn shown(rows: &[RecordBatch], events: &[EventCell], fields: &[String
                     .and_then(|text| text.parse::<u64>().ok())
                     .unwrap_or_default()
             };
-            found.insert((number(PARTITION_COLUMN), number(OFFSET_COLUMN)), (batch, row));
+            let topic = text(batch, TOPIC_COLUMN, row).unwrap_or_default();
+            let place = (topic, number(PARTITION_COLUMN), number(OFFSET_COLUMN));
+            found.insert(place, (batch, row));
         }
     }
     let of_event = |event: &EventCell| {
-        let (batch, row) = found.get(&(u64::from(event.partition), event.offset))?;
+        let topic = topic_text(event.partition.topic);
+        let (batch, row) = found.get(&(topic.clone(), u64::from(event.partition.number), event.offset))?;
         let values = fields.iter().map(|field| (field.clone(), text(batch, field, *row)));
         Some(EventShown {
-            partition: event.partition,
+            topic,
+            partition: event.partition.number,
             offset: event.offset,
             counted: event.class.says(),
             kafka_time: text(batch, KAFKA_TIME_COLUMN, *row).unwrap_or_default(),
@@ -400,4 +397,100 @@ pub(crate) fn shown(rows: &[RecordBatch], events: &[EventCell], fields: &[String
         })
     };
     events.iter().filter_map(of_event).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, TimestampMicrosecondArray, UInt64Array};
+    use shared_schemas::definitions::Definitions;
+
+    use super::super::compare::Compare;
+    use super::*;
+    use crate::recompute::Room;
+    use crate::spill::Spill;
+
+    const DEFINITIONS: &str = r#"
+[dataset.flights]
+topic = "flights"
+event_time = "at"
+chunk = 8
+fields = { at = "timestamp" }
+
+[view.hourly]
+dataset = "flights"
+grain = "1h"
+[view.hourly.measures]
+flights = "count()"
+"#;
+
+    /// A topic that was made again has the same partitions and offsets; its rows and events are others.
+    #[tokio::test]
+    async fn rows_of_a_topic_that_was_made_again_are_its_own() {
+        let definitions = Definitions::parse([("flights.toml", DEFINITIONS)]).unwrap();
+        let (view, dataset) = (&definitions.views[0], &definitions.datasets[0]);
+        let room = Room::with_cores(64 << 20, 1, Arc::new(Spill::new(None).unwrap())).unwrap();
+        let classes = Classes::new(view, dataset, &room).unwrap();
+        let counting = |count: u64| {
+            let window: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![0]).with_timezone("UTC"));
+            let [failed, count]: [ArrayRef; 2] =
+                [0, count].map(|number| Arc::new(UInt64Array::from(vec![number])) as _);
+            RecordBatch::try_new(classes.schema().clone(), vec![window, failed, count]).unwrap()
+        };
+        let key = rows_of(&counting(1), 1).unwrap().remove(0);
+        let [old, new] = [3, 4].map(|topic| Partition {
+            topic: TopicId(topic),
+            number: 0,
+        });
+        // The old one is below its mark up to 8; nothing of the new one is.
+        let marks = BTreeMap::from([(old, Mark(Offset(8))), (new, Mark::default())]);
+        let part = |partition, start, count| Part {
+            run: None,
+            partition: Some(partition),
+            start,
+            next: start + 8,
+            key: key.clone(),
+            cell: counting(count),
+        };
+        let parts = [part(old, 8, 2), part(new, 8, 9), part(new, 0, 1)];
+        let event = |partition, offset| EventCell {
+            partition,
+            offset,
+            class: Class::Kept,
+            cell: counting(1),
+        };
+        let events =
+            [(old, 1), (old, 9), (old, 10), (new, 1), (new, 9)].map(|(partition, offset)| event(partition, offset));
+        let narrow = Narrow {
+            view,
+            classes: &classes,
+            chunk: ChunkSize::new(8).unwrap(),
+            marks: &marks,
+            parts: &parts,
+            events: &events,
+        };
+        let mut different = Compare::of(
+            view,
+            &narrow.held(Some(&parts[1])).unwrap(),
+            &narrow.held(None).unwrap(),
+        )
+        .different;
+        let (places, shown) = narrow.down(&different.remove(0)).await.unwrap();
+        // A batch row is lacking, and one row of the new incarnation is wrong.
+        let found: Vec<_> = places
+            .iter()
+            .map(|place| (place.layer, place.topic.clone(), place.start, place.held.clone()))
+            .collect();
+        let (of_old, of_new) = (topic_text(old.topic), topic_text(new.topic));
+        assert_eq!(
+            found,
+            [
+                ("batch", Some(of_old), None, None),
+                ("speed", Some(of_new), Some(8), Some("flights__count=9".to_owned()))
+            ]
+        );
+        let at: Vec<_> = shown.iter().map(|event| (event.partition, event.offset)).collect();
+        assert_eq!(at, [(old, 1), (new, 9)]);
+    }
 }

@@ -5,29 +5,32 @@
 
 use std::collections::BTreeSet;
 
+use arrow::datatypes::SchemaRef;
 use shared_connections::store::{Answer, Pace, StoreError};
 use shared_schemas::handoff::{EventDay, Publication};
-use shared_schemas::store::cells::{HeldCells, times_of};
+use shared_schemas::store::cells::{Among, HeldCells, times_of};
 
 use super::compare::Cells;
 use super::{Ground, OfView};
 use crate::error::RunError;
-use crate::recompute::Recompute;
 use crate::retry::patiently;
 
 /// ClickHouse's codes for an answer that is too large: a string, an array, memory, and what Arrow says.
 const TOO_LARGE: [u32; 5] = [128, 131, 173, 241, 1002];
 
 impl OfView<'_> {
-    /// The cells that an answer is made of.
+    /// The cells that an answer is made of, or some rows of them. Their columns are the schema's, and the layers'.
     pub(super) async fn held(
         &self,
         ground: &Ground,
         publication: Option<&Publication>,
         days: &BTreeSet<EventDay>,
-        recompute: &Recompute,
+        schema: &SchemaRef,
+        among: Among<'_>,
     ) -> Result<Cells, RunError> {
         let starts = ground.starts();
+        // Batch rows go with all others, not with chosen ones.
+        let publication = publication.filter(|_| !matches!(among, Among::Only(_)));
         let arrow_error = |error: arrow::error::ArrowError| RunError::Plan(error.to_string());
         let mut batches = Vec::new();
         // Times yet to be read, the first one on top.
@@ -38,6 +41,7 @@ impl OfView<'_> {
                 view: self.view,
                 publication,
                 starts: &starts,
+                among,
                 days,
                 time,
             };
@@ -55,7 +59,7 @@ impl OfView<'_> {
             });
             match answer.await? {
                 Ok(Answer { body }) => {
-                    batches.extend(Cells::read(self.view, recompute.schema(), &body).map_err(arrow_error)?);
+                    batches.extend(Cells::read(self.view, schema, &body).map_err(arrow_error)?);
                 }
                 Err(error) => refused = Some(error),
             }
@@ -68,7 +72,7 @@ impl OfView<'_> {
                 waiting.extend([second, first]);
             }
         }
-        Cells::new(self.view, recompute.schema(), &batches).map_err(arrow_error)
+        Cells::new(self.view, schema, &batches).map_err(arrow_error)
     }
 }
 

@@ -31,6 +31,33 @@ pub const PLACE_COLUMNS: [&str; 6] = [
 
 const SECONDS_PER_DAY: i64 = 86_400;
 
+/// Some starts of some partitions.
+pub type Starts = BTreeMap<Partition, BTreeSet<Start>>;
+
+/// Which of the speed layer's rows count, of those that do by their marks.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum Among<'a> {
+    /// All.
+    #[default]
+    All,
+    /// Those of these starts.
+    Only(&'a Starts),
+    /// Those of other starts.
+    Without(&'a Starts),
+}
+
+impl Among<'_> {
+    /// Whether rows of that start do.
+    pub fn counts(&self, partition: Partition, start: Start) -> bool {
+        let is_in = |starts: &Starts| starts.get(&partition).is_some_and(|starts| starts.contains(&start));
+        match self {
+            Self::All => true,
+            Self::Only(starts) => is_in(starts),
+            Self::Without(starts) => !is_in(starts),
+        }
+    }
+}
+
 /// Which cells.
 #[derive(Debug, Clone, Copy)]
 pub struct HeldCells<'a> {
@@ -42,6 +69,8 @@ pub struct HeldCells<'a> {
     pub publication: Option<&'a Publication>,
     /// For each partition its mark, and the first start that does not count any more.
     pub starts: &'a BTreeMap<Partition, (Mark, Start)>,
+    /// Which of the speed layer's rows count besides that.
+    pub among: Among<'a>,
     /// The event days.
     pub days: &'a BTreeSet<EventDay>,
     /// Windows that begin within: from, and before, in seconds since 1970. All of those days, or a part of that.
@@ -224,18 +253,19 @@ impl HeldCells<'_> {
         let start = identifier(START_COLUMN);
         let starts = self.starts.iter().filter(|(_, (mark, upto))| *upto > mark.start());
         let starts: Vec<_> = starts
-            .map(|(partition, (mark, upto))| {
+            .filter_map(|(partition, (mark, upto))| {
+                let chosen = self.chosen(partition, parameters)?;
                 let topic = parameters.add("UInt128", &partition.topic.0);
                 let number = parameters.add("UInt32", &partition.number);
                 let mark = parameters.add("UInt64", &mark.0.0);
                 let upto = parameters.add("UInt64", &upto.0.0);
-                format!(
+                Some(format!(
                     "({} = {topic} AND {} = {number} AND {start} < {upto} AND \
-                     ({start} = {mark} OR ({start} >= {mark} AND {start} % {} = 0)))",
+                     ({start} = {mark} OR ({start} >= {mark} AND {start} % {} = 0)){chosen})",
                     identifier(TOPIC_COLUMN),
                     identifier(PARTITION_COLUMN),
                     self.view.chunk,
-                )
+                ))
             })
             .collect();
         if starts.is_empty() {
@@ -249,6 +279,20 @@ impl HeldCells<'_> {
             self.within(parameters),
             starts.join(" OR "),
         ))
+    }
+
+    /// What else a start of that partition must be; `None` where none counts.
+    fn chosen(&self, partition: &Partition, parameters: &mut Parameters) -> Option<String> {
+        let (starts, not) = match self.among {
+            Among::All => return Some(String::new()),
+            Among::Only(starts) => (Some(starts.get(partition)?), ""),
+            Among::Without(starts) => (starts.get(partition), "NOT "),
+        };
+        let Some(starts) = starts else {
+            return Some(String::new());
+        };
+        let starts = parameters.add("Array(UInt64)", &numbers(starts));
+        Some(format!(" AND {not}has({starts}, {})", identifier(START_COLUMN)))
     }
 
     /// Whether a window begins in the time that is asked for.
@@ -282,6 +326,29 @@ pub fn speed_days(database: &str, view: &View) -> Statement {
     }
 }
 
+/// The statement that gives for each of those starts one line: the topic in decimal digits, the partition, the start, and what a
+/// column of counts adds up to over its rows. Ask for `TabSeparated`. `None` without starts.
+pub fn totals_of_starts(database: &str, view: &View, column: &str, starts: &Starts) -> Option<Statement> {
+    let mut parameters = Parameters::default();
+    let [topic, number, start, column] = [TOPIC_COLUMN, PARTITION_COLUMN, START_COLUMN, column].map(identifier);
+    let of_partition = |(partition, starts): (&Partition, &BTreeSet<Start>)| {
+        let of_topic = parameters.add("UInt128", &partition.topic.0);
+        let of_number = parameters.add("UInt32", &partition.number);
+        let starts = parameters.add("Array(UInt64)", &numbers(starts));
+        format!("({topic} = {of_topic} AND {number} = {of_number} AND has({starts}, {start}))")
+    };
+    let rows: Vec<_> = starts.iter().map(of_partition).collect();
+    (!rows.is_empty()).then(|| Statement {
+        sql: format!(
+            "SELECT toString({topic}), {number}, {start}, sum({column}) FROM {} FINAL WHERE {} GROUP BY {topic}, {number}, {start}",
+            table(database, &speed_table_name(view)),
+            rows.join(" OR "),
+        ),
+        parameters: parameters.0,
+        settings: settings(LENGTHY),
+    })
+}
+
 /// The statement that gives the highest version of a start's rows; 0 where it has none.
 pub fn highest_of_start(database: &str, view: &View, partition: Partition, start: Start) -> Statement {
     Statement {
@@ -312,6 +379,11 @@ fn in_arrow(limit: &'static str) -> Vec<(&'static str, &'static str)> {
         ("output_format_arrow_low_cardinality_as_dictionary", "0"),
     ]);
     settings
+}
+
+fn numbers(starts: &BTreeSet<Start>) -> String {
+    let numbers: Vec<_> = starts.iter().map(|start| start.0.0.to_string()).collect();
+    format!("[{}]", numbers.join(","))
 }
 
 fn list(items: &[i32]) -> String {

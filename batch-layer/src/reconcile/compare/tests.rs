@@ -1,9 +1,13 @@
-//! What a filter that was cut short explains, and what it does not: on cells made of events by hand.
+//! What a filter that was cut short and other keys explain, and what they do not: on cells made of events by hand.
 
-use arrow::array::{Int64Array, TimestampMicrosecondArray, UInt8Array, UInt64Array};
+use arrow::array::{Int64Array, StringArray, TimestampMicrosecondArray, UInt8Array, UInt64Array};
+use shared_schemas::dataset::Dataset;
 use shared_schemas::definitions::Definitions;
+use shared_schemas::plan::{CellKey, FAILED_COLUMN, MergePlan};
 use shared_schemas::sketch::{DdSketch, Uniq};
 
+use super::super::apart::{Judge, Kind, Known, Piece, Totals};
+use super::super::reach::Reach;
 use super::*;
 
 const DEFINITIONS: &str = r#"
@@ -11,7 +15,8 @@ const DEFINITIONS: &str = r#"
 topic = "flights"
 event_time = "at"
 event_id = ["tail"]
-fields = { at = "timestamp", tail = "int64", delay = "int64" }
+fields = { at = "timestamp", tail = "int64", delay = "int64", plane = "string?" }
+mask = { plane = { hash = "PLANE_KEY" } }
 
 [view.counted]
 dataset = "flights"
@@ -28,15 +33,30 @@ total = "sum(delay)"
 worst = "max(delay)"
 planes = "distinct(tail)"
 delays = "quantiles(delay, [0.5])"
+
+[view.hashed]
+dataset = "flights"
+grain = "1h"
+[view.hashed.measures]
+flights = "count()"
+total = "sum(delay)"
+planes = "distinct(plane)"
+
+[view.by_tail]
+dataset = "flights"
+grain = "1h"
+dimensions = [{ name = "of", expr = "coalesce(plane, 'none')" }]
+[view.by_tail.measures]
+flights = "count()"
 "#;
 
-const BATCH: u8 = 1;
 const SPEED: u8 = 2;
 
 /// The one cell of these events, by tail and delay.
 fn cells(view: &View, layer: u8, events: &[(i64, i64)]) -> Cells {
-    let window: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![0]));
-    let mut columns = vec![(WINDOW_COLUMN.to_owned(), window)];
+    let window: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![0]).with_timezone("UTC"));
+    let failed: ArrayRef = Arc::new(UInt64Array::from(vec![0]));
+    let mut columns = vec![(WINDOW_COLUMN.to_owned(), window), (FAILED_COLUMN.to_owned(), failed)];
     let delays = || events.iter().map(|(_, delay)| *delay);
     for column in view.states() {
         let values: ArrayRef = match column.name.as_str() {
@@ -62,70 +82,187 @@ fn cells(view: &View, layer: u8, events: &[(i64, i64)]) -> Cells {
     Cells::new(view, &batch.schema(), std::slice::from_ref(&batch)).unwrap()
 }
 
-/// Which measures differ, and which of them a filter that was cut short explains.
-fn explained(view: &str, layer: u8, held: &[(i64, i64)]) -> Vec<(String, bool)> {
-    let definitions = Definitions::parse([("flights.toml", DEFINITIONS)]).unwrap();
-    let view = definitions.views.iter().find(|known| known.name == view).unwrap();
-    let (held, exact) = (cells(view, layer, held), cells(view, layer, &EVENTS));
-    let mut found = Compare::of(view, &held, &exact);
-    found.explain(view, &held, &exact, false);
-    assert!(found.different.iter().all(|difference| difference.explained.is_none()));
-    found.explain(view, &held, &exact, true);
+fn definitions() -> Definitions {
+    Definitions::parse([("flights.toml", DEFINITIONS)]).unwrap()
+}
+
+/// Nothing is there.
+fn nothing(view: &View) -> Cells {
+    let one = cells(view, SPEED, &[]);
+    Cells::new(view, &one.batch().schema(), &[]).unwrap()
+}
+
+/// A piece of cells of one kind, beside one in which nothing is.
+fn judge<'a>(view: &'a View, dataset: &Dataset, piece: Piece) -> Judge<'a> {
+    let rest = Piece {
+        kind: None,
+        held: nothing(view),
+        predicted: nothing(view),
+        totals: None,
+        known: None,
+    };
+    Judge {
+        view,
+        reach: Reach::of_keys(view, dataset),
+        rules: 1,
+        pieces: vec![rest, piece],
+    }
+}
+
+/// Which measures of the first view's cell differ, and the cause of each.
+async fn causes(view: &str, kind: Option<Kind>, held: &[(i64, i64)], known: &[(i64, i64)]) -> Vec<(String, Cause)> {
+    let definitions = definitions();
+    let view = definitions.view(view).unwrap();
+    let merge = MergePlan::new(view, CellKey::OneStart).unwrap();
+    let events: Vec<_> = known
+        .iter()
+        .map(|event| {
+            let cell = cells(view, SPEED, &[*event]);
+            cell.batch()
+                .project(&(0..merge.schema().fields().len()).collect::<Vec<_>>())
+                .unwrap()
+        })
+        .collect();
+    let piece = Piece {
+        kind,
+        held: cells(view, SPEED, held),
+        predicted: cells(view, SPEED, &EVENTS),
+        totals: None,
+        known: Some(
+            Known::of(view, &merge, &cells(view, SPEED, &EVENTS), events)
+                .await
+                .unwrap(),
+        ),
+    };
+    let mut found = Compare::of(view, &piece.held, &piece.predicted);
+    judge(view, &definitions.datasets[0], piece).judge(&mut found.different);
     let differences = found.different.into_iter();
-    let of_one = |difference: Difference| (difference.measure, difference.explained == Some(CUT_SHORT));
-    differences.map(of_one).collect()
+    differences.map(|one| (one.measure, one.cause)).collect()
 }
 
 const EVENTS: [(i64, i64); 2] = [(1, 5), (2, 7)];
-/// One of them twice.
-const REPEATED: [(i64, i64); 3] = [(1, 5), (2, 7), (2, 7)];
 
-fn named(found: &[(&str, bool)]) -> Vec<(String, bool)> {
+fn named(found: &[(&str, bool)], cause: Cause) -> Vec<(String, Cause)> {
     found
         .iter()
-        .map(|(name, explained)| ((*name).to_owned(), *explained))
+        .map(|(name, explained)| ((*name).to_owned(), if *explained { cause } else { Cause::Unexplained }))
         .collect()
 }
 
-#[test]
-fn repeats_explain_what_more_events_can_make() {
+#[tokio::test]
+async fn repeats_explain_what_their_events_add() {
+    let cut_short = async |view, held: &[_], known: &[_]| causes(view, Some(Kind::CutShort), held, known).await;
+    let repeats = |found: &[_]| named(found, Cause::RepeatBeyondWindow);
+    let twice = [(1, 5), (2, 7), (2, 7)];
     assert_eq!(
-        explained("counted", SPEED, &REPEATED),
-        named(&[("flights", true), ("total", true)])
+        cut_short("counted", &twice, &EVENTS).await,
+        repeats(&[("flights", true), ("total", true)])
     );
-    // Without a count nothing says that a sum is of more.
     assert_eq!(
-        explained("sketched", SPEED, &REPEATED),
-        named(&[("total", false), ("delays", true)])
+        cut_short("sketched", &twice, &EVENTS).await,
+        repeats(&[("total", true), ("delays", true)])
     );
-    // A repeat need not have the values of its event.
-    let other = [(1, 5), (2, 7), (3, 9)];
-    let all = [("total", false), ("worst", true), ("planes", true), ("delays", true)];
-    assert_eq!(explained("sketched", SPEED, &other), named(&all));
+    // As many as one more, and a sum that no repeat gives; one too many; or with a value that no repeat has.
+    assert_eq!(
+        cut_short("counted", &[(1, 5), (2, 7), (2, 8)], &EVENTS).await,
+        repeats(&[("flights", true), ("total", false)])
+    );
+    assert_eq!(
+        cut_short("counted", &[(1, 5), (2, 7), (2, 7)], &[(1, 5)]).await,
+        repeats(&[("flights", true), ("total", false)])
+    );
+    assert_eq!(
+        cut_short("counted", &twice, &[]).await,
+        repeats(&[("flights", false), ("total", false)])
+    );
+    let worse = [(1, 5), (2, 7), (3, 9)];
+    assert_eq!(
+        cut_short("sketched", &worse, &EVENTS).await,
+        repeats(&[("total", false), ("worst", false), ("planes", false), ("delays", false)])
+    );
 }
 
-#[test]
-fn repeats_explain_nothing_that_is_missing_or_wrong() {
-    let none = [("total", false), ("worst", false), ("planes", false), ("delays", false)];
-    assert_eq!(explained("sketched", SPEED, &EVENTS[..1]), named(&none));
-    // As many values, but others.
-    assert_eq!(explained("sketched", SPEED, &[(1, 5), (3, 6)]), named(&none));
-    assert_eq!(
-        explained("counted", SPEED, &[(1, 5), (2, 8)]),
-        named(&[("total", false)])
-    );
+#[tokio::test]
+async fn nothing_is_explained_where_rows_may_not_differ() {
+    let twice = [(1, 5), (2, 7), (2, 7)];
+    for view in ["counted", "sketched"] {
+        let found = causes(view, None, &twice, &EVENTS).await;
+        assert!(
+            found.len() > 1 && found.iter().all(|(_, cause)| *cause == Cause::Unexplained),
+            "{found:?}"
+        );
+        // Less than there should be.
+        let found = causes(view, Some(Kind::CutShort), &EVENTS[..1], &EVENTS).await;
+        assert!(
+            found.len() > 1 && found.iter().all(|(_, cause)| *cause == Cause::Unexplained),
+            "{found:?}"
+        );
+    }
 }
 
-#[test]
-fn repeats_explain_nothing_in_batch_rows() {
+/// Another key changes what is made of hashes, and nothing else: a row that was changed by hand stays unexplained.
+#[tokio::test]
+async fn another_key_excuses_what_it_can_change() {
+    let other_tails = [(11, 5), (12, 7)];
+    let keys = async |view, held: &[_]| causes(view, Some(Kind::Keys), held, &[]).await;
+    let changed = |found: &[_]| named(found, Cause::DefinitionChanged);
+    assert_eq!(keys("hashed", &other_tails).await, changed(&[("planes", true)]));
+    // More events than there were: the count is wrong, and so nothing is said for the hashes.
     assert_eq!(
-        explained("counted", BATCH, &REPEATED),
-        named(&[("flights", false), ("total", false)])
+        keys("hashed", &[(11, 5), (12, 7), (13, 0)]).await,
+        changed(&[("flights", false), ("planes", false)])
     );
-    let other = [(1, 5), (2, 7), (3, 9)];
-    assert!(
-        explained("sketched", BATCH, &other)
+    assert_eq!(keys("hashed", &[(1, 5), (2, 8)]).await, changed(&[("total", false)]));
+    // More different hashes than values that were hashed; fewer there may not be, with one key.
+    assert_eq!(keys("hashed", &[(11, 5), (11, 7)]).await, changed(&[("planes", false)]));
+    // Other rules may change all of it.
+    let any = causes("hashed", Some(Kind::Rules), &[(1, 5), (2, 8)], &[]).await;
+    assert_eq!(any, changed(&[("total", true)]));
+}
+
+/// Where keys change the dimensions, cells are others; over all values of them it is as many events.
+#[tokio::test]
+async fn another_key_of_a_dimension_moves_events_and_loses_none() {
+    let definitions = definitions();
+    let view = definitions.view("by_tail").unwrap();
+    let merge = MergePlan::new(view, CellKey::OneStart).unwrap();
+    let of = |groups: &[(&str, u64)]| {
+        let tails: ArrayRef = Arc::new(StringArray::from_iter_values(groups.iter().map(|(tail, _)| *tail)));
+        let windows: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![0; groups.len()]).with_timezone("UTC"));
+        let counts: ArrayRef = Arc::new(UInt64Array::from_iter_values(groups.iter().map(|(_, count)| *count)));
+        let failed: ArrayRef = Arc::new(UInt64Array::from(vec![0; groups.len()]));
+        let batch = RecordBatch::try_new(merge.schema().clone(), vec![windows, tails, failed, counts]).unwrap();
+        Cells::new(view, merge.schema(), &[batch]).unwrap()
+    };
+    // So many that no narrowing would have come to the last.
+    let names: Vec<String> = (0..80).map(|at| format!("{at:03}")).collect();
+    let (old, new) = names.split_at(40);
+    let counted = |names: &[String], odd: u64| {
+        let groups: Vec<_> = names
             .iter()
-            .all(|(_, explained)| !explained)
-    );
+            .map(|name| (name.as_str(), 3 + odd * u64::from(name == "050")))
+            .collect();
+        of(&groups)
+    };
+    for (odd, cause) in [(0, Cause::DefinitionChanged), (1000, Cause::Unexplained)] {
+        let (held, predicted) = (counted(new, odd), counted(old, 0));
+        let mut found = Compare::of(view, &held, &predicted);
+        assert_eq!(found.different.len(), 80);
+        let totals = Totals::of(view, &merge, &[true], (&held, &predicted)).await.unwrap();
+        let piece = Piece {
+            kind: Some(Kind::Keys),
+            held,
+            predicted,
+            totals: Some(totals),
+            known: None,
+        };
+        judge(view, &definitions.datasets[0], piece).judge(&mut found.different);
+        assert!(
+            found
+                .different
+                .iter()
+                .all(|one| one.cause == cause && one.place.is_empty()),
+            "{odd}"
+        );
+    }
 }

@@ -1,0 +1,542 @@
+//! Rows that may rightly hold something else than the archive gives, taken apart from all others.
+//!
+//! Two things let a row of the speed layer differ though nothing is wrong with it: its filter for repeats was cut short, or the archive
+//! read its offsets under other rules. Both are known by partition and start. So a cell that differs is computed once more in pieces,
+//! of those starts and of all the rest, and each piece is compared alone: the rest must be equal, and of the others it is proved what can be.
+//!
+//! | piece | what is asked of it |
+//! |---|---|
+//! | all other rows | equal |
+//! | the filter was cut short | more than it should be by just what some of the archived repeats come to |
+//! | other keys | what no key changes is equal, in the cell or over all values of hashed dimensions |
+//! | other rules | nothing but the next line: which events there are may differ, and what they say |
+//! | all but the first | a plain `count()` over all rows of the start comes to what the start's ledger says |
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use arrow::array::RecordBatch;
+use arrow::row::OwnedRow;
+use datafusion::common::{DataFusionError, Result, ScalarValue};
+use shared_connections::store::{Ledger, RulesDiffer};
+use shared_schemas::handoff::{ChunkSize, OffsetRange, Partition, Start, TopicId};
+use shared_schemas::plan::MergePlan;
+use shared_schemas::store::cells::{Among, Starts, totals_of_starts};
+use shared_schemas::view::View;
+
+use super::cause::{Cause, Contribution};
+use super::classes::{Classes, Places, rows_of};
+use super::comparable::Comparable;
+use super::compare::{Cells, Compare, Compared as Measure, Difference, Row, count, measures};
+use super::explain::Compared;
+use super::ledgers::{KEYS, Placed};
+use super::reach::{Reach, Touch, plain_count};
+use super::{OfView, computing};
+use crate::error::RunError;
+use crate::recompute::Recompute;
+use crate::retry::patiently;
+
+/// So many repeats are looked at: of more nothing is proved.
+const MOST_KNOWN: usize = 50_000;
+
+/// Why rows of a start may differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// Its filter did not remember the whole window.
+    CutShort,
+    /// The archive read its offsets with other keys.
+    Keys,
+    /// The archive read its offsets under other rules.
+    Rules,
+}
+
+/// Starts of each kind.
+pub(super) type Apart = BTreeMap<Kind, Starts>;
+
+/// Where the archive was read under other rules.
+pub(super) type Other = Vec<(Partition, OffsetRange, RulesDiffer)>;
+
+/// Which of the compared starts may differ, and why.
+pub(super) fn apart(
+    partitions: &BTreeMap<Partition, Comparable>,
+    chunk: ChunkSize,
+    ledgers: &[Placed],
+    other: &Other,
+) -> Apart {
+    let unsure: BTreeSet<_> = ledgers
+        .iter()
+        .filter(|(_, _, ledger)| ledger.unsure > 0)
+        .map(|(partition, start, _)| (*partition, *start))
+        .collect();
+    let mut apart = Apart::new();
+    for (partition, found) in partitions {
+        for start in found.starts(chunk) {
+            let end = chunk.end(start.0);
+            let touches = |(of, range, _): &&(Partition, OffsetRange, RulesDiffer)| {
+                of == partition && range.from < end && range.to > start.0
+            };
+            let by = |differ| other.iter().filter(touches).any(|(_, _, found)| *found == differ);
+            let is_unsure = unsure.contains(&(*partition, start));
+            let kind = if by(RulesDiffer::Otherwise) || (by(RulesDiffer::ByKeys) && is_unsure) {
+                Kind::Rules
+            } else if by(RulesDiffer::ByKeys) {
+                Kind::Keys
+            } else if is_unsure {
+                Kind::CutShort
+            } else {
+                continue;
+            };
+            apart
+                .entry(kind)
+                .or_default()
+                .entry(*partition)
+                .or_default()
+                .insert(start);
+        }
+    }
+    apart
+}
+
+/// Without the starts whose rows don't hold as many events as their ledger says: nothing excuses those. `held` is what a plain
+/// count adds up to, of starts that have rows; `is_whole` says that no row was let go for its age.
+pub(super) fn without_broken(
+    apart: Apart,
+    ledgers: &[Placed],
+    held: &BTreeMap<(Partition, Start), u64>,
+    is_whole: bool,
+) -> Apart {
+    let told: BTreeMap<_, &Ledger> = ledgers
+        .iter()
+        .map(|(partition, start, ledger)| ((*partition, *start), ledger))
+        .collect();
+    let stands = |partition: Partition, start: Start| {
+        let held = held.get(&(partition, start)).copied().unwrap_or_default();
+        told.get(&(partition, start))
+            .is_some_and(|ledger| held == ledger.aggregated || (!is_whole && held < ledger.aggregated))
+    };
+    let mut kept = Apart::new();
+    for (kind, starts) in apart {
+        for (partition, starts) in starts {
+            let starts: BTreeSet<_> = starts.into_iter().filter(|start| stands(partition, *start)).collect();
+            if !starts.is_empty() {
+                kept.entry(kind).or_default().insert(partition, starts);
+            }
+        }
+    }
+    kept
+}
+
+/// Some rows of cells, beside what the archive gives for them.
+pub(super) struct Piece {
+    /// Why they may differ; they may not, if it is none.
+    pub(super) kind: Option<Kind>,
+    pub(super) held: Cells,
+    pub(super) predicted: Cells,
+    /// Both over all values of dimensions that a key changes.
+    pub(super) totals: Option<Totals>,
+    /// Repeats that may be counted.
+    pub(super) known: Option<Known>,
+}
+
+/// Cells made one over all values of some dimensions.
+pub(super) struct Totals {
+    held: Cells,
+    predicted: Cells,
+    /// Which of them a cell is in.
+    of: BTreeMap<OwnedRow, OwnedRow>,
+}
+
+/// Repeats that a filter should have dropped.
+pub(super) struct Known {
+    /// Each one's cell, by cell.
+    events: BTreeMap<OwnedRow, Vec<RecordBatch>>,
+    /// What they come to.
+    all: Cells,
+    /// That and what should be held.
+    most: Cells,
+}
+
+impl Known {
+    /// Of each repeat's cell, and what should be held.
+    pub(super) async fn of(view: &View, merge: &MergePlan, predicted: &Cells, cells: Vec<RecordBatch>) -> Result<Self> {
+        let mut events: BTreeMap<OwnedRow, Vec<RecordBatch>> = BTreeMap::new();
+        for cell in &cells {
+            for key in rows_of(cell, 1 + view.dimensions.len())? {
+                events.entry(key).or_default().push(cell.clone());
+            }
+        }
+        let all = merge.run(cells).await?;
+        let most = merge.run(vec![all.clone(), as_merged(merge, predicted)?]).await?;
+        Ok(Self {
+            events,
+            all: Cells::new(view, merge.schema(), &[all])?,
+            most: Cells::new(view, merge.schema(), &[most])?,
+        })
+    }
+}
+
+impl Totals {
+    /// What is held and what should be, over all values of those dimensions that change.
+    pub(super) async fn of(view: &View, merge: &MergePlan, changes: &[bool], sides: (&Cells, &Cells)) -> Result<Self> {
+        let (held, mut of) = totals(view, merge, changes, sides.0).await?;
+        let (predicted, more) = totals(view, merge, changes, sides.1).await?;
+        of.extend(more);
+        Ok(Self { held, predicted, of })
+    }
+}
+
+/// Judges differences by their pieces.
+pub(super) struct Judge<'a> {
+    pub(super) view: &'a View,
+    /// What keys can change.
+    pub(super) reach: Reach,
+    /// How many sets of rules the archive was read under.
+    pub(super) rules: usize,
+    pub(super) pieces: Vec<Piece>,
+}
+
+impl Judge<'_> {
+    /// Puts those differences down to their cause that nothing has explained yet and whose pieces all allow for it.
+    pub(super) fn judge(&self, different: &mut [Difference]) {
+        let measures = measures(self.view);
+        for difference in different.iter_mut().filter(|one| one.cause == Cause::Unexplained) {
+            let measure = measures.iter().find(|measure| measure.name == difference.measure);
+            let (Some(measure), Some(cell)) = (measure, difference.cell.clone()) else {
+                continue;
+            };
+            match self.kind(measure, &cell) {
+                None => {}
+                Some(Kind::CutShort) => {
+                    difference.set(Cause::RepeatBeyondWindow);
+                    difference.contributions.extend(self.contribution(measure, &cell));
+                }
+                Some(Kind::Keys) => {
+                    difference.set(Cause::DefinitionChanged);
+                    difference.explained = Some(KEYS);
+                }
+                Some(Kind::Rules) => difference.set(Cause::DefinitionChanged),
+            }
+        }
+    }
+
+    /// Why a measure of a cell may differ as it does; none where a piece of it may not.
+    fn kind(&self, measure: &Measure<'_>, cell: &OwnedRow) -> Option<Kind> {
+        let mut found = None;
+        for piece in &self.pieces {
+            let held = (&piece.held, piece.held.at(cell));
+            let predicted = (&piece.predicted, piece.predicted.at(cell));
+            if agree(measure, held, predicted) {
+                continue;
+            }
+            let kind = piece.kind?;
+            let may = match kind {
+                Kind::Rules => true,
+                Kind::Keys => self.may_by_keys(piece, measure, cell),
+                Kind::CutShort => self.may_by_repeats(piece, measure, cell),
+            };
+            if !may {
+                return None;
+            }
+            found = found.max(Some(kind));
+        }
+        found
+    }
+
+    fn may_by_keys(&self, piece: &Piece, measure: &Measure<'_>, cell: &OwnedRow) -> bool {
+        let touch = self.reach.of(measure.name);
+        // Which events count is another question then; their number the ledger tells.
+        if self.reach.events {
+            return true;
+        }
+        let (held, predicted) = match &piece.totals {
+            Some(totals) => {
+                let Some(total) = totals.of.get(cell) else { return false };
+                (
+                    (&totals.held, totals.held.at(total)),
+                    (&totals.predicted, totals.predicted.at(total)),
+                )
+            }
+            None if touch == Touch::Not => return false,
+            None => (
+                (&piece.held, piece.held.at(cell)),
+                (&piece.predicted, piece.predicted.at(cell)),
+            ),
+        };
+        let all = measures(self.view);
+        let plain = plain_count(self.view).and_then(|(name, _)| all.iter().find(|measure| measure.name == name));
+        match touch {
+            Touch::Not => agree(measure, held, predicted),
+            Touch::Renamed | Touch::Values => {
+                plain.is_none_or(|plain| agree(plain, held, predicted))
+                    && (touch == Touch::Values || measure.is_renamed(held, predicted, self.rules))
+            }
+        }
+    }
+
+    fn may_by_repeats(&self, piece: &Piece, measure: &Measure<'_>, cell: &OwnedRow) -> bool {
+        let Some((known, events)) = piece
+            .known
+            .as_ref()
+            .and_then(|known| Some((known, known.events.get(cell)?)))
+        else {
+            return false;
+        };
+        let held = (&piece.held, piece.held.at(cell));
+        let least = (&piece.predicted, piece.predicted.at(cell));
+        let mut chosen = None;
+        if let Some((_, plain)) = plain_count(self.view) {
+            let of = |(cells, at): Row<'_>| {
+                at.and_then(|at| cells.state(&plain, at))
+                    .and_then(count)
+                    .unwrap_or_default()
+            };
+            match of(held).checked_sub(of(least)) {
+                // Nothing was counted that should not be.
+                None | Some(0) => return false,
+                more => chosen = more,
+            }
+        }
+        measure.lies_between(held, least, (&known.most, known.most.at(cell)), events, chosen)
+    }
+
+    fn contribution(&self, measure: &Measure<'_>, cell: &OwnedRow) -> Option<Contribution> {
+        let known = self.pieces.iter().find_map(|piece| piece.known.as_ref())?;
+        Some(Contribution {
+            cause: Cause::RepeatBeyondWindow,
+            state: measure.shown(&known.all, known.all.at(cell)?),
+        })
+    }
+}
+
+/// Whether two rows say the same, or neither is there.
+fn agree(measure: &Measure<'_>, held: Row<'_>, predicted: Row<'_>) -> bool {
+    (held.1.is_none() && predicted.1.is_none()) || measure.is_equal(held.0, held.1, predicted.0, predicted.1)
+}
+
+/// Cells in the columns that are merged.
+fn as_merged(merge: &MergePlan, cells: &Cells) -> Result<RecordBatch> {
+    let column = |name: &str| {
+        let column = cells.batch().column_by_name(name).cloned();
+        column.ok_or_else(|| DataFusionError::Internal(format!("cells without a column {name}")))
+    };
+    let columns = merge.schema().fields().iter().map(|field| column(field.name()));
+    Ok(RecordBatch::try_new(
+        merge.schema().clone(),
+        columns.collect::<Result<_>>()?,
+    )?)
+}
+
+/// Cells over all values of some dimensions, and for each cell which of them it is in.
+async fn totals(
+    view: &View,
+    merge: &MergePlan,
+    changes: &[bool],
+    cells: &Cells,
+) -> Result<(Cells, BTreeMap<OwnedRow, OwnedRow>)> {
+    let keys = 1 + view.dimensions.len();
+    let of_each = as_merged(merge, cells)?;
+    let mut columns = of_each.columns().to_vec();
+    for (column, _) in columns.iter_mut().skip(1).zip(changes).filter(|(_, changes)| **changes) {
+        *column = ScalarValue::new_default(column.data_type())?.to_array_of_size(of_each.num_rows())?;
+    }
+    let batch = RecordBatch::try_new(merge.schema().clone(), columns)?;
+    let of = rows_of(&of_each, keys)?
+        .into_iter()
+        .zip(rows_of(&batch, keys)?)
+        .collect();
+    let merged = merge.run(vec![batch]).await?;
+    Ok((Cells::new(view, merge.schema(), &[merged])?, of))
+}
+
+impl OfView<'_> {
+    /// Takes cells apart that differ and that nothing explains, and puts them down to what their pieces prove.
+    pub(super) async fn take_apart(
+        &self,
+        of: &Compared<'_>,
+        found: &mut Compare,
+        (of_both, merge): (&Recompute, &MergePlan),
+        (classes, places): (&Classes, &Places),
+    ) -> Result<(), RunError> {
+        let is_open = |one: &&Difference| one.cause == Cause::Unexplained;
+        let open: BTreeSet<_> = found
+            .different
+            .iter()
+            .filter(is_open)
+            .filter_map(|one| one.cell.clone())
+            .collect();
+        if open.is_empty() {
+            return Ok(());
+        }
+        let chunk = self.chunk()?;
+        let apart = apart(&of.ground.partitions, chunk, of.ledgers, of.other);
+        let apart = self.without_broken(apart, of).await?;
+        if apart.is_empty() {
+            return Ok(());
+        }
+        let failed = |error| computing(of.days, &error);
+        let reach = Reach::of_keys(self.view, self.dataset);
+        let mut all = Starts::new();
+        for (partition, starts) in apart.values().flatten() {
+            all.entry(*partition).or_default().extend(starts);
+        }
+        let kinds = apart.iter().map(|(kind, starts)| (Some(*kind), Among::Only(starts)));
+        let mut pieces = Vec::new();
+        for (kind, among) in std::iter::once((None, Among::Without(&all))).chain(kinds) {
+            let held = self.held(of.ground, of.publication, of.days, of.schema, among).await?;
+            let predicted = self.predicted(of_both, merge, of.ground, of.days, among).await?;
+            let mut piece = Piece {
+                kind,
+                held,
+                predicted,
+                totals: None,
+                known: None,
+            };
+            if kind == Some(Kind::Keys) && reach.is_of_cells() {
+                let sides = (&piece.held, &piece.predicted);
+                let totals = Totals::of(self.view, merge, &reach.dimensions, sides).await;
+                piece.totals = Some(totals.map_err(failed)?);
+            }
+            if kind == Some(Kind::CutShort) {
+                let offsets = of.ground.of_starts(chunk, among);
+                let events = of.ground.pinned.events(of.days);
+                let events = classes
+                    .known(events, of.days, places, &open, &offsets, MOST_KNOWN)
+                    .await
+                    .map_err(failed)?;
+                if events.len() < MOST_KNOWN {
+                    let cells = events.into_iter().map(|event| event.cell).collect();
+                    let known = Known::of(self.view, merge, &piece.predicted, cells).await;
+                    piece.known = Some(known.map_err(failed)?);
+                }
+            }
+            pieces.push(piece);
+        }
+        let rules: BTreeSet<_> = of
+            .ground
+            .pinned
+            .rules()
+            .into_keys()
+            .map(|(_, rules)| rules.to_owned())
+            .collect();
+        let judge = Judge {
+            view: self.view,
+            reach,
+            rules: rules.len().max(1),
+            pieces,
+        };
+        judge.judge(&mut found.different);
+        Ok(())
+    }
+
+    /// Without starts whose rows don't come to what their ledgers say.
+    async fn without_broken(&self, apart: Apart, of: &Compared<'_>) -> Result<Apart, RunError> {
+        let Some((_, plain)) = plain_count(self.view) else {
+            return Ok(apart);
+        };
+        let mut held = BTreeMap::new();
+        for starts in apart.values() {
+            let database = self.batch.store.database();
+            let Some(statement) = totals_of_starts(database, self.view, &plain, starts) else {
+                continue;
+            };
+            let answer = patiently(|| self.batch.store.answer(&statement, "TabSeparated")).await?;
+            held.extend(String::from_utf8_lossy(&answer.body).lines().filter_map(total_of_start));
+        }
+        let is_whole = self.view.keep.is_none() && of.ground.pinned.horizon.is_none();
+        Ok(without_broken(apart, of.ledgers, &held, is_whole))
+    }
+}
+
+/// A line of [`totals_of_starts`].
+fn total_of_start(line: &str) -> Option<((Partition, Start), u64)> {
+    let mut words = line.split('\t');
+    let topic = TopicId(words.next()?.parse().ok()?);
+    let number = words.next()?.parse().ok()?;
+    let start = Start(shared_schemas::handoff::Offset(words.next()?.parse().ok()?));
+    Some(((Partition { topic, number }, start), words.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use shared_schemas::handoff::{Mark, Offset, OffsetSet, SpeedProgress};
+
+    use super::*;
+
+    const PARTITION: Partition = Partition {
+        topic: TopicId(7),
+        number: 2,
+    };
+
+    fn start(at: u64) -> Start {
+        Start(Offset(at))
+    }
+
+    /// A ledger of each start of eight offsets, and whether its filter was cut short.
+    fn ledgers(unsure: &[(u64, u64)]) -> Vec<Placed> {
+        let ledger = |(at, unsure): &(u64, u64)| {
+            let ledger = Ledger {
+                unsure: *unsure,
+                aggregated: 8,
+                ..Ledger::default()
+            };
+            (PARTITION, start(*at), ledger)
+        };
+        unsure.iter().map(ledger).collect()
+    }
+
+    #[test]
+    fn starts_are_taken_apart_by_what_may_change_them() {
+        let chunk = ChunkSize::new(8).unwrap();
+        let mut progress = SpeedProgress::default();
+        for at in (0..40).step_by(8) {
+            progress.record(start(at), Offset(at + 8));
+        }
+        let found = Comparable::of(
+            Mark::default(),
+            chunk,
+            &progress,
+            Offset(40),
+            &OffsetSet::default(),
+            false,
+        );
+        let partitions = BTreeMap::from([(PARTITION, found)]);
+        let ledgers = ledgers(&[(0, 0), (8, 3), (16, 0), (24, 1), (32, 0)]);
+        let range = |from, to| OffsetRange {
+            from: Offset(from),
+            to: Offset(to),
+        };
+        let elsewhere = Partition {
+            topic: TopicId(6),
+            ..PARTITION
+        };
+        let other = vec![
+            (PARTITION, range(17, 18), RulesDiffer::ByKeys),
+            (PARTITION, range(31, 34), RulesDiffer::ByKeys),
+            (PARTITION, range(39, 90), RulesDiffer::Otherwise),
+            (elsewhere, range(0, 90), RulesDiffer::Otherwise),
+        ];
+        let found = apart(&partitions, chunk, &ledgers, &other);
+        let of = |kind| {
+            found
+                .get(&kind)
+                .map(|starts| starts[&PARTITION].iter().map(|start| start.0.0).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            of(Kind::CutShort),
+            Some(vec![8]),
+            "one that is sure of all is none of these"
+        );
+        assert_eq!(of(Kind::Keys), Some(vec![16]));
+        assert_eq!(of(Kind::Rules), Some(vec![24, 32]));
+
+        // A row was changed in one of them; one is gone.
+        let held = BTreeMap::from([((PARTITION, start(8)), 8), ((PARTITION, start(16)), 1010)]);
+        let kept = without_broken(found.clone(), &ledgers, &held, true);
+        assert_eq!(kept.keys().collect::<Vec<_>>(), [&Kind::CutShort]);
+        let kept = without_broken(found, &ledgers, &held, false);
+        assert_eq!(
+            kept.keys().collect::<Vec<_>>(),
+            [&Kind::CutShort, &Kind::Rules],
+            "where old rows were let go, fewer are none that are wrong"
+        );
+    }
+}

@@ -1,0 +1,149 @@
+//! What excuses a difference, and what it does not: other rules, files put aside; and where all that is computed.
+
+use std::time::Duration;
+
+use highwater_batch::archive::Archive;
+use highwater_batch::reconcile::{Cause, Difference};
+use highwater_tests::clickhouse::ClickHouse;
+use shared_schemas::dataset::{Dataset, Undeclared};
+use shared_schemas::store::tables::{batch_table_name, speed_table_name};
+use tokio_util::sync::CancellationToken;
+
+use super::causes::{APART, alter, counted, hourly, speed, world};
+use super::world::{Quiet, World, files, log};
+use super::{on_engine, published};
+
+/// Which layer refused an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refused {
+    Archiver,
+    SpeedLayer,
+}
+
+/// The archiver read under other rules, by which one of the layers refused an event.
+async fn read_otherwise(server: &ClickHouse, change: impl Fn(&mut Dataset), refused: Refused) -> anyhow::Result<World> {
+    let mut world = world(server, log(24)).await?;
+    let (now, whole) = (world.batch.definitions.datasets[0].clone(), world.log.clone());
+    let mut without = whole.clone();
+    without.retain(|event| (event.partition, event.offset) != (0, 10));
+    let [archived, counted] = match refused {
+        Refused::Archiver => [without, whole],
+        Refused::SpeedLayer => [whole, without],
+    };
+    change(&mut world.batch.definitions.datasets[0]);
+    let store = &world.batch.store;
+    store.record_rules(&world.batch.definitions.datasets).await?;
+    world.log = archived;
+    world.archive([24, 16], APART).await?;
+    world.batch.definitions.datasets[0] = now;
+    world.log = counted;
+    speed(&world, [24, 16]).await?;
+    Ok(world)
+}
+
+#[test]
+fn other_rules_excuse_only_what_they_can_change() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let later = |dataset: &mut Dataset| dataset.future = Duration::from_secs(60);
+        for refused in [Refused::Archiver, Refused::SpeedLayer] {
+            let found = hourly(&read_otherwise(&server, later, refused).await?).await;
+            assert!(found.different > 0 && found.unexplained == 0, "{refused:?}: {found:?}");
+            let is_changed = |one: &Difference| one.cause == Cause::DefinitionChanged;
+            assert!(found.differences.iter().all(is_changed), "{found:?}");
+            // A cell that the speed layer has no row of is one too.
+            let place = &found.differences[0].place[0];
+            assert_eq!(
+                (place.layer, place.partition, place.start),
+                ("speed", Some(0), Some(8)),
+                "{place:?}"
+            );
+            assert_eq!(place.held.is_none(), refused == Refused::SpeedLayer, "{place:?}");
+        }
+
+        // No answer can tell whether undeclared data is kept.
+        let drops = |dataset: &mut Dataset| dataset.privacy.undeclared = Undeclared::Drop;
+        let found = hourly(&read_otherwise(&server, drops, Refused::Archiver).await?).await;
+        assert!(
+            found.unexplained > 0 && found.unexplained == found.different,
+            "{found:?}"
+        );
+        assert!(found.ledgers.unexplained > 0, "{found:?}");
+        Ok(())
+    })
+}
+
+/// No rule makes a row hold more events than its start's ledger tells of.
+#[test]
+fn other_rules_excuse_no_row_that_was_changed_by_hand() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let later = |dataset: &mut Dataset| dataset.future = Duration::from_secs(60);
+        let world = read_otherwise(&server, later, Refused::Archiver).await?;
+        let change = "UPDATE flights__count = flights__count + 1002 WHERE _partition = 0 AND _start = 16";
+        alter(&world, &speed_table_name(world.view("hourly")), change).await?;
+        let found = hourly(&world).await;
+        let wrong: Vec<_> = found
+            .differences
+            .iter()
+            .filter(|one| one.cause == Cause::Unexplained)
+            .collect();
+        assert!(
+            !wrong.is_empty() && found.unexplained == wrong.len() as u64,
+            "{found:?}"
+        );
+        assert!(wrong.iter().all(|one| one.measure == "flights"), "{wrong:?}");
+        assert!(wrong.iter().all(|one| one.place[0].start == Some(16)), "{wrong:?}");
+        assert!(
+            found.different > found.unexplained,
+            "the other start's are still excused: {found:?}"
+        );
+        Ok(())
+    })
+}
+
+/// Rows count what a file held that was put aside; and no more than it held.
+#[test]
+fn rows_of_a_day_that_was_put_aside_are_put_down_to_the_gap() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let world = world(&server, log(80)).await?;
+        counted(&world, [80, 80]).await?;
+        published(&world.run(&["hourly"], &Quiet, &CancellationToken::new()).await);
+        let mut archive = Archive::open_or_create(&world.batch.config.archive, world.dataset()).await?;
+        for file in files(&world.archive_folder()) {
+            let file = file.to_string_lossy().into_owned();
+            if let Some((_, name)) = file.rsplit_once('/').filter(|_| file.contains("2013-10-31")) {
+                archive.quarantine(name, true, true).await?;
+            }
+        }
+        let found = hourly(&world).await;
+        assert!(found.is_sound() && found.different > 0, "{found:?}");
+        for one in &found.differences {
+            assert_eq!((one.cause, one.layer), (Cause::Gap, Some("batch")), "{one:?}");
+            assert!(one.window.starts_with("2013-10-31"), "{one:?}");
+        }
+        assert!(
+            found.mendable.is_empty(),
+            "a repair would lose what is in these rows alone"
+        );
+
+        let change = "UPDATE flights__count = flights__count + 1000 WHERE carrier = 'ZZ' AND _day = '2013-10-31'";
+        alter(&world, &batch_table_name(world.view("hourly")), change).await?;
+        let found = hourly(&world).await;
+        assert!(found.unexplained > 0, "{found:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn it_spills_where_it_is_told_to() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let nowhere = "commit_every = \"100ms\"\n[batch]\ncut_wait = \"0s\"\nspill = \"/dev/null/spill\"\n";
+        let world = World::new(&server, log(24), nowhere).await?;
+        counted(&world, [24, 16]).await?;
+        let found = hourly(&world).await;
+        assert!(
+            found.why.as_ref().is_some_and(|why| why.contains("/dev/null/spill")),
+            "{found:?}"
+        );
+        Ok(())
+    })
+}
