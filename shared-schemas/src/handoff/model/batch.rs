@@ -519,11 +519,6 @@ impl Protocol {
             .retain(|(start, _), _| !gone.starts.contains(&(PARTITION, *start)));
         store.batch.retain(|(run, _), _| !gone.runs.contains(run));
         store.parents.retain(|run, _| !gone.runs.contains(run));
-        // None is listed for people here: whatever may be forgotten is.
-        let forgotten = store.floor.forgettable(0, &store.publications);
-        store
-            .publications
-            .retain(|publication| !forgotten.contains(&publication.key()));
         let mark = store.floor.mark(PARTITION).start();
         store.asked.retain(|(start, _)| *start >= mark);
         store.withdrawn.retain(|(start, _)| *start >= mark);
