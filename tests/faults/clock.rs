@@ -143,7 +143,7 @@ fn an_archiver_with_a_jumping_clock_archives_alike() -> anyhow::Result<()> {
             }
             Ok(())
         };
-        platform.watched(platform.while_streaming(jumping)).await?;
+        Box::pin(platform.watched(platform.while_streaming(jumping))).await?;
         platform.until_archived().await?;
         ensure!(archiver.runs(), "it ended: {}", archiver.said());
         let (commits, took) = (commits(&archiver).await? - before, began.elapsed());

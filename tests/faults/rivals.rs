@@ -254,40 +254,39 @@ fn a_rebalance_while_reading_waits_loses_and_doubles_nothing() -> anyhow::Result
         if trial.random.bool() {
             other_place.clickhouse = platform.place().clickhouse;
         }
-        platform
-            .watched(async {
-                while !reading_waits(&one).await? {
-                    let sent = platform.send_next(AT_ONCE).await?;
-                    ensure!(sent < MORE_THAN_FIT, "it reads on after {sent} events: {}", one.said());
-                }
-                let other = Worker::speed_at(&platform, &other_place)?;
-                let joined = other.until_said("holds").await;
-                joined.with_context(|| platform.said())?;
-                ensure!(one.runs(), "it ended: {}", one.said());
-                // sleeps: a random instant
-                tokio::time::sleep(trial.instant(2000)).await;
-                if trial.is_long && trial.random.bool() {
-                    // sleeps: until what is held has been given up, and sent again
-                    tokio::time::sleep(Duration::from_secs(45)).await;
-                }
-                gate.open(if trial.random.bool() { Then::SendOn } else { Then::Lose });
-                proxy.forget();
-                trial.whole(&platform).await?;
-                platform.send_next(200).await?;
-                trial.whole(&platform).await?;
-                ensure!(!reading_waits(&one).await?, "it still waits");
-                // No partition is stuck with the one that goes.
-                let (gone, left) = if trial.random.bool() {
-                    (one, other)
-                } else {
-                    (other, one)
-                };
-                gone.end_well().await?;
-                platform.send_next(200).await?;
-                trial.whole(&platform).await?;
-                left.end_well().await
-            })
-            .await
+        let rebalancing = async {
+            while !reading_waits(&one).await? {
+                let sent = platform.send_next(AT_ONCE).await?;
+                ensure!(sent < MORE_THAN_FIT, "it reads on after {sent} events: {}", one.said());
+            }
+            let other = Worker::speed_at(&platform, &other_place)?;
+            let joined = other.until_said("holds").await;
+            joined.with_context(|| platform.said())?;
+            ensure!(one.runs(), "it ended: {}", one.said());
+            // sleeps: a random instant
+            tokio::time::sleep(trial.instant(2000)).await;
+            if trial.is_long && trial.random.bool() {
+                // sleeps: until what is held has been given up, and sent again
+                tokio::time::sleep(Duration::from_secs(45)).await;
+            }
+            gate.open(if trial.random.bool() { Then::SendOn } else { Then::Lose });
+            proxy.forget();
+            trial.whole(&platform).await?;
+            platform.send_next(200).await?;
+            trial.whole(&platform).await?;
+            ensure!(!reading_waits(&one).await?, "it still waits");
+            // No partition is stuck with the one that goes.
+            let (gone, left) = if trial.random.bool() {
+                (one, other)
+            } else {
+                (other, one)
+            };
+            gone.end_well().await?;
+            platform.send_next(200).await?;
+            trial.whole(&platform).await?;
+            left.end_well().await
+        };
+        Box::pin(platform.watched(rebalancing)).await
     })
 }
 
