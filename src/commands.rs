@@ -114,6 +114,22 @@ impl Arguments {
     }
 }
 
+/// What a command that removes something says without `--yes`.
+const WOULD_GO: &str = "this would go, for good: add --yes to remove it\n";
+
+/// Does something with what the store and the archive hold, once the store's tables are there.
+fn on_store(
+    place: &Place,
+    work: impl AsyncFnOnce(&highwater_batch::Batch) -> anyhow::Result<ExitCode>,
+) -> anyhow::Result<ExitCode> {
+    let (config, definitions) = place.join_with_keys()?;
+    let batch = highwater_batch::Batch::new(config, definitions)?;
+    tokio::runtime::Runtime::new()?.block_on(async {
+        crate::connect::tables(&batch.store, &batch.definitions).await?;
+        work(&batch).await
+    })
+}
+
 /// The folder of `up` where none is named.
 const DATA: &str = "data";
 

@@ -26,7 +26,7 @@ use shared_schemas::plan::FAILED_COLUMN;
 use shared_schemas::store::Statement;
 use shared_schemas::store::check::exact_sums;
 use shared_schemas::store::compared::{DaysOfRuns, additive, day_totals, speed_totals};
-use shared_schemas::view::{StateColumn, View};
+use shared_schemas::view::View;
 
 use crate::archive::{Accounts, Archive, Pinned};
 use crate::error::RunError;
@@ -274,17 +274,9 @@ fn events(read: &BTreeMap<Partition, u64>, told: &BTreeMap<Partition, (OffsetRan
     ))
 }
 
-/// The view's count of all that its filter lets pass.
-fn plain_count(view: &View) -> Option<StateColumn<'_>> {
-    view.states().find(|column| {
-        let aggregate = column.aggregate;
-        column.state.is_count() && aggregate.argument.is_none() && aggregate.condition.is_none()
-    })
-}
-
 fn counted(view: &View, totals: &Totals, passed: u64) -> Result<String, String> {
     let columns = exact_sums(view);
-    let Some(plain) = plain_count(view) else {
+    let Some(plain) = view.plain_count() else {
         return Ok("the view has no plain count()".to_owned());
     };
     let sum = columns.iter().position(|column| *column == plain.name);
@@ -301,37 +293,29 @@ type Days = BTreeMap<EventDay, DayTotals>;
 /// Whether each day still has its cells, and its events where the view counts them: marks only rise, so neither gets fewer but by
 /// repeats.
 fn cells(view: &View, [before, now]: &[Days; 2], max_change: f64) -> Result<String, String> {
-    let plain = plain_count(view).and_then(|plain| additive(view).iter().position(|column| *column == plain.name));
+    let plain = view
+        .plain_count()
+        .and_then(|plain| additive(view).iter().position(|column| *column == plain.name));
     let events = |day: &DayTotals| {
         let (total, _) = day.columns.get(plain?)?;
         total.parse::<f64>().ok()
     };
     let fell = |had: f64, has: f64| has < had * (1.0 - max_change);
     for (day, had) in before.iter().filter(|(_, had)| had.cells > 0) {
-        let has = now.get(day).filter(|has| has.cells > 0);
-        let differs = match has {
-            None => Some(format!(
-                "no cell of {} came out, of which",
-                span(&BTreeSet::from([*day]))
-            )),
-            Some(has) if fell(float(had.cells), float(has.cells)) => {
-                let (day, has) = (span(&BTreeSet::from([*day])), has.cells);
-                Some(format!("{has} cells of {day} came out, of which"))
-            }
-            Some(has) => events(had)
-                .zip(events(has))
-                .filter(|(had, has)| fell(*had, *has))
-                .map(|(had, has)| {
-                    let day = span(&BTreeSet::from([*day]));
-                    format!("{has} events of {day} are counted and {had} were before, though")
-                }),
+        let named = span(&BTreeSet::from([*day]));
+        let has = now.get(day);
+        let cells = has.map_or(0, |has| has.cells);
+        let counted = has.and_then(|has| events(had).zip(events(has)));
+        let differs = match counted.filter(|(had, has)| fell(*had, *has)) {
+            _ if cells == 0 => format!("no cell of {named} came out, of which"),
+            _ if fell(float(had.cells), float(cells)) => format!("{cells} cells of {named} came out, of which"),
+            Some((had, has)) => format!("{has} events of {named} are counted and {had} were before, though"),
+            None => continue,
         };
-        if let Some(differs) = differs {
-            return Err(format!(
-                "{differs} the publication before has {} cells: `--accept` publishes it all the same",
-                had.cells
-            ));
-        }
+        return Err(format!(
+            "{differs} the publication before has {} cells: `--accept` publishes it all the same",
+            had.cells
+        ));
     }
     let of = |days: &Days| days.values().map(|day| day.cells).sum::<u64>();
     Ok(format!("{} cells of these days before, {} now", of(before), of(now)))

@@ -35,8 +35,6 @@ pub use self::room::Room;
 use self::room::settled;
 use crate::dedupe::without_known_repeats;
 
-const MICROS_PER_DAY: i64 = 86_400_000_000;
-
 /// A topic's incarnation as the archive's column `_topic` has it.
 pub fn topic_text(topic: TopicId) -> String {
     format!("{:032x}", topic.0)
@@ -153,8 +151,8 @@ impl Recompute {
 /// The microseconds of those days, ascending; neighbours are one range.
 fn moments(days: &BTreeSet<EventDay>) -> Vec<Range<i64>> {
     let mut runs: Vec<Range<i64>> = Vec::new();
-    for day in days.iter().map(|day| i64::from(day.0)) {
-        let of_day = day.saturating_mul(MICROS_PER_DAY)..(day + 1).saturating_mul(MICROS_PER_DAY);
+    for first in days.iter().map(|day| day.first_micros()) {
+        let of_day = first..first.saturating_add(EventDay::MICROS);
         match runs.last_mut() {
             Some(run) if run.end == of_day.start => run.end = of_day.end,
             _ => runs.push(of_day),

@@ -31,7 +31,6 @@ use futures::TryStreamExt;
 use serde::Serialize;
 use shared_connections::sentence;
 use shared_connections::store::Facts;
-use shared_schemas::config::BatchConfig;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::handoff::{ChunkSize, EventDay, Offset, OffsetSet, Partition, Publication, Start, counts};
 use shared_schemas::plan::MergePlan;
@@ -48,7 +47,6 @@ use crate::recompute::{Recompute, Room, below, topic_text};
 use crate::report::ViewReport;
 use crate::retry::patiently;
 use crate::run::Batch;
-use crate::spill::Spill;
 use crate::write::{groups, reason, span};
 
 pub use calibration::Calibration;
@@ -293,7 +291,7 @@ impl OfView<'_> {
 
     async fn compare(&self, ground: &Ground) -> Result<Compare, RunError> {
         let plan_error = |error: datafusion::error::DataFusionError| RunError::Plan(error.to_string());
-        let room = room(&self.batch.config.batch)?;
+        let room = Room::of(&self.batch.config.batch)?;
         let recompute = Recompute::within(&room, self.view, self.dataset).map_err(plan_error)?;
         let publication = ground.facts.newest().map(|newest| &newest.publication);
         let ledgers = self.compared(ground, &self.ledgers().await?)?;
@@ -506,15 +504,6 @@ impl OfView<'_> {
     fn chunk(&self) -> Result<ChunkSize, RunError> {
         ChunkSize::new(self.dataset.chunk).map_err(|error| RunError::Plan(error.to_string()))
     }
-}
-
-/// Memory for all that is computed for a view, and the folder to spill to.
-fn room(config: &BatchConfig) -> Result<Room, RunError> {
-    let spill = Spill::new(config.spill.as_deref()).map_err(|source| RunError::Spill {
-        place: config.spill.clone().unwrap_or_else(std::env::temp_dir),
-        source,
-    })?;
-    Room::new(config.memory, spill.into()).map_err(|error| RunError::Plan(error.to_string()))
 }
 
 fn computing(days: &BTreeSet<EventDay>, error: &datafusion::error::DataFusionError) -> RunError {

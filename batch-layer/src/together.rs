@@ -19,7 +19,6 @@ use crate::error::RunError;
 use crate::progress::Watcher;
 use crate::recompute::Room;
 use crate::run::Batch;
-use crate::spill::Spill;
 use crate::write::{Job, Work, Written};
 
 /// What a view wants computed.
@@ -56,15 +55,9 @@ impl Turn {
 
     /// Memory, and a folder to spill to, made when they are first needed.
     async fn room(&self, batch: &Batch) -> Result<&Room, RunError> {
-        let config = &batch.config.batch;
-        let make = || async {
-            let spill = Spill::new(config.spill.as_deref()).map_err(|source| RunError::Spill {
-                place: config.spill.clone().unwrap_or_else(std::env::temp_dir),
-                source,
-            })?;
-            Room::new(config.memory, spill.into()).map_err(|error| RunError::Plan(error.to_string()))
-        };
-        self.room.get_or_try_init(make).await
+        self.room
+            .get_or_try_init(|| async { Room::of(&batch.config.batch) })
+            .await
     }
 }
 

@@ -227,6 +227,14 @@ impl View {
             MeasureForm::Ratio { .. } => vec![],
         })
     }
+
+    /// The state of the view's plain `count()`, if it has one: it counts every event that the filter lets pass.
+    pub fn plain_count(&self) -> Option<StateColumn<'_>> {
+        self.states().find(|column| {
+            let aggregate = column.aggregate;
+            column.state.is_count() && aggregate.argument.is_none() && aggregate.condition.is_none()
+        })
+    }
 }
 
 /// A state column of a view.

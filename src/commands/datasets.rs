@@ -13,8 +13,7 @@ use shared_schemas::handoff::TopicId;
 use tokio_util::sync::CancellationToken;
 
 use super::output::{Output, columns};
-use super::{Place, used_wrongly};
-use crate::connect;
+use super::{Place, WOULD_GO, on_store, used_wrongly};
 
 /// What is held of datasets, and removing what no definition names
 #[derive(Debug, clap::Args)]
@@ -87,12 +86,7 @@ struct Row {
 
 impl Datasets {
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
-        let (config, definitions) = place.join_with_keys()?;
-        let batch = Batch::new(config, definitions)?;
-        tokio::runtime::Runtime::new()?.block_on(async {
-            connect::tables(&batch.store, &batch.definitions).await?;
-            self.command.run(&batch).await
-        })
+        on_store(place, async |batch| self.command.run(batch).await)
     }
 }
 
@@ -265,11 +259,7 @@ fn text(row: &Row, done: bool) -> String {
         text.push_str(&format!("view {view}\n"));
     }
     text.push_str("the topic and its dead letters stay in Kafka\n");
-    text.push_str(if done {
-        "removed\n"
-    } else {
-        "this would go, for good: add --yes to remove it\n"
-    });
+    text.push_str(if done { "removed\n" } else { WOULD_GO });
     text
 }
 

@@ -12,8 +12,7 @@ use shared_schemas::definitions::Definitions;
 use tokio_util::sync::CancellationToken;
 
 use super::output::Output;
-use super::{Place, used_wrongly};
-use crate::connect;
+use super::{Place, WOULD_GO, on_store, used_wrongly};
 
 /// What ClickHouse holds of views, and removing what no definition names
 #[derive(Debug, clap::Args)]
@@ -100,12 +99,7 @@ impl Row {
 
 impl Views {
     pub(crate) fn run(self, place: &Place) -> anyhow::Result<ExitCode> {
-        let (config, definitions) = place.join_with_keys()?;
-        let batch = Batch::new(config, definitions)?;
-        tokio::runtime::Runtime::new()?.block_on(async {
-            connect::tables(&batch.store, &batch.definitions).await?;
-            self.command.run(&batch).await
-        })
+        on_store(place, async |batch| self.command.run(batch).await)
     }
 }
 
@@ -141,7 +135,7 @@ impl Command {
                     let what = match (chosen.len(), yes) {
                         (0, _) => "no view is without a definition: nothing to remove\n",
                         (_, true) => "removed\n",
-                        (_, false) => "this would go, for good: add --yes to remove it\n",
+                        (_, false) => WOULD_GO,
                     };
                     if chosen.is_empty() {
                         what.to_owned()

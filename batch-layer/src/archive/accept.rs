@@ -65,18 +65,10 @@ impl Archive {
             };
             match Box::pin(self.amend(after, Vec::new(), operation)).await {
                 Ok(()) => return Ok(told),
-                Err(error) => {
-                    self.refresh().await?;
-                    if self.version() == before {
-                        return Err(error);
-                    }
-                }
+                Err(error) => self.overtaken(before, error).await?,
             }
         }
-        Err(ArchiveError::Crowded {
-            place: self.place.clone(),
-            tries: TRIES,
-        })
+        Err(self.crowded())
     }
 
     /// The one of that number that lacks these offsets.

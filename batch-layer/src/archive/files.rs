@@ -32,8 +32,6 @@ use super::sums::FileWriter;
 /// A good half of the size of uncompressed files, at a speed far above the decoder's.
 const ZSTD_LEVEL: i32 = 1;
 
-const MICROS_PER_DAY: i64 = 86_400_000_000;
-
 /// Where a file belongs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Home {
@@ -118,7 +116,7 @@ fn stored(batch: &RecordBatch, schema: &SchemaRef, rules: Fingerprint) -> Result
 /// The rows of each day, in the order in which they stand in the batch.
 fn by_day(batch: &RecordBatch) -> Result<Vec<(EventDay, RecordBatch)>, ArrowError> {
     let times = micros(batch, EVENT_TIME_COLUMN)?;
-    let days: Vec<EventDay> = times.iter().map(|micros| day_of(*micros)).collect();
+    let days: Vec<EventDay> = times.iter().map(|micros| EventDay::of_micros(*micros)).collect();
     let Some(first) = days.first().copied() else {
         return Ok(Vec::new());
     };
@@ -302,11 +300,6 @@ fn moment_text(micros: i64) -> Value {
     DateTime::from_timestamp_micros(micros).map_or(Value::Null, |moment| {
         json!(moment.to_rfc3339_opts(SecondsFormat::Micros, true))
     })
-}
-
-/// The UTC day of a moment in microseconds.
-pub(super) fn day_of(micros: i64) -> EventDay {
-    EventDay(i32::try_from(micros.div_euclid(MICROS_PER_DAY)).unwrap_or(i32::MAX))
 }
 
 fn epoch() -> NaiveDate {

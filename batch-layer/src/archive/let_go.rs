@@ -14,11 +14,9 @@ use shared_schemas::handoff::EventDay;
 use super::error::ArchiveError;
 use super::optimize::{Files, TOLD_FOR, Upkeep, removed, told_for};
 use super::pinned::{File, files_of};
+use super::quarantine::TRIES;
 use super::standing::PROPERTY;
 use super::table::Archive;
-
-/// How often the entry is tried on a newer version.
-const TRIES: u32 = 20;
 
 impl Archive {
     /// Takes out events of days before the horizon, or tells what would go.
@@ -42,19 +40,13 @@ impl Archive {
                 return Ok((horizon, gone));
             };
             // An archiver came first; or the entry is there all the same.
-            self.refresh().await?;
-            if self.version() == before {
-                return Err(error);
-            }
+            self.overtaken(before, error).await?;
             let left = files_of(&self.state, &self.place)?;
             if !files.iter().any(|file| left.iter().any(|one| one.path == file.path)) {
                 return Ok((horizon, gone));
             }
         }
-        Err(ArchiveError::Crowded {
-            place: self.place.clone(),
-            tries: TRIES,
-        })
+        Err(self.crowded())
     }
 
     async fn take_out_days(

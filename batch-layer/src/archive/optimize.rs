@@ -38,6 +38,7 @@ use super::commit::named;
 use super::error::ArchiveError;
 use super::files::{Home, Summary, now, offsets, properties};
 use super::pinned::{File, damaged, files_of};
+use super::quarantine::TRIES;
 use super::scan::open_whole;
 use super::sums::FileWriter;
 use super::table::{Archive, failed};
@@ -46,8 +47,6 @@ use crate::report::{day_text, today};
 /// One entry of the log replaces at most so many bytes, or makes so many files: a stop loses no more work than that.
 const ENTRY_BYTES: u64 = 1 << 30;
 const ENTRY_FILES: usize = 200;
-/// How often an entry is tried on a newer version.
-const TRIES: u32 = 20;
 /// Rows are read so many at a time, fewer where they are wide.
 const BATCH_ROWS: u64 = 8192;
 const BATCH_BYTES: u64 = 1 << 20;
@@ -279,10 +278,7 @@ impl Archive {
             if let Err(error) = Box::pin(self.enter_replacement(&merged, upkeep)).await {
                 let before = self.version();
                 // Where that fails, or the entry may still come, the new files stay until their time is over.
-                self.refresh().await?;
-                if self.version() == before {
-                    return Err(error);
-                }
+                self.overtaken(before, error).await?;
                 let entry = self.log.read_commit_entry(tried).await;
                 let entry = entry.map_err(failed(&self.place, "read"))?;
                 let named = entry.map(|entry| named(&entry)).unwrap_or_default();
@@ -297,10 +293,7 @@ impl Archive {
             return Ok(());
         }
         self.give_up(merged).await;
-        Err(ArchiveError::Crowded {
-            place: self.place.clone(),
-            tries: TRIES,
-        })
+        Err(self.crowded())
     }
 
     async fn enter_replacement(&mut self, merged: &[Merged], upkeep: &Upkeep) -> Result<(), ArchiveError> {

@@ -113,10 +113,7 @@ impl Archive {
             told.moved_to = self.set_aside(&aside.path).await;
             return Ok(told);
         }
-        Err(ArchiveError::Crowded {
-            place: self.place.clone(),
-            tries: TRIES,
-        })
+        Err(self.crowded())
     }
 
     fn find<'a>(&self, files: &'a [File], name: &str) -> Result<&'a File, ArchiveError> {
@@ -129,18 +126,9 @@ impl Archive {
 
     /// The offsets that go with a file.
     async fn lacking(&self, files: &[File], aside: &File) -> OffsetSet {
-        let whole = OffsetRange {
-            from: aside.range.first,
-            to: aside.range.last.next(),
-        };
-        let others = files.iter().filter(|file| {
-            file.path != aside.path
-                && file.range.partition == aside.range.partition
-                && file.range.first < whole.to
-                && file.range.last >= whole.from
-        });
+        let whole = whole(aside);
         let mut held = BTreeSet::new();
-        for other in others {
+        for other in beside(files, aside) {
             match self.offsets_of(other, whole).await {
                 Ok(offsets) => held.extend(offsets),
                 // What it holds is not known, so it may be that nothing is.
@@ -181,6 +169,23 @@ impl Archive {
             .await
     }
 
+    /// After an entry that could not be made on that version: whether it may be tried on a newer one.
+    ///
+    /// # Errors
+    /// The entry's, where there is none.
+    pub(super) async fn overtaken(&mut self, before: u64, error: ArchiveError) -> Result<(), ArchiveError> {
+        self.refresh().await?;
+        if self.version() == before { Err(error) } else { Ok(()) }
+    }
+
+    /// That others came first as often as an entry is tried.
+    pub(super) fn crowded(&self) -> ArchiveError {
+        ArchiveError::Crowded {
+            place: self.place.clone(),
+            tries: TRIES,
+        }
+    }
+
     /// An entry of the log that changes where the archive stands, and no end.
     pub(super) async fn amend(
         &mut self,
@@ -209,6 +214,24 @@ impl Archive {
             }
         }
     }
+}
+
+/// From a file's first offset to its last.
+pub(super) fn whole(file: &File) -> OffsetRange {
+    OffsetRange {
+        from: file.range.first,
+        to: file.range.last.next(),
+    }
+}
+
+/// Other files that may hold offsets from a file's first to its last.
+pub(super) fn beside<'a>(files: &'a [File], of: &'a File) -> impl Iterator<Item = &'a File> {
+    files.iter().filter(|file| {
+        file.path != of.path
+            && file.range.partition == of.range.partition
+            && file.range.first < whole(of).to
+            && file.range.last >= whole(of).from
+    })
 }
 
 /// Whether a name means the file at that path: as an error has it, with or without the table's place, the name alone, or a path

@@ -28,6 +28,7 @@ use shared_schemas::dataset::{
     EVENT_TIME_COLUMN, EXTRA_COLUMN, EventTime, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN,
 };
 use shared_schemas::fingerprint::Fingerprint;
+use shared_schemas::handoff::EventDay;
 use shared_schemas::view::UTC;
 
 use super::columns::{DATE_COLUMN, TOPIC_COLUMN};
@@ -35,8 +36,6 @@ use super::pinned::{File, Pinned};
 use super::scan::Events;
 use super::standing::topic_text;
 use crate::sql::once::once;
-
-const MICROS_PER_DAY: i64 = 86_400_000_000;
 
 /// The archived events as they arrived.
 #[derive(Debug, Clone)]
@@ -167,7 +166,7 @@ fn lowest(file: &File) -> Bounds {
         partition: i32::try_from(range.partition.number).ok(),
         offset: i64::try_from(range.first.0).ok(),
         kafka_time: file.times.0.saturating_mul(1000),
-        event_time: i64::from(range.day.0).saturating_mul(MICROS_PER_DAY),
+        event_time: range.day.first_micros(),
     }
 }
 
@@ -177,7 +176,7 @@ fn highest(file: &File) -> Bounds {
         offset: i64::try_from(range.last.0).ok(),
         // The log knows milliseconds.
         kafka_time: file.times.1.saturating_mul(1000).saturating_add(999),
-        event_time: i64::from(range.day.0).saturating_add(1).saturating_mul(MICROS_PER_DAY) - 1,
+        event_time: range.day.first_micros().saturating_add(EventDay::MICROS) - 1,
         ..lowest(file)
     }
 }

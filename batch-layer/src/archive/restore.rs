@@ -14,7 +14,7 @@ use super::error::ArchiveError;
 use super::files::{Home, date_text};
 use super::intact::intact;
 use super::pinned::{File, files_of};
-use super::quarantine::{FOLDER, TRIES, names};
+use super::quarantine::{FOLDER, TRIES, beside, names, whole};
 use super::standing::{Aside, topic_text};
 use super::table::Archive;
 
@@ -122,18 +122,10 @@ impl Archive {
                     }
                     return Ok(self.restored(&aside.file, &was, Some(to.to_string())));
                 }
-                Err(error) => {
-                    self.refresh().await?;
-                    if self.version() == before {
-                        return Err(error);
-                    }
-                }
+                Err(error) => self.overtaken(before, error).await?,
             }
         }
-        Err(ArchiveError::Crowded {
-            place: self.place.clone(),
-            tries: TRIES,
-        })
+        Err(self.crowded())
     }
 
     fn is_named(&self, aside: &Aside, name: &str) -> bool {
@@ -150,17 +142,9 @@ impl Archive {
 
     /// A gap may have been told for more than what was lost.
     async fn not_held_by_others(&self, file: &File, held: &OffsetSet) -> Result<(), ArchiveError> {
-        let whole = OffsetRange {
-            from: file.range.first,
-            to: file.range.last.next(),
-        };
+        let whole = whole(file);
         let files = files_of(&self.state, &self.place)?;
-        let others = files.iter().filter(|other| {
-            other.range.partition == file.range.partition
-                && other.range.first < whole.to
-                && other.range.last >= whole.from
-        });
-        for other in others {
+        for other in beside(&files, file) {
             let theirs = self.offsets_of(other, whole).await?;
             if let Some(offset) = theirs.into_iter().find(|offset| held.contains(*offset)) {
                 return Err(self.no_gap(file, offset));

@@ -15,7 +15,7 @@ use shared_schemas::dataset::{EVENT_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN
 use shared_schemas::handoff::{EventDay, Offset, OffsetRange, OffsetSet, Partition};
 use shared_schemas::store::tables::TOPIC_COLUMN;
 
-use super::{MICROS_PER_DAY, moments, topic_text};
+use super::{moments, topic_text};
 use crate::repeats::Repeats;
 
 /// Offsets that count, of each partition.
@@ -31,7 +31,8 @@ struct Place {
     partition: Partition,
     topic: String,
     number: i32,
-    offsets: OffsetSet,
+    /// Those that count, ascending.
+    offsets: Vec<Range<i64>>,
     /// From which offsets on events are counted, ascending.
     since: Vec<Offset>,
 }
@@ -100,7 +101,7 @@ impl Counted {
             partition: *partition,
             topic: topic_text(partition.topic),
             number: i32::try_from(partition.number).unwrap_or(i32::MAX),
-            offsets: offsets.clone(),
+            offsets: offsets.ranges().iter().map(signed).collect(),
             since: of(*partition).collect(),
         };
         Self {
@@ -178,8 +179,7 @@ impl Counted {
                 (_, false) => kept.append_buffer(&BooleanBuffer::collect_bool(stretch.rows.len(), |at| {
                     let repeat = stretch.counts(at) && repeats.contains(stretch.offsets[at].cast_unsigned());
                     if repeat {
-                        let day = stretch.times[at].div_euclid(MICROS_PER_DAY);
-                        let day = EventDay(i32::try_from(day).unwrap_or(i32::MAX));
+                        let day = EventDay::of_micros(stretch.times[at]);
                         *tally.repeats.entry(day).or_default() += 1;
                     }
                     stretch.counts(at) && !repeat
@@ -206,11 +206,11 @@ impl Counted {
                 continue;
             };
             let (offsets, times) = (&origins.offsets[rows.clone()], &origins.times[rows.clone()]);
-            let ranges = self.places[place].offsets.ranges();
-            let whole = covers(ranges, bounds(offsets)) && within(&self.times, bounds(times));
+            let ranges = &self.places[place].offsets;
+            let whole = within(ranges, bounds(offsets)) && within(&self.times, bounds(times));
             let counted = (!whole).then(|| {
                 BooleanBuffer::collect_bool(rows.len(), |at| {
-                    covers(ranges, Some((offsets[at], offsets[at])))
+                    within(ranges, Some((offsets[at], offsets[at])))
                         && within(&self.times, Some((times[at], times[at])))
                 })
             });
@@ -251,6 +251,12 @@ impl Place {
     }
 }
 
+/// Offsets as the archive has them.
+fn signed(range: &OffsetRange) -> Range<i64> {
+    let offset = |offset: Offset| i64::try_from(offset.0).unwrap_or(i64::MAX);
+    offset(range.from)..offset(range.to)
+}
+
 /// The lowest and the highest.
 fn bounds(values: &[i64]) -> Option<(i64, i64)> {
     let first = *values.first()?;
@@ -259,22 +265,11 @@ fn bounds(values: &[i64]) -> Option<(i64, i64)> {
     Some(values.iter().fold((first, first), wider))
 }
 
-/// Whether all from the lowest to the highest offset lie in one of the ranges.
-fn covers(ranges: &[OffsetRange], bounds: Option<(i64, i64)>) -> bool {
-    let unsigned = |(low, high): (i64, i64)| u64::try_from(low).ok().zip(u64::try_from(high).ok());
-    bounds.and_then(unsigned).is_some_and(|(low, high)| {
-        let at = ranges.partition_point(|range| range.to <= Offset(low));
-        ranges
-            .get(at)
-            .is_some_and(|range| range.from.0 <= low && high < range.to.0)
-    })
-}
-
-/// The same of times.
-fn within(times: &[Range<i64>], bounds: Option<(i64, i64)>) -> bool {
+/// Whether all from the lowest to the highest lie in one of the ranges, which ascend.
+fn within(ranges: &[Range<i64>], bounds: Option<(i64, i64)>) -> bool {
     bounds.is_some_and(|(low, high)| {
-        let at = times.partition_point(|range| range.end <= low);
-        times
+        let at = ranges.partition_point(|range| range.end <= low);
+        ranges
             .get(at)
             .is_some_and(|range| range.contains(&low) && range.contains(&high))
     })

@@ -178,8 +178,7 @@ pub(crate) async fn feed(
         columns.extend(needed(plan, events)?);
     }
     let reading = scan(&session, events, &(&columns | &origin())).await?;
-    let columns = columns.iter().map(|column| reading.schema().index_of(column));
-    let columns = columns.collect::<std::result::Result<Vec<_>, _>>()?;
+    let columns = indices(&reading.schema(), &columns)?;
     let schema = Arc::new(reading.schema().project(&columns)?);
     let lanes = room.cores();
     let (mut senders, mut tables) = (Vec::new(), Vec::new());
@@ -258,10 +257,15 @@ async fn scan(
     events: &Arc<dyn TableProvider>,
     columns: &BTreeSet<String>,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    let schema = events.schema();
-    let columns = columns.iter().map(|column| schema.index_of(column));
-    let columns = columns.collect::<std::result::Result<Vec<_>, _>>()?;
+    let columns = indices(&events.schema(), columns)?;
     events.scan(&session.state(), Some(&columns), &[], None).await
+}
+
+fn indices(schema: &Schema, columns: &BTreeSet<String>) -> Result<Vec<usize>> {
+    Ok(columns
+        .iter()
+        .map(|column| schema.index_of(column))
+        .collect::<std::result::Result<_, _>>()?)
 }
 
 /// Reads the identities of all events that count.

@@ -11,7 +11,9 @@ use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder};
 use datafusion::prelude::SessionConfig;
 use futures::stream::{BoxStream, StreamExt};
+use shared_schemas::config::BatchConfig;
 
+use crate::error::RunError;
 use crate::spill::Spill;
 
 /// What a sort keeps aside to merge what it spilled: DataFusion's default, but no more than this part of all memory.
@@ -43,6 +45,18 @@ impl Room {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let memory = usize::try_from(memory).unwrap_or(usize::MAX);
         Self::with_cores(memory, (memory / MEMORY_OF_A_CORE).clamp(1, cores), spill)
+    }
+
+    /// The memory that is configured, and a new folder where it says.
+    ///
+    /// # Errors
+    /// [`RunError::Spill`] where none can be made there; DataFusion's, as [`RunError::Plan`].
+    pub(crate) fn of(config: &BatchConfig) -> std::result::Result<Self, RunError> {
+        let spill = Spill::new(config.spill.as_deref()).map_err(|source| RunError::Spill {
+            place: config.spill.clone().unwrap_or_else(std::env::temp_dir),
+            source,
+        })?;
+        Self::new(config.memory, spill.into()).map_err(|error| RunError::Plan(error.to_string()))
     }
 
     /// Memory for one computation alone, which spills to the system's folder for temporary files.

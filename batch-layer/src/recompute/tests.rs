@@ -69,8 +69,8 @@ fn logs() -> impl Strategy<Value = Vec<Event>> {
         prop_oneof![
             Just(3_600_000_000_i64),
             Just(5),
-            Just(MICROS_PER_DAY),
-            Just(MICROS_PER_DAY + 4_000_000_000)
+            Just(EventDay::MICROS),
+            Just(EventDay::MICROS + 4_000_000_000)
         ],
         prop::option::weighted(0.8, prop_oneof![Just("AA"), Just("ZZ")]),
         0_i64..4,
@@ -141,7 +141,7 @@ fn kept(events: &[Event], days: &BTreeSet<EventDay>, marks: &BTreeMap<Partition,
     let counted: Vec<_> = events
         .iter()
         .filter(|event| marks.get(&event.partition).is_some_and(|mark| event.offset < mark.0.0))
-        .filter(|event| days.contains(&EventDay(i32::try_from(event.at.div_euclid(MICROS_PER_DAY)).unwrap())))
+        .filter(|event| days.contains(&EventDay::of_micros(event.at)))
         .collect();
     let same = |a: &Event, b: &Event| (a.carrier, a.flight, a.at) == (b.carrier, b.flight, b.at);
     let first_in_partition: Vec<_> = counted

@@ -29,7 +29,7 @@ use super::comparable::Comparable;
 use super::compare::{Cells, Compare, Compared as Measure, Difference, Row, count, measures};
 use super::explain::Compared;
 use super::ledgers::{KEYS, Placed};
-use super::reach::{Reach, Touch, plain_count};
+use super::reach::{Reach, Touch};
 use super::{OfView, computing};
 use crate::error::RunError;
 use crate::recompute::Recompute;
@@ -262,7 +262,8 @@ impl Judge<'_> {
             ),
         };
         let all = measures(self.view);
-        let plain = plain_count(self.view).and_then(|(name, _)| all.iter().find(|measure| measure.name == name));
+        let plain = self.view.plain_count();
+        let plain = plain.and_then(|plain| all.iter().find(|measure| measure.name == plain.measure));
         match touch {
             Touch::Not => agree(measure, held, predicted),
             Touch::Renamed | Touch::Values => {
@@ -283,7 +284,7 @@ impl Judge<'_> {
         let held = (&piece.held, piece.held.at(cell));
         let least = (&piece.predicted, piece.predicted.at(cell));
         let mut chosen = None;
-        if let Some((_, plain)) = plain_count(self.view) {
+        if let Some(plain) = self.view.plain_count().map(|plain| plain.name) {
             let of = |(cells, at): Row<'_>| {
                 at.and_then(|at| cells.state(&plain, at))
                     .and_then(count)
@@ -429,7 +430,7 @@ impl OfView<'_> {
 
     /// Without starts whose rows don't come to what their ledgers say.
     async fn without_broken(&self, apart: Apart, of: &Compared<'_>) -> Result<Apart, RunError> {
-        let Some((_, plain)) = plain_count(self.view) else {
+        let Some(plain) = self.view.plain_count().map(|plain| plain.name) else {
             return Ok(apart);
         };
         let mut held = BTreeMap::new();

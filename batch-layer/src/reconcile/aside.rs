@@ -11,7 +11,6 @@ use shared_schemas::view::View;
 
 use super::cause::Cause;
 use super::compare::{Cells, Compare, Difference, count, measures};
-use super::reach::plain_count;
 
 const ASIDE: &str = "the row counts events that were archived in a file which was put aside";
 
@@ -19,7 +18,7 @@ impl Compare {
     /// Puts it down to a gap where rows of the batch layer hold more than the archive gives and the gaps that people accepted, of so many
     /// offsets, have room for all of it. Of a view without a plain `count()` nobody can tell. `room` is what is left of it.
     pub(crate) fn excuse_gaps(&mut self, view: &View, held: &Cells, predicted: &Cells, room: &mut u64) {
-        let Some((_, plain)) = plain_count(view).filter(|_| *room > 0) else {
+        let Some(plain) = view.plain_count().map(|plain| plain.name).filter(|_| *room > 0) else {
             return;
         };
         let of = |cells: &Cells, cell: &OwnedRow| {

@@ -13,8 +13,6 @@ use super::classes::Class;
 use super::compare::{Cells, Compare, Difference, measures};
 use shared_schemas::handoff::EventDay;
 
-pub(super) const MICROS_PER_DAY: i64 = 86_400_000_000;
-
 /// Why the answer is not what the archive gives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -132,7 +130,7 @@ impl Difference {
 
     /// The event day of its cell.
     pub(crate) fn day(&self) -> EventDay {
-        EventDay(i32::try_from(self.begins.div_euclid(MICROS_PER_DAY)).unwrap_or_default())
+        EventDay::of_micros(self.begins)
     }
 
     /// Puts it down to a cause.

@@ -14,7 +14,7 @@ use shared_schemas::store::cells::{Among, HeldCells, times_of};
 
 use super::apart::Other;
 use super::calibration::{self, Calibration};
-use super::cause::{MICROS_PER_DAY, Proof};
+use super::cause::Proof;
 use super::classes::{Classes, EventCell, Places};
 use super::compare::{Cells, Compare, Difference};
 use super::ledgers::Placed;
@@ -112,8 +112,7 @@ impl OfView<'_> {
         let Some(window) = of.held.middle_window().filter(|_| !values.is_empty()) else {
             return Ok(Vec::new());
         };
-        let day = i32::try_from(window.div_euclid(MICROS_PER_DAY)).unwrap_or_default();
-        let days = BTreeSet::from([EventDay(day)]);
+        let days = BTreeSet::from([EventDay::of_micros(window)]);
         let failed = |error| computing(&days, &error);
         let classes = Classes::new(self.view, self.dataset, of.room).map_err(plan_error)?;
         let places = of.ground.places(self.chunk()?);

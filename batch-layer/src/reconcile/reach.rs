@@ -100,15 +100,6 @@ fn is_plain(expr: &Expr) -> bool {
     }
 }
 
-/// The column of a view's plain `count()`, and the measure, if it has one: it counts every event of a cell.
-pub(crate) fn plain_count(view: &View) -> Option<(&str, String)> {
-    let plain = view.states().find(|column| {
-        let aggregate = column.aggregate;
-        column.state.is_count() && aggregate.argument.is_none() && aggregate.condition.is_none()
-    });
-    plain.map(|column| (column.measure, column.name))
-}
-
 #[cfg(test)]
 mod tests {
     use shared_schemas::definitions::Definitions;
@@ -170,9 +161,7 @@ n = "count()"
         assert!(!plain.events && !plain.is_of_cells());
         assert_eq!(reach("by_tail").dimensions, [true, false]);
         assert!(reach("filtered").events);
-        assert_eq!(
-            plain_count(definitions.view("plain").unwrap()),
-            Some(("n", "n__count".to_owned()))
-        );
+        let plain = definitions.view("plain").unwrap().plain_count().unwrap();
+        assert_eq!((plain.measure, &plain.name[..]), ("n", "n__count"));
     }
 }

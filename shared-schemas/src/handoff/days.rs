@@ -15,6 +15,20 @@ pub struct EventDay(pub i32);
 const SECONDS_PER_DAY: u64 = 86_400;
 
 impl EventDay {
+    /// A day in microseconds.
+    pub const MICROS: i64 = 86_400_000_000;
+
+    /// The day of a moment, in microseconds since 1970.
+    pub fn of_micros(micros: i64) -> Self {
+        // No i64 of microseconds has more days than an i32 holds.
+        Self(i32::try_from(micros.div_euclid(Self::MICROS)).unwrap_or(i32::MAX))
+    }
+
+    /// The first microsecond of the day.
+    pub fn first_micros(self) -> i64 {
+        i64::from(self.0).saturating_mul(Self::MICROS)
+    }
+
     /// The first day that is held on this one by who keeps so many days; this one is among them.
     #[must_use]
     pub fn first_kept(self, keep: Duration) -> Self {

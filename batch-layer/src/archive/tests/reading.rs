@@ -11,7 +11,7 @@ use shared_schemas::plan;
 use url::Url;
 
 use super::super::ArchiveError;
-use super::super::files::{date, date_text, day_of};
+use super::super::files::{date, date_text};
 use super::*;
 
 #[tokio::test]
@@ -403,7 +403,7 @@ fn days_are_read_as_written() {
     for day in [0, 1, 15_000, 16_010, 120_000] {
         assert_eq!(date(&date_text(EventDay(day))), Some(EventDay(day)));
     }
-    assert_eq!(date_text(day_of(1_383_350_399_999_999)), "2013-11-01");
-    assert_eq!(date_text(day_of(1_383_350_400_000_000)), "2013-11-02");
+    assert_eq!(date_text(EventDay::of_micros(1_383_350_399_999_999)), "2013-11-01");
+    assert_eq!(date_text(EventDay::of_micros(1_383_350_400_000_000)), "2013-11-02");
     assert_eq!(date("yesterday"), None);
 }
