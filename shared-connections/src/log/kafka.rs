@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+use rdkafka::metadata::MetadataPartition;
 use rdkafka::{ClientContext, Offset as KafkaOffset, TopicPartitionList};
 use shared_schemas::config::KafkaConfig;
 use shared_schemas::handoff::{Offset, OffsetRange, TopicId};
@@ -19,6 +20,8 @@ use crate::{delays, sentence};
 
 /// How long one question may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// What asking for a log's bounds is in messages.
+const TELL: &str = "tell the offsets of topic";
 /// How many of librdkafka's log lines are taken after a question. They would pile up in a client that is only asked.
 const LINES: usize = 64;
 
@@ -227,18 +230,57 @@ impl Kafka {
 
     /// As [`Kafka::bounds`]; blocks.
     pub(super) fn bounds_now(&self, topic: &str, partition: u32) -> Result<OffsetRange, LogError> {
-        let bounds = self.answered(topic, Some(partition), "tell the offsets of topic", |client| {
-            let (low, high) = client.fetch_watermarks(topic, kafka_partition(partition), PATIENCE)?;
-            Ok(OffsetRange {
-                from: offset(low),
-                to: offset(high),
+        let ask = || {
+            self.answered(topic, Some(partition), TELL, |client| {
+                let (low, high) = client.fetch_watermarks(topic, kafka_partition(partition), PATIENCE)?;
+                Ok(OffsetRange {
+                    from: offset(low),
+                    to: offset(high),
+                })
             })
-        });
-        // librdkafka says of a topic that is not there that it has no such partition.
-        if let Err(LogError::NoPartition { .. }) = bounds {
-            self.topic_now(topic)?;
+        };
+        match ask() {
+            // librdkafka says so of a topic that is not there, of a partition without a leader too, and, for minutes, of one
+            // that had none when it last looked.
+            Err(LogError::NoPartition { .. }) => self.leader_now(topic, partition)?,
+            answer => return answer,
         }
-        bounds
+        match ask() {
+            // It was there just now.
+            Err(LogError::NoPartition { .. }) => Err(LogError::refused(
+                self.brokers(),
+                format!("{TELL} {topic}"),
+                KafkaError::MetadataFetch(Code::LeaderNotAvailable),
+            )),
+            answer => answer,
+        }
+    }
+
+    /// Makes the client look anew for the partition's leader, and fails if it has none; blocks.
+    fn leader_now(&self, topic: &str, partition: u32) -> Result<(), LogError> {
+        self.answered(
+            topic,
+            Some(partition),
+            "find the leader of a partition of topic",
+            |client| {
+                let found = client.fetch_metadata(Some(topic), PATIENCE)?;
+                let found = found.topics().first().ok_or(KafkaError::NoMessageReceived)?;
+                if let Some(error) = found.error() {
+                    let code = match error.into() {
+                        Code::UnknownTopicOrPartition => Code::UnknownTopic,
+                        code => code,
+                    };
+                    return Err(KafkaError::MetadataFetch(code));
+                }
+                let number = kafka_partition(partition);
+                let found = found.partitions().iter().find(|found| found.id() == number);
+                match found.map(MetadataPartition::leader) {
+                    None => Err(KafkaError::MetadataFetch(Code::UnknownPartition)),
+                    Some(..0) => Err(KafkaError::MetadataFetch(Code::LeaderNotAvailable)),
+                    Some(_) => Ok(()),
+                }
+            },
+        )
     }
 
     /// As [`Kafka::bounds`], but where they are hard to believe they are asked for more than once, as long as `goes_on`: a
