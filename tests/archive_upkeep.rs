@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use highwater_batch::archive::{Archive, Commit, Optimized, Upkeep};
-use highwater_batch::{Batch, Logs, Selection};
 use highwater_tests::platform::{Platform, cells, events};
 use highwater_tests::stack::{program, run};
 use highwater_tests::table::{Table, offsets, partition, texts};
@@ -227,18 +226,7 @@ fn a_batch_run_gives_the_same_before_and_after() -> anyhow::Result<()> {
             platform.send(events(round * 400..(round + 1) * 400)).await?;
             platform.until_archived().await?;
         }
-        let publish = async |platform: &Platform| -> anyhow::Result<()> {
-            let mut batch = Batch::new(platform.config.clone(), platform.definitions.clone())?;
-            batch.to_end = true;
-            let views = batch.selected(&Selection::default())?;
-            let cancel = CancellationToken::new();
-            let _lease = batch.lease("a test's run", true, &Logs, &cancel).await?;
-            for report in batch.run(&views, &Logs, &cancel).await {
-                ensure!(report.publication.is_some(), "{report:?}");
-            }
-            Ok(())
-        };
-        publish(&platform).await?;
+        platform.publish_to_end().await?;
         assert_eq!(platform.answer("batch").await?, cells(&platform.sent()));
         let dataset = &platform.definitions.datasets[0];
         let mut archive = Archive::open(&platform.config.archive, dataset).await?.unwrap();
@@ -247,7 +235,7 @@ fn a_batch_run_gives_the_same_before_and_after() -> anyhow::Result<()> {
         // Each day has further events, so all days are computed anew, from the optimized files.
         platform.send(events(4_000..5_600)).await?;
         platform.until_archived().await?;
-        publish(&platform).await?;
+        platform.publish_to_end().await?;
         assert_eq!(platform.answer("batch").await?, cells(&platform.sent()));
         platform.stop_all().await
     })

@@ -6,7 +6,7 @@
 
 mod planted;
 mod search;
-mod spilled;
+pub(crate) mod spilled;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

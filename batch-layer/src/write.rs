@@ -448,9 +448,23 @@ pub(crate) fn reason(error: &datafusion::error::DataFusionError) -> String {
         datafusion::error::DataFusionError::ResourcesExhausted(what) => {
             format!("the memory does not suffice, give `batch.memory` more: {what}")
         }
+        // Nothing else is written to a disk in a plan.
+        root if is_full(root) => {
+            "the disk is full, or will not take a larger file, where what exceeds the memory goes: make room \
+            there, or name another folder as `batch.spill`"
+                .to_owned()
+        }
         datafusion::error::DataFusionError::External(error) => sentence(&**error),
         root => sentence(root),
     }
+}
+
+/// Whether a disk had no room.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| matches!(error.kind(), FileTooLarge | QuotaExceeded | StorageFull))
 }
 
 #[cfg(test)]
@@ -459,6 +473,19 @@ mod tests {
     use shared_schemas::handoff::{Offset, TopicId};
 
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_faults() {
+        use datafusion::error::DataFusionError as Fault;
+        let full = || std::io::Error::from_raw_os_error(28);
+        let arrow = arrow::error::ArrowError::IoError("Io error".to_owned(), full());
+        for fault in [Fault::IoError(full()), Fault::ArrowError(Box::new(arrow), None)] {
+            let fault = Fault::Shared(Arc::new(fault.context("in a sort")));
+            assert!(reason(&fault).contains("`batch.spill`"), "{}", reason(&fault));
+        }
+        let gone = Fault::IoError(std::io::ErrorKind::NotFound.into());
+        assert!(!reason(&gone).contains("disk"), "{}", reason(&gone));
+    }
 
     /// The bytes of each block that these states, one to a row, make in one batch after another.
     fn blocks(batches: &[&[usize]]) -> Vec<usize> {

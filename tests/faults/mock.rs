@@ -7,10 +7,10 @@
 //! ends the process: a child that another test starts just then holds the port until it has become another program.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use highwater_tests::alone::is_elsewhere;
 use highwater_tests::platform::{Difference, Event as Sent, VIEWS};
 use highwater_tests::stack::{PATIENCE, unique};
 use rdkafka::ClientConfig;
@@ -30,9 +30,6 @@ const PARTITIONS: i32 = 2;
 
 /// Long enough for a reader and its watch to find out that a leader is gone.
 const FOUND_OUT: Duration = Duration::from_secs(3);
-
-/// Set in the process that has the mocks.
-const ALONE: &str = "HIGHWATER_TEST_ALONE";
 
 /// How many records of each partition were delivered, all of them in order.
 type Read = BTreeMap<u32, u64>;
@@ -118,26 +115,11 @@ async fn read_past(reader: &mut Reader, read: &mut Read, ends: &Read) -> anyhow:
     Ok(())
 }
 
-/// Runs that test in a process of its own, and shows what it said.
-fn alone(test: &str) -> anyhow::Result<()> {
-    let module = module_path!().split_once("::").map_or("", |(_, module)| module);
-    let output = Command::new(std::env::current_exe()?)
-        .args([&format!("{module}::{test}"), "--exact", "--nocapture"])
-        .env(ALONE, "1")
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    println!("{said}");
-    let complained = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}: {complained}", output.status);
-    ensure!(said.contains("1 passed"), "no test of that name ran");
-    Ok(())
-}
-
 /// Errors of three brokers, leaders that move, brokers that go and come: no record is passed over, none comes twice.
 #[test]
 fn a_reader_passes_over_no_record_whatever_brokers_answer() -> anyhow::Result<()> {
-    if std::env::var_os(ALONE).is_none() {
-        return alone("a_reader_passes_over_no_record_whatever_brokers_answer");
+    if is_elsewhere(module_path!(), "a_reader_passes_over_no_record_whatever_brokers_answer")? {
+        return Ok(());
     }
     use RDKafkaRespErr::{
         RD_KAFKA_RESP_ERR_BROKER_NOT_AVAILABLE as AWAY, RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR as STORAGE,
@@ -196,8 +178,8 @@ fn a_reader_passes_over_no_record_whatever_brokers_answer() -> anyhow::Result<()
 /// asked about the one has its end. With a leader again all of it is read, every record once.
 #[test]
 fn a_partition_without_a_leader_keeps_no_other_back() -> anyhow::Result<()> {
-    if std::env::var_os(ALONE).is_none() {
-        return alone("a_partition_without_a_leader_keeps_no_other_back");
+    if is_elsewhere(module_path!(), "a_partition_without_a_leader_keeps_no_other_back")? {
+        return Ok(());
     }
     trials("5", "a partition without a leader (mock)", 5, async |trial| {
         let ground = Mocks::new(false)?;

@@ -19,7 +19,7 @@ use super::planted::{OPEN, SECRET};
 use super::search::{Written, anywhere, files, leaks};
 
 /// No rule of it needs a key of the environment, which this process shares with other tests.
-const DEFINITIONS: &str = r#"
+pub(crate) const DEFINITIONS: &str = r#"
 [dataset.people]
 event_time = "at"
 event_id = ["number"]
@@ -46,14 +46,14 @@ dimensions = ["city", "name", "phone", "note", "number"]
 people = "count()"
 "#;
 
-const PEOPLE: i64 = 100_000;
+pub(crate) const PEOPLE: i64 = 100_000;
 const PARTITION: Partition = Partition {
     topic: TopicId(11),
     number: 0,
 };
 
 /// Archives people, each with a secret in every field that has a rule, a tenth of them twice.
-async fn archived(definitions: &Definitions, folder: &Path) -> anyhow::Result<Archive> {
+pub(crate) async fn archived(definitions: &Definitions, folder: &Path) -> anyhow::Result<Archive> {
     let dataset = &definitions.datasets[0];
     let options = Options {
         extra: true,
@@ -106,6 +106,18 @@ async fn keep(from: &Path, to: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// Computes the day's cells in so little memory that most goes to disk, and counts them.
+pub(crate) async fn computed(archive: &Archive, definitions: &Definitions, spill: &Path) -> anyhow::Result<usize> {
+    let pinned = archive.pin().await?;
+    let days = BTreeSet::from([EventDay(15_706)]);
+    let room = Room::new(3 << 20, Arc::new(Spill::new(Some(spill))?))?;
+    let recompute = Recompute::within(&room, &definitions.views[0], &definitions.datasets[0])?;
+    let counted = below(&BTreeMap::from([(PARTITION, Mark(Offset(PEOPLE.unsigned_abs())))]));
+    let cells = recompute.cells(pinned.events(&days), &days, &counted).await?;
+    let cells: Vec<_> = cells.try_collect().await?;
+    Ok(cells.iter().map(arrow::array::RecordBatch::num_rows).sum())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_spilled_is_masked_and_goes() -> anyhow::Result<()> {
     let site = tempfile::TempDir::with_prefix("highwater-test-")?;
@@ -114,16 +126,7 @@ async fn what_is_spilled_is_masked_and_goes() -> anyhow::Result<()> {
     let (spill, kept) = (site.path().join("spill"), site.path().join("kept"));
     std::fs::create_dir_all(&spill)?;
     std::fs::create_dir(&kept)?;
-    let pinned = archive.pin().await?;
-    let days = BTreeSet::from([EventDay(15_706)]);
-    let compute = async {
-        let room = Room::new(3 << 20, Arc::new(Spill::new(Some(&spill))?))?;
-        let recompute = Recompute::within(&room, &definitions.views[0], &definitions.datasets[0])?;
-        let counted = below(&BTreeMap::from([(PARTITION, Mark(Offset(PEOPLE.unsigned_abs())))]));
-        let cells = recompute.cells(pinned.events(&days), &days, &counted).await?;
-        let cells: Vec<_> = cells.try_collect().await?;
-        anyhow::Ok(cells.iter().map(arrow::array::RecordBatch::num_rows).sum::<usize>())
-    };
+    let compute = computed(&archive, &definitions, &spill);
     let rows = tokio::select! {
         rows = compute => rows?,
         kept = keep(&spill, &kept) => anyhow::bail!("{kept:?}"),

@@ -1,5 +1,6 @@
 //! What the tests share: servers of their own, on their own ports and folders, that end with the test.
 
+pub mod alone;
 pub mod clickhouse;
 pub mod engine;
 pub mod flights;

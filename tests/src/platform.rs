@@ -355,7 +355,17 @@ impl Platform {
 
     /// Runs a batch for these views, all if none is named.
     pub async fn batch(&self, views: &[&str]) -> anyhow::Result<Vec<ViewReport>> {
-        let batch = Batch::new(self.config.clone(), self.definitions.clone())?;
+        self.run_batch(views, false).await
+    }
+
+    /// Runs a batch up to the archive's end, which must publish each view.
+    pub async fn publish_to_end(&self) -> anyhow::Result<Vec<ViewReport>> {
+        published(self.run_batch(&[], true).await?)
+    }
+
+    async fn run_batch(&self, views: &[&str], to_end: bool) -> anyhow::Result<Vec<ViewReport>> {
+        let mut batch = Batch::new(self.config.clone(), self.definitions.clone())?;
+        batch.to_end = to_end;
         let selection = Selection {
             views: views.iter().map(|&view| view.to_owned()).collect(),
             datasets: Vec::new(),
@@ -377,12 +387,15 @@ impl Platform {
 
     /// Runs a batch that must publish both views.
     pub async fn publish(&self) -> anyhow::Result<Vec<ViewReport>> {
-        let reports = self.batch(&[]).await?;
-        for report in &reports {
-            ensure!(report.result == Outcome::Published, "{report:?}");
-        }
-        Ok(reports)
+        published(self.batch(&[]).await?)
     }
+}
+
+fn published(reports: Vec<ViewReport>) -> anyhow::Result<Vec<ViewReport>> {
+    for report in &reports {
+        ensure!(report.result == Outcome::Published, "{report:?}");
+    }
+    Ok(reports)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 use local_stack::process::{Launch, Process, tail};
 use nix::sys::signal::Signal;
 
+use crate::alone::limit_files_of;
 use crate::platform::{Place, Platform};
 use crate::stack::{PATIENCE, program, unique, until};
 
@@ -56,12 +57,7 @@ impl Worker {
 
     /// Lets it write again.
     pub fn unlimited(&self) -> anyhow::Result<()> {
-        let mut command = Command::new("prlimit");
-        let status = command
-            .args(["--pid", &self.pid().to_string(), "--fsize=unlimited"])
-            .status()?;
-        ensure!(status.success(), "prlimit: {status}");
-        Ok(())
+        limit_files_of(self.pid(), None)
     }
 
     fn run(
