@@ -133,7 +133,7 @@ impl ClickHouse {
             if let Some(status) = self.process.ended() {
                 return Err(self.process.died(status));
             }
-            if sockets::listens(self.process.pid(), self.address.port()) && answers(&self.url()).await.is_ok() {
+            if sockets::listens(self.process.pid(), self.address) && answers(&self.url()).await.is_ok() {
                 return Ok(());
             }
             if started.elapsed() > START {

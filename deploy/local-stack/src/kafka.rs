@@ -128,8 +128,7 @@ impl Kafka {
             if let Some(status) = self.process.ended() {
                 return Err(self.process.died(status));
             }
-            if sockets::listens(self.process.pid(), self.address.port())
-                && client::answers(&self.brokers(), &[]).await.is_ok()
+            if sockets::listens(self.process.pid(), self.address) && client::answers(&self.brokers(), &[]).await.is_ok()
             {
                 return Ok(());
             }

@@ -5,6 +5,8 @@
 
 use std::fs;
 
+use crate::address::Loopback;
+
 /// The process that listens on a TCP port of this machine, as far as we may see it: other users' processes hide theirs.
 pub fn listener(port: u16) -> Option<u32> {
     let sockets = listening(port);
@@ -18,9 +20,15 @@ pub fn listener(port: u16) -> Option<u32> {
         .find(|pid| holds_any(*pid, &sockets))
 }
 
-/// Does this process listen on the port?
-pub fn listens(pid: u32, port: u16) -> bool {
-    let sockets = listening(port);
+/// Does this process listen at this address of this machine?
+///
+/// Somebody must answer before `/proc` is read: the system goes through a table for millions of connections to write it, which
+/// takes milliseconds, and who waits for a server asks often.
+pub fn listens(pid: u32, address: Loopback) -> bool {
+    if !address.is_listened_to() {
+        return false;
+    }
+    let sockets = listening(address.port());
     !sockets.is_empty() && holds_any(pid, &sockets)
 }
 
@@ -69,10 +77,11 @@ mod tests {
     fn a_port_leads_to_the_process_that_listens_on_it() {
         let listener_socket = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = listener_socket.local_addr().unwrap().port();
-        assert!(listens(std::process::id(), port));
+        let here = Loopback::of("localhost", port).unwrap();
+        assert!(listens(std::process::id(), here));
         assert_eq!(listener(port), Some(std::process::id()));
-        assert!(!listens(1, port));
+        assert!(!listens(1, here));
         drop(listener_socket);
-        assert!(!listens(std::process::id(), port));
+        assert!(!listens(std::process::id(), here));
     }
 }
