@@ -15,6 +15,7 @@ use shared_schemas::store::statement::BELOW_FLOOR;
 use shared_schemas::store::tables::{FLOORS, batch_table_name, speed_table_name};
 use shared_schemas::store::{Filter, FilterValues, Layers, Merging, Order, Selection, control_tables, view_tables};
 
+use crate::faults::trial::is_long;
 use world::{Flush, LOG, PARTITIONS, TOPIC, World, partition};
 
 fn flushes() -> impl Strategy<Value = Vec<Flush>> {
@@ -200,7 +201,8 @@ fn rival_writers_give_the_oracles_answer_at_each_step() -> anyhow::Result<()> {
     let server = ClickHouse::start()?;
     let runtime = tokio::runtime::Runtime::new()?;
     let mut runner = TestRunner::new(Config {
-        cases: 4,
+        // Each reads the engine some hundred times.
+        cases: if is_long() { 12 } else { 2 },
         max_shrink_iters: 20,
         failure_persistence: None,
         ..Config::default()

@@ -120,7 +120,7 @@ fn a_store_that_is_away_costs_no_memory_and_no_event() -> anyhow::Result<()> {
         trial.whole(&platform).await?;
         let before = worker.memory()?;
         proxy.set(Way::Cut);
-        let away = Duration::from_secs(trial.times(20, 300));
+        let away = Duration::from_secs(trial.times(10, 300));
         let began = Instant::now();
         let mut most = 0;
         let sampling = async {
@@ -130,7 +130,7 @@ fn a_store_that_is_away_costs_no_memory_and_no_event() -> anyhow::Result<()> {
             }
             anyhow::Ok(())
         };
-        let (sampled, sent) = tokio::join!(sampling, platform.send_next(trial.times(50_000, 200_000)));
+        let (sampled, sent) = tokio::join!(sampling, platform.send_next(trial.times(20_000, 200_000)));
         sampled?;
         sent?;
         ensure!(worker.runs(), "it ended: {}", worker.said());
