@@ -13,6 +13,8 @@ mod batch_runs;
 #[cfg(test)]
 mod bench;
 #[cfg(test)]
+mod changed_view;
+#[cfg(test)]
 mod check;
 #[cfg(test)]
 mod damaged_files;

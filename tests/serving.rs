@@ -1,5 +1,6 @@
 //! The query API as callers have it: `highwater serve` on the real engine, asked over HTTP.
 
+mod changed;
 mod documents;
 mod estimates;
 mod problems;
@@ -244,7 +245,15 @@ async fn views_say_what_there_is_to_ask() -> anyhow::Result<()> {
     assert_eq!(
         list["views"][1],
         json!({"name": "tracked", "dataset": "tickets", "grain": "1h", "fingerprint": tracked,
-               "dimensions": ["origin"], "measures": ["flights"]})
+               "dimensions": ["origin"], "measures": ["flights"], "building": true,
+               "definition": {
+                   "state": "building", "building": tracked, "answered_by": null, "counted": null,
+                   "detail": "view `tracked` is new: speed rows alone answer until a batch run publishes it; no speed layer \
+                              counts it yet"}})
+    );
+    assert_eq!(
+        (&list["views"][0]["building"], list["views"][0].get("definition")),
+        (&json!(false), None)
     );
     let (status, page) = world.get("/api/v1/views/departures").await?;
     assert_eq!((status, &page["building"]), (200, &json!(false)));

@@ -114,10 +114,16 @@ async fn a_running_platform_is_told_on_one_screen() -> anyhow::Result<()> {
 async fn other_rules_are_told(site: &Site) -> anyhow::Result<()> {
     let file = site.path().join("definitions/flights.toml");
     let definitions = std::fs::read_to_string(&file)?;
+    let before = status(site, &[]).await?.1["views"][0].take();
+    assert_eq!(
+        (&before["answered_by"], &before["counted"]),
+        (&Value::Null, &Value::Null)
+    );
     std::fs::write(&file, definitions.replace("chunk = 64", "chunk = 64\nfuture = \"1h\""))?;
     let (code, report) = status(site, &[]).await?;
     assert_eq!(code, Some(0));
     assert!(report["views"][0]["publication"].is_null(), "it is another view");
+    assert_eq!(report["views"][0]["answered_by"], before["fingerprint"]);
     assert_eq!(report["datasets"][0]["partitions"][0]["speed"]["state"], "nothing_yet");
     let warnings = report["warnings"].as_array().context("no warnings")?;
     let told = warnings

@@ -49,6 +49,14 @@ fn a_view_that_no_definition_names_can_be_removed_and_comes_back_as_new() -> any
             (&listed[1]["publications"], &listed[0]["publications"]),
             (&1.into(), &0.into())
         );
+        assert_eq!(
+            (&listed[0]["state"], &listed[1]["state"], &listed[1]["answers"]),
+            (
+                &"building".into(),
+                &"answers".into(),
+                &serde_json::json!(["departures"])
+            )
+        );
 
         let (code, _, stderr) = site.run(&["views", "remove", "departures", "--yes"]).await?;
         assert_eq!(code, Some(2));
@@ -57,10 +65,27 @@ fn a_view_that_no_definition_names_can_be_removed_and_comes_back_as_new() -> any
             "{stderr}"
         );
 
+        // It answers until the new one is published, and is not offered before.
+        let fingerprint = old.fingerprint.to_string();
+        let (code, stdout, stderr) = site.run(&["views", "remove", "--unused", "--yes"]).await?;
+        assert_eq!((code, &*stdout), (Some(0), "no view is unused: nothing to remove\n"));
+        let kept = format!(
+            "{fingerprint} is kept: it answers for departures until the first publication of the new definition\n"
+        );
+        assert_eq!(stderr, kept);
+        let changed =
+            Definitions::load(&site.path().join("definitions")).map_err(|wrong| anyhow::anyhow!("{wrong}"))?;
+        store
+            .publish(&changed.views[0], &publication, &Origin::default())
+            .await?;
+        let listed = views(&site, &["list"]).await?;
+        assert_eq!(
+            (&listed[0]["state"], &listed[1]["state"], listed[1].get("answers")),
+            (&"published".into(), &"unused".into(), None)
+        );
         let would = views(&site, &["remove", "--unused"]).await?;
         assert_eq!((would.len(), &would[0]["fingerprint"]), (1, &listed[1]["fingerprint"]));
         assert_eq!(views(&site, &["list"]).await?, listed, "nothing goes without --yes");
-        let fingerprint = old.fingerprint.to_string();
         let removed = views(&site, &["remove", &fingerprint, "--yes"]).await?;
         assert_eq!(removed[0]["removed"], true);
         let left = views(&site, &["list"]).await?;
@@ -70,10 +95,24 @@ fn a_view_that_no_definition_names_can_be_removed_and_comes_back_as_new() -> any
             Vec::<Value>::new()
         );
 
-        // Its definition comes back: as a view that was never published.
+        // Its definition comes back: as a view that was never published, for which the one answers that was.
         std::fs::write(&file, first)?;
         store.create_tables(&definitions).await?;
         assert!(store.facts(old).await?.publications.is_empty());
+        let listed = views(&site, &["list"]).await?;
+        assert_eq!(
+            (&listed[0]["fingerprint"], &listed[1]["fingerprint"]),
+            (&fingerprint.into(), &changed.views[0].fingerprint.to_string().into())
+        );
+        assert_eq!(
+            (&listed[0]["state"], &listed[1]["state"]),
+            (&"building".into(), &"answers".into())
+        );
+        // Named, it goes all the same.
+        let answering = changed.views[0].fingerprint.to_string();
+        let removed = views(&site, &["remove", &answering, "--yes"]).await?;
+        assert_eq!(removed[0]["removed"], true);
+        assert_eq!(views(&site, &["list"]).await?.len(), 1);
         anyhow::Ok(())
     })
 }

@@ -16,8 +16,10 @@ use shared_schemas::store::{confidence_column, error_column};
 use shared_schemas::units::show_duration;
 use shared_schemas::view::{Measure, MeasureForm, ValueType, View};
 
+use crate::changed::Definition;
 use crate::coverage::{Coverage, Extent, Reason};
 use crate::freshness::{Freshness, partition_name, topic};
+use crate::query::Asked;
 use crate::request::{Query, Range};
 
 /// An answer to a query.
@@ -30,6 +32,9 @@ pub struct Answer {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     more: bool,
     range: AnsweredRange,
+    /// There only where another definition answers than the one that is building.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    definition: Option<Definition>,
     publication: Option<AnsweredPublication>,
     freshness: Freshness,
     /// There only where there are some.
@@ -178,14 +183,18 @@ impl Answer {
     /// # Errors
     /// The rows are not as the statement asks for.
     pub(crate) fn of(
-        view: &View,
-        has_event_id: bool,
+        asked: Asked<'_>,
         query: &Query,
         body: &[u8],
         coverage: &Coverage,
         facts: &Facts,
         freshness: &[FreshnessOfPartition],
     ) -> Result<Self, Unreadable> {
+        let Asked {
+            view,
+            has_event_id,
+            definition,
+        } = asked;
         let mut compact: Compact = serde_json::from_slice(body)?;
         let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
         let more = compact.data.len() > limit;
@@ -274,6 +283,7 @@ impl Answer {
                 now: rfc3339_millis(query.range.now),
                 held_from: coverage.held_from.and_then(rfc3339),
             },
+            definition: definition.cloned(),
             publication: facts.newest().map(|newest| AnsweredPublication::of(newest, topic)),
             freshness: Freshness::of(view, facts, freshness, query.range.now),
             gaps: gaps.collect(),

@@ -6,6 +6,7 @@
 //! In reading order:
 //! - [`request`]: a query as it came, checked: every fault of it at once
 //! - [`query`]: the protocol of a query: facts, then one statement, then gaps
+//! - [`changed`]: a view that is building, and who answers for it meanwhile
 //! - [`coverage`]: what of the events an answer holds, per bucket
 //! - [`freshness`]: how far each layer has come
 //! - [`answer`]: the rows as JSON, each with how it was made
@@ -18,6 +19,7 @@
 //! - [`server`]: listening and ending; [`serve`] is the entry point
 
 pub mod answer;
+pub mod changed;
 mod connection;
 pub mod coverage;
 #[cfg(test)]

@@ -202,6 +202,19 @@ impl Problem {
         }
     }
 
+    /// What was to answer is not there any more.
+    pub fn publication_gone() -> Self {
+        Self {
+            retry_after: Some(STORE_RETRY),
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "publication_gone",
+                "The publication was let go meanwhile",
+                "publications were let go while the query was answered, several times in a row",
+            )
+        }
+    }
+
     /// What a failure of the store means to the caller.
     pub fn of_store(error: &StoreError) -> Self {
         let unavailable = |code, title, detail: String| Self {
@@ -222,11 +235,7 @@ impl Problem {
                     "the query needs more memory than a query may: ask for a shorter range or fewer dimensions",
                 )
             }
-            _ if error.is_below_floor() => unavailable(
-                "publication_gone",
-                "The publication was let go meanwhile",
-                "publications were let go while the query was answered, several times in a row".to_owned(),
-            ),
+            _ if error.is_below_floor() => Self::publication_gone(),
             _ if error.is_passing() => unavailable(
                 "store_busy",
                 "The store is busy",

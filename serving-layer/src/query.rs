@@ -4,6 +4,9 @@
 //! changes nothing. The statement checks the floor once more by itself, and where the floor has risen past the
 //! publication, the facts are read again. Gaps are read after the rows, so that no row lacks what was not told.
 //!
+//! A view without a publication may have been changed: then what answers is the definition that was published last under its
+//! name, and the query has to be checked against that one first ([`Reply::Changed`]).
+//!
 //! Exact sets may take more memory to merge than a statement may have. An estimate that says so is better than no answer: then
 //! the sketches alone are asked.
 
@@ -11,11 +14,12 @@ use std::time::Instant;
 
 use metrics::histogram;
 use shared_connections::store::{Answer as Rows, Facts, FreshnessOfPartition, Store, StoreError};
-use shared_schemas::handoff::{BadChunk, ChunkSize};
+use shared_schemas::handoff::{Answering, BadChunk, ChunkSize};
 use shared_schemas::store::{Merging, Selection, Statement, StatementError};
 use shared_schemas::view::View;
 
 use crate::answer::{Answer, Unreadable};
+use crate::changed::{Building, Changed, Definition};
 use crate::coverage::Coverage;
 use crate::problem::{Problem, is_out_of_memory};
 use crate::request::Query;
@@ -59,57 +63,122 @@ pub enum QueryError {
     /// The rows are not as the statement asks for.
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
+    /// What was to answer instead of the view has no publication any more.
+    #[error("the publication that was to answer is gone")]
+    Gone,
+    /// The view was published between two looks at it.
+    #[error("the view was published meanwhile")]
+    Published,
+}
+
+/// What comes of a query.
+#[derive(Debug)]
+pub enum Reply {
+    /// Its answer.
+    Answer(Box<Answer>),
+    /// Another definition is to be asked.
+    Changed(Box<Changed>),
+}
+
+/// The view that is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// It.
+    pub view: &'a View,
+    /// Whether its dataset says which events are repeats.
+    pub has_event_id: bool,
+    /// What to say of it where it answers instead of another.
+    pub definition: Option<&'a Definition>,
+}
+
+impl Changed {
+    /// To ask the one that answers.
+    pub fn asked(&self) -> Asked<'_> {
+        Asked {
+            view: &self.instead.view,
+            has_event_id: self.instead.has_event_id,
+            definition: Some(&self.definition),
+        }
+    }
 }
 
 impl From<QueryError> for Problem {
     fn from(error: QueryError) -> Self {
         match error {
             QueryError::Store(error) => Self::of_store(&error),
+            QueryError::Gone => Self::publication_gone(),
             other => Self::internal(other.to_string()),
         }
     }
 }
 
-/// Answers a query.
+/// Answers a query that was checked against the view that is asked.
 ///
 /// # Errors
 /// The store's, and what should not happen.
-pub async fn answer(store: &Store, view: &View, has_event_id: bool, query: &Query) -> Result<Answer, QueryError> {
+pub async fn answer(store: &Store, asked: Asked<'_>, query: &Query) -> Result<Reply, QueryError> {
     let begun = Instant::now();
-    let answer = tried(store, view, has_event_id, query).await;
-    histogram!("highwater_query_seconds", "view" => view.name.clone()).record(begun.elapsed().as_secs_f64());
-    answer
+    let reply = tried(store, asked, query).await;
+    if !matches!(reply, Ok(Reply::Changed(_))) {
+        histogram!("highwater_query_seconds", "view" => asked.view.name.clone()).record(begun.elapsed().as_secs_f64());
+    }
+    reply
 }
 
-async fn tried(store: &Store, view: &View, has_event_id: bool, query: &Query) -> Result<Answer, QueryError> {
+async fn tried(store: &Store, asked: Asked<'_>, query: &Query) -> Result<Reply, QueryError> {
     let mut tries = 0;
     loop {
         tries += 1;
-        match once(store, view, has_event_id, query).await {
+        match once(store, asked, query, tries < TRIES).await {
             Err(QueryError::Store(error)) if error.is_below_floor() && tries < TRIES => {
                 tracing::debug!("the floor has passed the publication, reading the facts again");
             }
+            Err(QueryError::Published) => tracing::debug!("the view is published now, reading the facts again"),
             done => return done,
         }
     }
 }
 
-async fn once(store: &Store, view: &View, has_event_id: bool, query: &Query) -> Result<Answer, QueryError> {
+async fn once(store: &Store, asked: Asked<'_>, query: &Query, may_try_again: bool) -> Result<Reply, QueryError> {
+    let view = asked.view;
     let chunk = ChunkSize::new(view.chunk)?;
     // What freshness says is counted, the rows that are read later hold; so it matters only that both come before them.
     let (mut facts, freshness) = tokio::try_join!(store.facts_before_rows(view), store.freshness(view))?;
+    if facts.newest().is_none() {
+        if asked.definition.is_some() {
+            return Err(QueryError::Gone);
+        }
+        match store.answering(view).await? {
+            // All that it has published may lie below its floor, whoever looks.
+            Answering::Itself if may_try_again => return Err(QueryError::Published),
+            who @ Answering::Another(_) => {
+                store.read_gaps(view, &mut facts).await?;
+                let building = Building::of(who, view, &facts, &freshness);
+                if let Some(changed) = building.and_then(Building::changed) {
+                    return Ok(Reply::Changed(Box::new(changed)));
+                }
+            }
+            Answering::Itself | Answering::ItselfUnpublished => {}
+        }
+    }
     let rows = rows(store, view, &facts, query).await?;
     store.read_gaps(view, &mut facts).await?;
     let coverage = Coverage::of(&facts, &freshness, chunk, query.layers, query.range.now);
-    Ok(Answer::of(
-        view,
-        has_event_id,
-        query,
-        &rows.body,
-        &coverage,
-        &facts,
-        &freshness,
-    )?)
+    let answer = Answer::of(asked, query, &rows.body, &coverage, &facts, &freshness)?;
+    Ok(Reply::Answer(Box::new(answer)))
+}
+
+/// Who answers instead of a view, where another does.
+///
+/// # Errors
+/// The store's.
+pub async fn changed(store: &Store, view: &View) -> Result<Option<Changed>, StoreError> {
+    let who = store.answering(view).await?;
+    if !matches!(who, Answering::Another(_)) {
+        return Ok(None);
+    }
+    let (facts, freshness) = facts(store, view).await?;
+    Ok(Building::of(who, view, &facts, &freshness).and_then(Building::changed))
 }
 
 /// What there is to say about a view without asking for rows.

@@ -16,15 +16,16 @@ use chrono::Utc;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use serde_json::Value;
-use shared_connections::store::Store;
+use shared_connections::store::{Store, StoreError};
 use shared_schemas::definitions::Definitions;
 use shared_schemas::view::View;
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::changed::Building;
 use crate::frame;
 use crate::problem::{Fault, Problem};
-use crate::query;
+use crate::query::{self, Asked, Reply};
 use crate::request::{Fields, Query};
 use crate::views::{ViewPage, Views};
 use crate::watch::Watched;
@@ -104,16 +105,32 @@ fn framed(paths: Router, limit: Duration) -> Router {
 
 async fn list(State(serving): Shared, uri: Uri) -> Result<Response, Problem> {
     without_parameters(&uri)?;
-    json(&Views::of(&serving.definitions))
+    let _place = serving.places.try_acquire().map_err(|_| Problem::overloaded())?;
+    json(&Views::of(&serving.definitions, &serving.store).await)
 }
 
 async fn page(State(serving): Shared, Path(name): Path<String>, uri: Uri) -> Result<Response, Problem> {
     let view = serving.view(&name)?;
     without_parameters(&uri)?;
     let _place = serving.places.try_acquire().map_err(|_| Problem::overloaded())?;
-    let read = query::facts(&serving.store, view).await;
-    let (facts, freshness) = read.map_err(|error| Problem::of_store(&error))?;
-    json(&ViewPage::of(view, &facts, &freshness, now()))
+    json(
+        &page_of(&serving.store, view)
+            .await
+            .map_err(|error| Problem::of_store(&error))?,
+    )
+}
+
+/// The page of the definition that answers.
+async fn page_of(store: &Store, view: &View) -> Result<ViewPage, StoreError> {
+    let (facts, freshness) = query::facts(store, view).await?;
+    let building = Building::ask(store, view, &facts, &freshness).await?;
+    let definition = building.as_ref().map(|building| building.definition().clone());
+    let Some(changed) = building.and_then(Building::changed) else {
+        return Ok(ViewPage::of(view, &facts, &freshness, definition, now()));
+    };
+    let instead = &changed.instead.view;
+    let (facts, freshness) = query::facts(store, instead).await?;
+    Ok(ViewPage::of(instead, &facts, &freshness, definition, now()))
 }
 
 async fn query_by_address(State(serving): Shared, Path(name): Path<String>, uri: Uri) -> Result<Response, Problem> {
@@ -135,11 +152,37 @@ async fn query_by_body(
 }
 
 async fn answer(serving: &Serving, view: &View, fields: Fields) -> Result<Response, Problem> {
-    let query = Query::check(fields, view, now()).map_err(Problem::of_faults)?;
-    let _place = serving.places.try_acquire().map_err(|_| Problem::overloaded())?;
-    let dataset = serving.definitions.dataset(&view.dataset);
-    let has_event_id = dataset.is_none_or(|dataset| !dataset.event_id.is_empty());
-    json(&query::answer(&serving.store, view, has_event_id, &query).await?)
+    let (store, now) = (&serving.store, now());
+    let checked = Query::check(fields.clone(), view, now);
+    let fits = checked.is_ok();
+    let Ok(_place) = serving.places.try_acquire() else {
+        return Err(checked.err().map_or_else(Problem::overloaded, Problem::of_faults));
+    };
+    let changed = match checked {
+        Ok(query) => {
+            let dataset = serving.definitions.dataset(&view.dataset);
+            let asked = Asked {
+                view,
+                has_event_id: dataset.is_none_or(|dataset| !dataset.event_id.is_empty()),
+                definition: None,
+            };
+            match query::answer(store, asked, &query).await? {
+                Reply::Answer(answer) => return json(&answer),
+                Reply::Changed(changed) => *changed,
+            }
+        }
+        // What the definition does not have, the old one may, if that is the one that answers. What is wrong can be said without
+        // the store, so where that is away it is.
+        Err(faults) => match query::changed(store, view).await {
+            Ok(Some(changed)) => changed,
+            Ok(None) | Err(_) => return Err(Problem::of_faults(faults)),
+        },
+    };
+    let query = Query::check(fields, &changed.instead.view, now).map_err(|faults| changed.problem(faults, fits))?;
+    match query::answer(store, changed.asked(), &query).await? {
+        Reply::Answer(answer) => json(&answer),
+        Reply::Changed(_) => Err(Problem::internal("what answers instead of a view was changed itself")),
+    }
 }
 
 async fn healthz() -> Response {

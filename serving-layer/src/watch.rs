@@ -6,13 +6,14 @@ use std::time::Duration;
 use chrono::Utc;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
-use shared_connections::store::{Facts, Store, StoreError, Timetable};
+use shared_connections::store::{Published, Store, StoreError, Timetable};
 use shared_schemas::definitions::Definitions;
 use shared_schemas::view::View;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::rfc3339;
+use crate::changed::Building;
 use crate::freshness::Freshness;
 use crate::query;
 
@@ -83,8 +84,19 @@ impl Watch {
             let (facts, rows) = query::facts(&self.store, view).await?;
             let now = Utc::now().timestamp_millis();
             let freshness = Freshness::of(view, &facts, &rows, now);
-            record(view, &facts, &freshness, now);
             complaints.extend(freshness.complaints(&view.name));
+            let building = Building::ask(&self.store, view, &facts, &rows).await?;
+            let is_building = facts.newest().is_none();
+            let mut newest = facts.newest().cloned();
+            if let Some(changed) = building.and_then(Building::changed) {
+                complaints.push(changed.definition.detail().to_owned());
+                newest = query::facts(&self.store, &changed.instead.view)
+                    .await?
+                    .0
+                    .newest()
+                    .cloned();
+            }
+            record(view, newest.as_ref(), is_building, &freshness, now);
             published = published.max(facts.newest().map(|newest| newest.at.div_euclid(1000)));
         }
         let timetable = self.store.timetable().await?;
@@ -127,17 +139,19 @@ fn complaint(timetable: &Timetable, published: Option<i64>, now: i64) -> Option<
     clippy::cast_precision_loss,
     reason = "a metric is a double, and a rounded one will do"
 )]
-fn record(view: &View, facts: &Facts, freshness: &Freshness, now: i64) {
+fn record(view: &View, answers: Option<&Published>, is_building: bool, freshness: &Freshness, now: i64) {
     let name = || view.name.clone();
     // Unknown is NaN: a gauge that stays at its last value would look fresh for ever.
     gauge!("highwater_freshness_seconds", "view" => name()).set(freshness.speed.lag_seconds.unwrap_or(f64::NAN));
     let lag = freshness.speed.lag_events.map_or(f64::NAN, |lag| lag as f64);
     gauge!("highwater_lag_events", "view" => name()).set(lag);
-    let newest = facts.newest();
-    let number = newest.map_or(0, |newest| newest.publication.number.0);
+    let number = answers.map_or(0, |answers| answers.publication.number.0);
     gauge!("highwater_publication_number", "view" => name()).set(number as f64);
-    let age = newest.map_or(f64::NAN, |newest| now.saturating_sub(newest.at).max(0) as f64 / 1_000.0);
+    let age = answers.map_or(f64::NAN, |answers| {
+        now.saturating_sub(answers.at).max(0) as f64 / 1_000.0
+    });
     gauge!("highwater_publication_age_seconds", "view" => name()).set(age);
+    gauge!("highwater_view_building", "view" => name()).set(f64::from(u8::from(is_building)));
 }
 
 #[cfg(test)]

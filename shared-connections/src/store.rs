@@ -12,6 +12,7 @@
 //! - `reports`: what batch runs came to, for people
 //! - [`letting_go`]: what lies below a floor, counted and deleted
 //! - [`all_views`]: what it holds of views, and taking one away
+//! - [`definitions`]: what the fingerprints of views mean, and who answers for one that has no publication yet
 //! - [`freshness`]: how fresh the speed layer is, and which partitions are stuck, and why
 //! - [`pace`]: how long a statement may take, and ending one that is given up
 //! - [`reconciliations`]: reports of reconciliation, the newest few
@@ -21,6 +22,7 @@
 
 pub mod all_views;
 pub mod client;
+pub mod definitions;
 mod error;
 pub mod facts;
 pub mod freshness;
@@ -38,6 +40,7 @@ mod upgrade;
 
 pub use all_views::HeldView;
 pub use client::{Answer, Store};
+pub use definitions::{Counted, Known};
 pub use error::{ErrorKind, Fault, StoreError};
 pub use facts::{Cut, Facts, Published, Run};
 pub use freshness::{FreshnessOfPartition, PartitionState};

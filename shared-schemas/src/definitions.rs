@@ -6,6 +6,7 @@
 mod datasets;
 mod fields;
 mod keep;
+mod kept;
 mod keys;
 mod masks;
 mod names;
@@ -19,6 +20,7 @@ use crate::mistake::{Mistake, Mistakes};
 use crate::section::{Entry, Findings, Section, TomlFile};
 use crate::view::View;
 use datasets::DatasetReading;
+pub use kept::{KEPT_FORM, KeptDefinition, KeptView};
 use keys::KeyUse;
 
 /// All datasets and views of an installation.
@@ -30,6 +32,8 @@ pub struct Definitions {
     pub views: Vec<View>,
     /// Where they name keys of `hash` rules.
     keys: Vec<KeyUse>,
+    /// The tables of the datasets and of the views, as TOML, by name.
+    written: [BTreeMap<String, String>; 2],
 }
 
 /// The tables that a file of definitions may have.
@@ -84,7 +88,9 @@ impl Definitions {
         }
 
         let mut datasets: Vec<DatasetReading> = Vec::new();
+        let mut written = <[BTreeMap<String, String>; 2]>::default();
         each_named("dataset", &wholes, &mut findings, |file, section, name, findings| {
+            written[0].insert(name.key.to_owned(), section.written());
             datasets.push(datasets::read(file, section, name, findings));
         });
         topics_agree(&datasets, &mut findings);
@@ -93,6 +99,7 @@ impl Definitions {
         let all_whole = findings.iter().all(Findings::is_whole);
         let mut views = Vec::new();
         each_named("view", &wholes, &mut findings, |_, section, name, findings| {
+            written[1].insert(name.key.to_owned(), section.written());
             views.extend(views::read(section, name, &datasets, all_whole, findings));
         });
 
@@ -105,7 +112,12 @@ impl Definitions {
             let read = datasets.into_iter().map(|reading| (reading.dataset, reading.keys));
             let (datasets, keys): (Vec<_>, Vec<_>) = read.unzip();
             let keys = keys.into_iter().flatten().collect();
-            Ok(Self { datasets, views, keys })
+            Ok(Self {
+                datasets,
+                views,
+                keys,
+                written,
+            })
         } else {
             Err(mistakes)
         }

@@ -56,6 +56,19 @@ impl Fingerprint {
         Self::of_text(&view_text(view, dataset))
     }
 
+    /// The same from the fingerprint of the rules that the view can see, where it is known and their keys are not.
+    pub fn of_view_by(view: &View, event_rules: Self) -> Self {
+        Self::of_text(&view_text_by(view, event_rules))
+    }
+
+    /// From its text, as it is written.
+    pub fn read(text: &str) -> Option<Self> {
+        let is_written = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        is_written
+            .then(|| u128::from_str_radix(text, 16).ok().map(Self))
+            .flatten()
+    }
+
     fn of_text(text: &str) -> Self {
         let hash = Sha256::digest(text.as_bytes());
         let mut first = [0; 16];
@@ -129,9 +142,12 @@ fn event_rules_text(dataset: &Dataset) -> String {
 
 /// The canonical text of a view.
 pub fn view_text(view: &View, dataset: &Dataset) -> String {
+    view_text_by(view, Fingerprint::of_event_rules(dataset))
+}
+
+fn view_text_by(view: &View, rules: Fingerprint) -> String {
     let mut text = Text::new("highwater view 1");
     text.line(format_args!("plan {PLAN_VERSION}"));
-    let rules = Fingerprint::of_text(&event_rules_text(dataset));
     text.line(format_args!("rules {rules}"));
     text.line(format_args!("grain {} s", view.grain.as_secs()));
     if let Some(filter) = &view.filter {
@@ -206,8 +222,8 @@ impl Text {
     }
 }
 
-/// A text in double quotes, with `"`, `\` and control characters escaped, so that it ends where it ends.
-fn quoted(text: &str) -> String {
+/// A text in double quotes, a string of TOML too, with `"`, `\` and control characters escaped, so that it ends where it ends.
+pub(crate) fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
     for letter in text.chars() {

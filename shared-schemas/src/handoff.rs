@@ -14,7 +14,9 @@
 //! - [`marks`]: the mark a run may choose, the cut it asks for, when the cut is ready
 //! - [`days`]: which event days a run computes again
 //! - [`floor`]: what may be let go
+//! - [`answering`]: which fingerprint answers a view's name
 
+pub mod answering;
 pub mod days;
 pub mod floor;
 pub mod marks;
@@ -27,6 +29,7 @@ pub mod worker;
 #[cfg(test)]
 mod model;
 
+pub use answering::{Answering, answering};
 pub use days::{ArchivedRange, EventDay, dirty_days};
 pub use floor::{Collectable, Floor};
 pub use marks::{ArchiveBehind, CutState, MarkChoice, choose_mark, cut_state, mark_limit, wanted_cuts};

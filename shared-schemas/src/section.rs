@@ -6,6 +6,7 @@
 
 mod findings;
 mod literal;
+mod written;
 
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;

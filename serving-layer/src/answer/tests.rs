@@ -20,15 +20,12 @@ fn answer(address: &str, has_event_id: bool, body: &str) -> Result<Value, Unread
     let chunk = ChunkSize::new(8).unwrap();
     let coverage = Coverage::of(&facts, &freshness, chunk, Layers::Merged, NOW);
     let query = query(address);
-    let answer = Answer::of(
-        view(),
+    let asked = Asked {
+        view: view(),
         has_event_id,
-        &query,
-        body.as_bytes(),
-        &coverage,
-        &facts,
-        &freshness,
-    )?;
+        definition: None,
+    };
+    let answer = Answer::of(asked, &query, body.as_bytes(), &coverage, &facts, &freshness)?;
     Ok(serde_json::to_value(answer).unwrap())
 }
 

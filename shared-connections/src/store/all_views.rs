@@ -1,7 +1,6 @@
 //! Everything that the store holds of views, whoever defined them; and taking one away as a whole.
 //!
-//! A view's name is nowhere in the store: rows belong to a fingerprint. So what no definition names any more is known by
-//! its fingerprint alone.
+//! Rows belong to a fingerprint, and what no definition names any more goes by its fingerprint alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 

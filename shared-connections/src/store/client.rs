@@ -100,7 +100,7 @@ impl Store {
     }
 
     /// Makes the database, the control tables and those of the views, where they are not there yet. Control tables of an
-    /// earlier build get the columns that they lack.
+    /// earlier build get the columns that they lack. What the definitions say is kept.
     ///
     /// # Errors
     /// ClickHouse's.
@@ -113,7 +113,8 @@ impl Store {
             self.execute(&doing, &table.create(&self.database)).await?;
         }
         self.upgrade(&control_tables()).await?;
-        self.record_rules(&definitions.datasets).await
+        self.record_rules(&definitions.datasets).await?;
+        self.record_definitions(definitions).await
     }
 
     /// Runs SQL that gives no rows.

@@ -60,6 +60,12 @@ impl SpeedProgress {
         self.nexts.get(&start).copied()
     }
 
+    /// The first start of which anything was recorded.
+    pub fn first_start(&self) -> Option<Start> {
+        let gap = self.gaps.keys().next().copied();
+        self.nexts.keys().next().copied().into_iter().chain(gap).min()
+    }
+
     /// The highest `next` of any start.
     pub fn highest_next(&self) -> Option<Offset> {
         self.nexts.values().max().copied()

@@ -53,6 +53,8 @@ pub const TRUNCATIONS: &str = "truncations";
 pub const RECONCILIATIONS: &str = "reconciliations";
 /// Table of what the hashes of rules mean.
 pub const RULES: &str = "rules";
+/// Table of what the fingerprints of views mean.
+pub const DEFINITIONS: &str = "definitions";
 /// How fresh the speed layer is: for people and for waiting, never for deciding what counts.
 pub const FRESHNESS: &str = "freshness";
 
@@ -263,6 +265,15 @@ pub fn control_tables() -> Vec<Table> {
             "rules String, events String, unkeyed String, known DateTime64(3, 'UTC') DEFAULT now64(3)",
             "",
             &["rules"],
+        ),
+        // `form` says how `definition` is to be read, `rules` is the hash of those rules of the dataset that the view can see. Names
+        // are no part of a fingerprint, so one may have several.
+        control(
+            DEFINITIONS,
+            "fingerprint String, dataset String, view String, form UInt32, rules String, definition String, \
+             known DateTime64(3, 'UTC') DEFAULT now64(3)",
+            "known",
+            &["fingerprint", "dataset", "view"],
         ),
         // `watermark` is the highest event time seen less the lateness, `kafka_time` the last counted record's Kafka
         // timestamp; `reason` says why a partition is stuck.

@@ -15,7 +15,8 @@ use shared_connections::store::{Facts, FreshnessOfPartition, Ledger, Run, Store,
 use shared_schemas::config::{ArchiveConfig, Config};
 use shared_schemas::dataset::Dataset;
 use shared_schemas::definitions::Definitions;
-use shared_schemas::handoff::{Offset, OffsetRange, OffsetSet, Partition, Start, TopicId};
+use shared_schemas::fingerprint::Fingerprint;
+use shared_schemas::handoff::{Answering, Offset, OffsetRange, OffsetSet, Partition, Start, TopicId};
 use shared_schemas::view::View;
 
 /// How long one archive may take to say where it stands.
@@ -70,6 +71,8 @@ pub(super) struct ViewSight {
     pub(super) ledgers: Vec<(Partition, Start, Ledger)>,
     /// The latest first.
     pub(super) runs: Vec<Run>,
+    /// Another definition that answers until the first publication.
+    pub(super) answered_by: Option<Fingerprint>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -176,12 +179,29 @@ impl StoreSight {
 }
 
 async fn view_sight(store: &Store, view: &View) -> Result<ViewSight, StoreError> {
+    let facts = store.facts(view).await?;
+    let answered_by = if facts.newest().is_none() {
+        answered_by(store, view).await?
+    } else {
+        None
+    };
     Ok(ViewSight {
-        facts: store.facts(view).await?,
+        facts,
         freshness: store.freshness(view).await?,
         ledgers: store.ledgers(view).await?,
         runs: store.runs(view).await?,
+        answered_by,
     })
+}
+
+async fn answered_by(store: &Store, view: &View) -> Result<Option<Fingerprint>, StoreError> {
+    match store.answering(view).await {
+        Ok(Answering::Another(kept)) => Ok(Some(kept.view.fingerprint)),
+        Ok(Answering::Itself | Answering::ItselfUnpublished) => Ok(None),
+        // An earlier build made the tables, and kept no definitions.
+        Err(StoreError::Refused { code, .. }) if NOTHING_THERE.contains(&code) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 async fn archives(config: &ArchiveConfig, definitions: &Definitions) -> BTreeMap<String, Seen<Option<ArchiveSight>>> {

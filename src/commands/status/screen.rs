@@ -132,7 +132,15 @@ fn of_view(view: &ViewReport) -> String {
         return text;
     }
     let publication = view.publication.as_ref().map_or_else(
-        || "none yet: the speed layer answers alone".to_owned(),
+        || {
+            let who = if view.answered_by.is_some() {
+                "its old definition answers"
+            } else {
+                "the speed layer answers alone"
+            };
+            let far = view.counted.map(|counted| format!(", {} % counted", counted.percent()));
+            format!("none yet: {who}{}", far.unwrap_or_default())
+        },
         |publication| {
             let content = if publication.content == publication.number {
                 String::new()

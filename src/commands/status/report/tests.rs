@@ -127,9 +127,11 @@ fn whole() -> Sight {
             parent: Default::default(),
             begun: NOW - 7_560_000,
         }],
+        answered_by: None,
     };
     let building = ViewSight {
         freshness: vec![row(0, 90, PartitionState::Behind), row(1, 40, PartitionState::Idle)],
+        answered_by: Some(Fingerprint(7)),
         ..ViewSight::default()
     };
     let reasons = BTreeMap::from([("not_json".to_owned(), 3), ("empty".to_owned(), 1)]);
@@ -191,7 +193,7 @@ view hourly (dataset flights)
   1          0     40           aggregated 40, read 40
 
 view daily (dataset flights)
-  publication  none yet: the speed layer answers alone
+  publication  none yet: its old definition answers, 0 % counted
   last run     none yet
 ";
     assert_eq!(screen::text(&report(&whole())), expected);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use highwater_batch::lease::Holder;
 use serde::Serialize;
-use shared_connections::store::{Ledger, Published, Run};
+use shared_connections::store::{Counted, Ledger, Published, Run};
 use shared_schemas::definitions::Definitions;
 use shared_schemas::handoff::{ChunkSize, Partition, Start, counts};
 use shared_schemas::view::View;
@@ -24,6 +24,10 @@ pub(in super::super) struct ViewReport {
     pub(in super::super) known: bool,
     /// What answers below the marks; null before the first.
     pub(in super::super) publication: Option<PublicationReport>,
+    /// Before it, the fingerprint of the old definition that answers, where there is one.
+    pub(in super::super) answered_by: Option<String>,
+    /// Before it, how far the speed layer has come; null where no worker speaks of it.
+    pub(in super::super) counted: Option<Counted>,
     pub(in super::super) marks: Vec<MarkReport>,
     /// Null before the first.
     pub(in super::super) last_run: Option<LastRun>,
@@ -83,6 +87,7 @@ impl ViewReport {
     pub(super) fn of(view: &View, definitions: &Definitions, sight: &Sight) -> Self {
         let seen = sight.store.views.get(&view.name).and_then(|seen| seen.as_ref().ok());
         let newest = seen.and_then(|seen| seen.facts.newest());
+        let building = seen.filter(|_| newest.is_none());
         let last_run = seen.and_then(|seen| Some((seen, *seen.runs.first()?)));
         Self {
             view: view.name.clone(),
@@ -90,6 +95,8 @@ impl ViewReport {
             fingerprint: view.fingerprint.to_string(),
             known: seen.is_some(),
             publication: newest.map(|newest| PublicationReport::of(newest, sight.at)),
+            answered_by: building.and_then(|seen| Some(seen.answered_by?.to_string())),
+            counted: building.and_then(|seen| Counted::of(view, &seen.facts, &seen.freshness)),
             marks: seen
                 .map(|seen| marks(view, seen, definitions, sight))
                 .unwrap_or_default(),
