@@ -117,8 +117,14 @@ async fn find(
 }
 
 impl DisplayAs for Once {
-    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Once: event_id=[{}]", self.dataset.event_id.join(", "))
+    fn fmt_as(&self, form: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Once: event_id=[{}], of ", self.dataset.event_id.join(", "))?;
+        // What it reads is shown here, for it shows no children.
+        let mut below = &self.events;
+        while let Some(child) = below.children().into_iter().next() {
+            below = child;
+        }
+        below.fmt_as(form, f)
     }
 }
 
