@@ -116,12 +116,12 @@ impl Counted {
             partition,
             topic: topic_text(partition.topic),
             number: i32::try_from(partition.number).unwrap_or(i32::MAX),
-            offsets: vec![0..i64::MAX],
+            offsets: std::iter::once(0..i64::MAX).collect(),
             since: Vec::new(),
         };
         Self {
             places: partitions.map(place).collect(),
-            times: vec![i64::MIN..i64::MAX],
+            times: std::iter::once(i64::MIN..i64::MAX).collect(),
         }
     }
 
