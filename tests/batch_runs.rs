@@ -7,6 +7,7 @@ mod collection;
 mod commands;
 mod excuses;
 mod gaps;
+mod many_cells;
 mod reconciliation;
 mod retention;
 mod timetable;

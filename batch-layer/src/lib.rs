@@ -8,7 +8,7 @@
 //! - `marks`: where its marks may be; `scope`: which days it computes; [`planned`]: what it would do
 //! - `together`: views that read the same events are computed in one go
 //! - [`recompute`]: the exact cells of some event days, from archived events below the marks
-//! - `repeats`: which events are repeats, all of them; `dedupe`: those that the speed layer knows of
+//! - `repeats`: which events are repeats: all of them, or those that the speed layer knows of
 //! - [`spill`]: where what exceeds the memory goes
 //! - `write`: a run's rows into the store, and counted there
 //! - [`checks`]: what a run checks of itself before it publishes
@@ -16,7 +16,6 @@
 //! - [`lease`]: one run at a time
 //! - [`schedule`](Batch::schedule): runs by the clock
 //! - [`list`], [`show`], [`diff`], [`rollback`]: what was published, what changed, and going back
-//! - [`list`], [`rollback`]: what was published, and going back
 //! - [`repair`]: some days computed again at the published marks
 //! - [`collect`]: what nobody may use any more is let go
 //! - [`reconcile`]: what the store answers from, beside a computation from the archive
@@ -28,7 +27,6 @@
 pub mod archive;
 pub mod checks;
 pub mod collect;
-mod dedupe;
 pub mod diff;
 pub mod error;
 pub mod lease;

@@ -22,6 +22,7 @@ use crate::archive::Pinned;
 use crate::error::RunError;
 use crate::recompute::Room;
 use crate::recompute::feed::{Told, Wanted, feed};
+use crate::repeats::Rule;
 use crate::spill::Spill;
 use crate::write::reason;
 
@@ -88,6 +89,7 @@ async fn cells(
         dataset,
         events: pinned.lean_events(days),
         days,
+        rule: Rule::AllButOne,
         counted: &counted,
         since: &BTreeSet::new(),
     };

@@ -6,7 +6,7 @@
 //! Memory is bounded: beyond it, groups and the ids of events spill to a folder of their own, and cells come out as a stream.
 //! `feed` reads the events once for all views that want the same ones; `counted` says which count; `room` is the memory.
 
-mod counted;
+pub(crate) mod counted;
 pub(crate) mod feed;
 mod room;
 
@@ -21,8 +21,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::TableProvider;
 use datafusion::common::{DataFusionError, Result, ScalarValue};
-use datafusion::datasource::provider_as_source;
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, ident, lit};
+use datafusion::logical_expr::{Expr, ident, lit};
 use futures::stream::BoxStream;
 use shared_schemas::dataset::{Dataset, EVENT_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
 use shared_schemas::handoff::{EventDay, Mark, Offset, OffsetRange, OffsetSet, Partition, TopicId};
@@ -32,8 +31,8 @@ use shared_schemas::view::{UTC, View};
 
 use self::feed::{Wanted, feed};
 pub use self::room::Room;
-use self::room::settled;
-use crate::dedupe::without_known_repeats;
+pub(crate) use self::room::settled;
+use crate::repeats::Rule;
 
 /// A topic's incarnation as the archive's column `_topic` has it.
 pub fn topic_text(topic: TopicId) -> String {
@@ -105,16 +104,7 @@ impl Recompute {
         days: &BTreeSet<EventDay>,
         counted: &BTreeMap<Partition, OffsetSet>,
     ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
-        let wanted = Wanted {
-            dataset: &self.dataset,
-            events,
-            days,
-            counted,
-            since: &BTreeSet::new(),
-        };
-        let cells = feed(&self.room, &[&self.plan], &wanted, &Arc::default()).await?;
-        let cells = cells.into_iter().next();
-        cells.ok_or_else(|| DataFusionError::Internal("a plan without cells".to_owned()))
+        self.without(Rule::AllButOne, events, days, counted).await
     }
 
     /// The cells of those days as the speed layer counts the events at those offsets: without the repeats that it can
@@ -128,23 +118,33 @@ impl Recompute {
         days: &BTreeSet<EventDay>,
         counted: &BTreeMap<Partition, OffsetSet>,
     ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
-        let events = LogicalPlanBuilder::scan("events", provider_as_source(events), None)?
-            .filter(of_days(days))?
-            .build()?;
-        let events = without_known_repeats(events, &self.dataset.event_id, self.dataset.dedupe_window)?;
-        let events = LogicalPlanBuilder::from(events).filter(at_offsets(counted))?.build()?;
-        self.run(self.plan.over(events)?).await
+        let window = i64::try_from(self.dataset.dedupe_window.as_micros()).unwrap_or(i64::MAX);
+        self.without(Rule::Known(window), events, days, counted).await
+    }
+
+    async fn without(
+        &self,
+        rule: Rule,
+        events: Arc<dyn TableProvider>,
+        days: &BTreeSet<EventDay>,
+        counted: &BTreeMap<Partition, OffsetSet>,
+    ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
+        let wanted = Wanted {
+            dataset: &self.dataset,
+            events,
+            days,
+            counted,
+            since: &BTreeSet::new(),
+            rule,
+        };
+        let cells = feed(&self.room, &[&self.plan], &wanted, &Arc::default()).await?;
+        let cells = cells.into_iter().next();
+        cells.ok_or_else(|| DataFusionError::Internal("a plan without cells".to_owned()))
     }
 
     /// The columns of the cells.
     pub(crate) fn schema(&self) -> &SchemaRef {
         self.plan.schema()
-    }
-
-    /// Runs a plan that gives cells.
-    async fn run(&self, plan: LogicalPlan) -> Result<BoxStream<'static, Result<RecordBatch>>> {
-        let frame = self.room.session().execute_logical_plan(plan).await?;
-        Ok(settled(frame.execute_stream().await?, self.plan.schema()))
     }
 }
 

@@ -13,8 +13,10 @@ mod aside;
 mod calibration;
 mod cause;
 mod classes;
+mod classified;
 mod comparable;
 mod compare;
+mod days;
 mod explain;
 mod ground;
 mod keep;
@@ -22,20 +24,19 @@ mod ledgers;
 mod place;
 mod reach;
 mod read;
+mod sorted;
 mod within;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures::TryStreamExt;
 use serde::Serialize;
 use shared_connections::sentence;
 use shared_connections::store::Facts;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::handoff::{ChunkSize, EventDay, Offset, OffsetSet, Partition, Publication, Start, counts};
-use shared_schemas::plan::MergePlan;
 use shared_schemas::store::Statement;
-use shared_schemas::store::cells::{Among, highest_of_start, speed_days};
+use shared_schemas::store::cells::{highest_of_start, speed_days};
 use shared_schemas::view::View;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -43,7 +44,7 @@ use tokio_util::sync::CancellationToken;
 use crate::archive::{Archive, Pinned};
 use crate::error::RunError;
 use crate::progress::{Step, Watcher};
-use crate::recompute::{Recompute, Room, below, topic_text};
+use crate::recompute::{Recompute, topic_text};
 use crate::report::ViewReport;
 use crate::retry::patiently;
 use crate::run::Batch;
@@ -54,8 +55,9 @@ pub use cause::{Cause, Contribution};
 use comparable::Comparable;
 pub use comparable::LeftOut;
 pub use compare::Difference;
-use compare::{Cells, Compare};
-use explain::{CALIBRATED, Compared, NARROWED};
+pub(crate) use compare::sent;
+use days::{Found, Left, Rooms};
+use explain::{Compared, NARROWED};
 use ground::Ground;
 pub use keep::{after_run, held, keep, page, placed};
 use ledgers::Placed;
@@ -66,8 +68,6 @@ pub use place::{EventShown, Place};
 const LOOKS: Duration = Duration::from_millis(250);
 /// Beyond two commits of the archiver, how long it is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// So many differences are listed at most, unexplained ones first.
-const LISTED: usize = 1000;
 /// How often all is compared again, without the starts whose rows moved meanwhile.
 const TRIES: usize = 2;
 
@@ -197,7 +197,7 @@ impl OfView<'_> {
             let compare = self.compare(&ground).await?;
             let moving = self.moving(&ground).await?;
             // Rows that moved while others were compared made differences that are none.
-            if moving.is_empty() || compare.different.is_empty() || tries > TRIES {
+            if moving.is_empty() || compare.different == 0 || tries > TRIES {
                 return self.sum_up(&archive, &ground, compare).await;
             }
             moved.extend(moving);
@@ -289,20 +289,18 @@ impl OfView<'_> {
         Ok(text.lines().filter_map(|line| line.trim().parse().ok()).collect())
     }
 
-    async fn compare(&self, ground: &Ground) -> Result<Compare, RunError> {
+    async fn compare(&self, ground: &Ground) -> Result<Found, RunError> {
         let plan_error = |error: datafusion::error::DataFusionError| RunError::Plan(error.to_string());
-        let room = Room::of(&self.batch.config.batch)?;
-        let recompute = Recompute::within(&room, self.view, self.dataset).map_err(plan_error)?;
+        let rooms = Rooms::of(&self.batch.config.batch)?;
+        let recompute = Recompute::within(&rooms.exact, self.view, self.dataset).map_err(plan_error)?;
         let publication = ground.facts.newest().map(|newest| &newest.publication);
         let ledgers = self.compared(ground, &self.ledgers().await?)?;
         let other = self.other_rules(ground).await?;
         let ranges = ground.pinned.ranges();
         let days = self.days(ground, publication).await?;
-        let mut all = Compare::default();
+        let mut all = Found::default();
         let mut done = 0;
-        let mut left = NARROWED;
-        let mut windows = CALIBRATED;
-        let mut room_in_gaps = ground.put_aside();
+        let mut left = Left::new(NARROWED, ground.put_aside());
         for group in groups(&days, &ranges) {
             let step = Step::Computes {
                 done,
@@ -314,36 +312,16 @@ impl OfView<'_> {
             };
             self.watcher.step(&self.view.name, &step);
             done += group.len();
-            let held = self
-                .held(ground, publication, &group, recompute.schema(), Among::All)
-                .await?;
-            let exact = self.exact(&recompute, ground, &group).await?;
-            let mut found = Compare::of(self.view, &held, &exact);
             let compared = Compared {
                 ground,
-                room: &room,
+                rooms: &rooms,
                 publication,
                 days: &group,
-                held: &held,
                 schema: recompute.schema(),
                 ledgers: &ledgers,
                 other: &other,
             };
-            if !found.different.is_empty() {
-                Box::pin(self.explain(&compared, &mut found, &mut left, &mut room_in_gaps)).await?;
-            }
-            Calibration::add(
-                &mut all.calibration,
-                calibration::of(self.view, &held, &exact, &found.different),
-            );
-            if windows > 0 {
-                let more = Box::pin(self.calibrate(&compared, &found.different)).await?;
-                windows -= usize::from(!more.is_empty());
-                Calibration::add(&mut all.calibration, more);
-            }
-            all.compared += found.compared;
-            all.equal += found.equal;
-            all.different.append(&mut found.different);
+            Box::pin(self.compare_days(&compared, &recompute, &mut all, &mut left)).await?;
         }
         Ok(all)
     }
@@ -366,52 +344,6 @@ impl OfView<'_> {
             .collect())
     }
 
-    /// Every event at the compared offsets once, also where the speed layer has a gap.
-    async fn exact(
-        &self,
-        recompute: &Recompute,
-        ground: &Ground,
-        days: &BTreeSet<EventDay>,
-    ) -> Result<Cells, RunError> {
-        // Those too that the speed layer lacks: what is not answered is a difference, and a gap its cause.
-        let counted = ground.places(self.chunk()?).all();
-        let failed = |error| computing(days, &error);
-        let cells = recompute
-            .cells(ground.pinned.lean_events(days), days, &counted)
-            .await
-            .map_err(failed)?;
-        let cells: Vec<_> = cells.try_collect().await.map_err(failed)?;
-        Cells::new(self.view, recompute.schema(), &cells).map_err(|error| RunError::Plan(error.to_string()))
-    }
-
-    /// What both layers should hold by their own rules: batch below the marks, speed from there on; or that of some starts.
-    async fn predicted(
-        &self,
-        recompute: &Recompute,
-        merge: &MergePlan,
-        ground: &Ground,
-        days: &BTreeSet<EventDay>,
-        among: Among<'_>,
-    ) -> Result<Cells, RunError> {
-        let failed = |error| computing(days, &error);
-        let mut cells = Vec::new();
-        if !matches!(among, Among::Only(_)) {
-            let batch = recompute
-                .cells(ground.pinned.lean_events(days), days, &below(&ground.marks()))
-                .await
-                .map_err(failed)?;
-            cells = batch.try_collect().await.map_err(failed)?;
-        }
-        let of_speed = ground.of_starts(self.chunk()?, among);
-        let speed = recompute
-            .cells_of_speed(ground.pinned.events(days), days, &of_speed)
-            .await
-            .map_err(failed)?;
-        cells.extend(speed.try_collect::<Vec<_>>().await.map_err(failed)?);
-        let merged = merge.run(cells).await.map_err(failed)?;
-        Cells::new(self.view, recompute.schema(), &[merged]).map_err(|error| RunError::Plan(error.to_string()))
-    }
-
     /// The ledgers of the compared starts, of these.
     fn compared(&self, ground: &Ground, ledgers: &[Placed]) -> Result<Vec<Placed>, RunError> {
         let chunk = self.chunk()?;
@@ -428,30 +360,21 @@ impl OfView<'_> {
         Ok(patiently(|| self.batch.store.ledgers(self.view)).await?)
     }
 
-    async fn sum_up(&self, archive: &Archive, ground: &Ground, compare: Compare) -> Result<Reconciled, RunError> {
+    async fn sum_up(&self, archive: &Archive, ground: &Ground, found: Found) -> Result<Reconciled, RunError> {
         let chunk = self.chunk()?;
-        let Compare {
+        let Found {
             compared,
             equal,
-            mut different,
+            different,
+            unexplained,
+            mut causes,
+            mendable,
             calibration,
-        } = compare;
-        let mut causes = BTreeMap::new();
-        for difference in &different {
-            *causes.entry(difference.cause).or_default() += 1;
-        }
+            listed,
+        } = found;
         for one in calibration.iter().filter(|one| one.excused() > 0) {
             *causes.entry(one.of).or_default() += one.excused();
         }
-        different.sort_by_key(|difference| difference.explained.is_some());
-        let mendable = different.iter().filter(|one| one.is_of_batch()).map(Difference::day);
-        let mendable = mendable.collect();
-        let unexplained = different
-            .iter()
-            .filter(|difference| difference.explained.is_none())
-            .count() as u64;
-        let count = different.len() as u64;
-        different.truncate(LISTED);
         let all = self.ledgers().await?;
         let marks = ground.marks();
         let compared_ledgers = self.compared(ground, &all)?;
@@ -487,11 +410,11 @@ impl OfView<'_> {
             view: self.view.name.clone(),
             compared,
             equal,
-            different: count,
+            different,
             unexplained,
             causes,
             calibration,
-            differences: different,
+            differences: listed,
             partitions,
             alarms: ledgers::alarms(&all, &marks, &gaps, chunk),
             ledgers,

@@ -1,9 +1,10 @@
-//! Which events are repeats: all of them, however far apart.
+//! Which events are repeats: all of them, however far apart; or those that the speed layer knows of.
 //!
 //! Two events are the same when their `event_id` and event time are equal, and none where a part of the id is null. Of
 //! equal ones in a partition the lowest offset stays; of those that stay across partitions, the one with the lowest Kafka
 //! timestamp, then the lowest partition number, then the lowest topic id. Equal events have equal event times, so a day
-//! can be done without its neighbours.
+//! can be done without its neighbours. The speed layer knows only what its partition held within a window: reconciliation tells with
+//! the same code what that layer should hold.
 //!
 //! Events are known by a hash of 128 bits, as in the speed layer: 32 bytes each with their place, whatever they carry. They are put into buckets by
 //! that hash, so that equal ones meet in one bucket, and each bucket is looked through by itself. What exceeds the memory goes to a file
@@ -13,10 +14,10 @@
 //! Sorting the events themselves, as plain SQL would, moves every byte of them several times: a day of wide events went to disk
 //! whole, twice.
 
+mod offsets;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -27,6 +28,8 @@ use shared_schemas::handoff::Partition;
 use shared_schemas::identity::EventId;
 
 use crate::spill::Spill;
+
+pub(crate) use self::offsets::Repeats;
 
 /// One for each value of the hash's first byte: a day of 100 M events makes buckets of 12 MB.
 const BUCKETS: usize = 256;
@@ -41,8 +44,16 @@ const OFFSETS: u64 = (1 << OFFSET_BITS) - 1;
 /// each thread.
 const PIECE: usize = 512;
 const SHORTEST: usize = 4;
-/// So many offsets of a block are listed; of more, each offset of the block has a bit.
-const LISTED: usize = 4096;
+
+/// Which of equal events are repeats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// All but one, in all partitions: the batch layer's.
+    AllButOne,
+    /// The speed layer's: those with an equal one at a lower offset of their partition whose Kafka timestamp is so many microseconds before
+    /// their own at most. That one may be a repeat too, and need not count.
+    Known(i64),
+}
 
 /// An occurrence of an event. The order is what makes the first of equal ones in a partition come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +77,7 @@ impl Seen {
 /// Occurrences of events, until all are known. Filled from several threads.
 #[derive(Debug)]
 pub(crate) struct Sightings {
+    rule: Rule,
     /// What `place` stands for.
     places: Vec<Partition>,
     buckets: Vec<Mutex<Bucket>>,
@@ -108,9 +120,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Sightings {
     /// Of events in these partitions, seen by so many threads, with about so many bytes of memory.
-    pub(crate) fn new(places: Vec<Partition>, threads: usize, memory: usize, spill: Arc<Spill>) -> Self {
+    pub(crate) fn new(rule: Rule, places: Vec<Partition>, threads: usize, memory: usize, spill: Arc<Spill>) -> Self {
         let of_bucket = memory / 4 / BUCKETS / threads.max(1);
         Self {
+            rule,
             gone: Mutex::new(Repeats::new(places.len())),
             places,
             buckets: (0..BUCKETS).map(|_| Mutex::default()).collect(),
@@ -181,6 +194,10 @@ impl Sightings {
 
     /// Drops what is known to be a repeat; where little goes, the rest goes to disk.
     fn make_room(&self) -> Result<()> {
+        if self.rule != Rule::AllButOne {
+            // A repeat may be what makes another one known.
+            return self.spill_all();
+        }
         let mut gone = Repeats::new(self.places.len());
         for bucket in &self.buckets {
             let mut bucket = lock(bucket);
@@ -256,6 +273,10 @@ impl Sightings {
         let mut same = equal(seen, table);
         same.sort_unstable();
         for same in same.chunk_by(|one, other| one.id == other.id) {
+            if let Rule::Known(window) = self.rule {
+                known(same, window, repeats);
+                continue;
+            }
             let mut stays: Option<&Seen> = None;
             for of_partition in same.chunk_by(|one, other| one.place() == other.place()) {
                 let (first, later) = of_partition.split_at(1);
@@ -276,6 +297,19 @@ impl Sightings {
                     Some(_) => repeats.insert(first.place(), first.offset()),
                 }
             }
+        }
+    }
+}
+
+/// Of equal events those that the speed layer knows to be repeats.
+fn known(same: &[Seen], window: i64, repeats: &mut Repeats) {
+    for of_partition in same.chunk_by(|one, other| one.place() == other.place()) {
+        let mut latest: Option<i64> = None;
+        for seen in of_partition {
+            if latest.is_some_and(|latest| latest >= seen.time.saturating_sub(window)) {
+                repeats.insert(seen.place(), seen.offset());
+            }
+            latest = latest.max(Some(seen.time));
         }
     }
 }
@@ -414,157 +448,5 @@ impl Bucket {
         }
         pieces.push(seen);
         Ok(pieces)
-    }
-}
-
-/// Offsets that are repeats, by the index of their partition.
-#[derive(Debug, Default)]
-pub(crate) struct Repeats {
-    of: Vec<BTreeMap<u64, Block>>,
-    count: u64,
-}
-
-/// Offsets of a block of 65,536, by their lower half.
-#[derive(Debug)]
-enum Block {
-    Few(Vec<u16>),
-    Many(Box<[u64; 1024]>),
-}
-
-impl Repeats {
-    fn new(places: usize) -> Self {
-        Self {
-            of: (0..places).map(|_| BTreeMap::new()).collect(),
-            count: 0,
-        }
-    }
-
-    /// Each offset once.
-    fn insert(&mut self, place: usize, offset: u64) {
-        let Some(blocks) = self.of.get_mut(place) else {
-            return;
-        };
-        self.count += 1;
-        let block = blocks.entry(offset >> 16).or_insert_with(|| Block::Few(Vec::new()));
-        #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
-        block.insert(offset as u16);
-    }
-
-    fn extend(&mut self, other: Self) {
-        for (place, blocks) in other.of.into_iter().enumerate() {
-            for (block, low) in blocks {
-                low.each(|low| self.insert(place, block << 16 | u64::from(low)));
-            }
-        }
-    }
-
-    fn seal(&mut self) {
-        for block in self.of.iter_mut().flat_map(BTreeMap::values_mut) {
-            if let Block::Few(few) = block {
-                few.sort_unstable();
-                few.shrink_to_fit();
-            }
-        }
-    }
-
-    /// How many.
-    pub(crate) fn count(&self) -> u64 {
-        self.count
-    }
-
-    /// Bytes in memory, about.
-    pub(crate) fn memory(&self) -> usize {
-        let bytes = |block: &Block| match block {
-            Block::Few(few) => few.len() * 2 + 64,
-            Block::Many(_) => 8192 + 64,
-        };
-        self.of.iter().flat_map(BTreeMap::values).map(bytes).sum()
-    }
-
-    /// Those of a partition, to look up offsets from the lowest to the highest.
-    pub(crate) fn of(&self, place: usize, bounds: Option<(i64, i64)>) -> Within<'_> {
-        let block = |offset: i64| offset.cast_unsigned() >> 16;
-        let blocks =
-            self.of.get(place).zip(bounds).filter(|(blocks, (low, high))| {
-                low <= high && blocks.range(block(*low)..=block(*high)).next().is_some()
-            });
-        Within {
-            blocks: blocks.map(|(blocks, _)| blocks),
-            number: None,
-            block: None,
-            at: 0,
-        }
-    }
-}
-
-/// Repeats of one partition. Looks up offsets in any order, and fast where they ascend.
-pub(crate) struct Within<'a> {
-    blocks: Option<&'a BTreeMap<u64, Block>>,
-    /// The block of the last one that was looked up.
-    number: Option<u64>,
-    block: Option<&'a Block>,
-    /// How many of a list lie below it.
-    at: usize,
-}
-
-impl Within<'_> {
-    /// Whether there is none.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.blocks.is_none()
-    }
-
-    /// Whether that offset is one.
-    pub(crate) fn contains(&mut self, offset: u64) -> bool {
-        if self.number != Some(offset >> 16) {
-            self.number = Some(offset >> 16);
-            self.block = self.blocks.and_then(|blocks| blocks.get(&(offset >> 16)));
-            self.at = 0;
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
-        let low = offset as u16;
-        match self.block {
-            None => false,
-            Some(Block::Many(bits)) => bits[usize::from(low >> 6)] & (1 << (low & 63)) != 0,
-            Some(Block::Few(few)) => {
-                let mut at = self.at;
-                if at > 0 && few[at - 1] >= low {
-                    at = few.partition_point(|one| *one < low);
-                }
-                while few.get(at).is_some_and(|one| *one < low) {
-                    at += 1;
-                }
-                self.at = at;
-                few.get(at) == Some(&low)
-            }
-        }
-    }
-}
-
-impl Block {
-    fn insert(&mut self, low: u16) {
-        match self {
-            Self::Few(few) if few.len() < LISTED => few.push(low),
-            Self::Few(few) => {
-                let mut bits = Box::new([0_u64; 1024]);
-                for low in few.iter().chain([&low]) {
-                    bits[usize::from(low >> 6)] |= 1 << (low & 63);
-                }
-                *self = Self::Many(bits);
-            }
-            Self::Many(bits) => bits[usize::from(low >> 6)] |= 1 << (low & 63),
-        }
-    }
-
-    fn each(&self, mut take: impl FnMut(u16)) {
-        match self {
-            Self::Few(few) => few.iter().for_each(|low| take(*low)),
-            Self::Many(bits) => {
-                for low in 0..=u16::MAX {
-                    if bits[usize::from(low >> 6)] & (1 << (low & 63)) != 0 {
-                        take(low);
-                    }
-                }
-            }
-        }
     }
 }

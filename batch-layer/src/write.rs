@@ -28,6 +28,7 @@ use crate::error::RunError;
 use crate::progress::{Step, Watcher};
 use crate::recompute::Room;
 use crate::recompute::feed::{Told, Wanted, feed};
+use crate::repeats::Rule;
 use crate::retry::patiently;
 
 /// Cells of one insert: some MiB, so that a retry costs little and a part is worth its files.
@@ -242,6 +243,7 @@ impl Work<'_> {
                 dataset: self.dataset,
                 events: self.pinned.lean_events(days),
                 days,
+                rule: Rule::AllButOne,
                 counted: self.counted,
                 since: &since
                     .chain(self.counted.keys().map(|partition| (*partition, Offset(0))))

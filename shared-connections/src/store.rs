@@ -3,6 +3,7 @@
 //! What the SQL of answers and tables is stands in `shared_schemas::store`; this sends it. Every table replaces, so an
 //! insert that failed, or whose reply was lost, is sent again as it is; nothing here keeps state between calls.
 //!
+//! - `at_length`: answers of lengthy statements, piece by piece
 //! - [`client`]: statements and inserts, with timeouts and errors that say whether to try again
 //! - [`upgrade`]: columns that a table of an earlier build lacks
 //! - [`ledger`]: what became of the records of a start, and whether it adds up
@@ -21,6 +22,7 @@
 //! - [`truncation`]: logs that ended below what was read from them
 
 pub mod all_views;
+mod at_length;
 pub mod client;
 pub mod definitions;
 mod error;
@@ -39,6 +41,7 @@ pub mod truncation;
 mod upgrade;
 
 pub use all_views::HeldView;
+pub use at_length::AtLength;
 pub use client::{Answer, Store};
 pub use definitions::{Counted, Known};
 pub use error::{ErrorKind, Fault, StoreError};

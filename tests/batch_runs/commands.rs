@@ -22,7 +22,7 @@ use super::world::{World, log};
 
 const QUICK: &str = "commit_every = \"100ms\"\n[batch]\ncut_wait = \"0s\"\n";
 
-fn highwater(folder: &Path, arguments: &[&str]) -> anyhow::Result<Command> {
+pub(super) fn highwater(folder: &Path, arguments: &[&str]) -> anyhow::Result<Command> {
     let mut command = Command::new(program("highwater")?);
     command.current_dir(folder).args(arguments).stdin(Stdio::null());
     command.kill_on_drop(true);
@@ -60,7 +60,7 @@ async fn plant(world: &World) -> anyhow::Result<()> {
     Ok(store.execute("change rows", &sql).await?)
 }
 
-fn of<'v>(told: &'v Value, view: &str) -> &'v Value {
+pub(super) fn of<'v>(told: &'v Value, view: &str) -> &'v Value {
     let all = told.as_array().map(Vec::as_slice).unwrap_or_default();
     all.iter().find(|one| one["view"] == view).unwrap_or(&Value::Null)
 }

@@ -35,7 +35,8 @@ use super::columns::{DATE_COLUMN, TOPIC_COLUMN};
 use super::pinned::{File, Pinned};
 use super::scan::Events;
 use super::standing::topic_text;
-use crate::sql::once::once;
+use crate::recompute::feed::{identifying, origin};
+use crate::sql::once;
 
 /// The archived events as they arrived.
 #[derive(Debug, Clone)]
@@ -263,6 +264,41 @@ impl Once {
         projection: Option<&Vec<usize>>,
         filters: &[Expr],
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        let schema = &self.arrived.schema;
+        let all: Vec<usize> = (0..schema.fields().len()).collect();
+        let wanted = projection.unwrap_or(&all).iter();
+        let wanted: Vec<_> = wanted.map(|column| schema.field(*column).name().clone()).collect();
+        let dataset = &self.arrived.pinned.dataset;
+        if dataset.event_id.is_empty() {
+            return self.reading(state, filters, &wanted).await;
+        }
+        let ids: Vec<_> = identifying(dataset).into_iter().collect();
+        let places = origin().into_iter().filter(|column| !wanted.contains(column));
+        let with_places: Vec<_> = wanted.iter().cloned().chain(places).collect();
+        let partitions: BTreeSet<_> = self
+            .arrived
+            .pinned
+            .files
+            .iter()
+            .map(|file| file.range.partition)
+            .collect();
+        let once = once::Once::new(
+            Arc::clone(dataset),
+            self.reading(state, filters, &ids).await?,
+            self.reading(state, filters, &with_places).await?,
+            wanted.len(),
+            partitions.into_iter(),
+        );
+        Ok(Arc::new(once?))
+    }
+
+    /// Reads these columns of the events as they arrived, of those for which the filters hold.
+    async fn reading(
+        &self,
+        state: &dyn Session,
+        filters: &[Expr],
+        columns: &[String],
+    ) -> Result<Arc<dyn ExecutionPlan>> {
         let source = provider_as_source(Arc::clone(&self.arrived) as Arc<dyn TableProvider>);
         let mut events = LogicalPlanBuilder::scan("arrived", source, None)?;
         for filter in filters {
@@ -270,12 +306,7 @@ impl Once {
             let filter = unqualified(filter.clone())?;
             events = events.filter(filter)?;
         }
-        let dataset = &self.arrived.pinned.dataset;
-        let mut events = LogicalPlanBuilder::from(once(events.build()?, &dataset.event_id)?);
-        if let Some(columns) = projection {
-            let names = columns.iter().map(|column| self.arrived.schema.field(*column).name());
-            events = events.project(names.map(|name| ident(name.as_str())))?;
-        }
+        let events = events.project(columns.iter().map(|column| ident(column.as_str())))?;
         state.create_physical_plan(&events.build()?).await
     }
 }

@@ -20,7 +20,7 @@ use crate::repeats::Repeats;
 
 /// Offsets that count, of each partition.
 #[derive(Debug)]
-pub(super) struct Counted {
+pub(crate) struct Counted {
     places: Vec<Place>,
     /// In microseconds, ascending.
     times: Vec<Range<i64>>,
@@ -58,7 +58,7 @@ struct Stretch<'a> {
 
 /// What a reader counts on the way.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(crate) struct Tally {
     /// For each partition, and each offset from which on events are counted, how many lie from it on and below the next one.
     since: Vec<Vec<u64>>,
     /// How many of the events that count are repeats, by the day that they are of.
@@ -67,7 +67,7 @@ pub(super) struct Tally {
 
 impl Tally {
     /// How many of the events that count are repeats, by the day that they are of.
-    pub(super) fn repeats(&self) -> &BTreeMap<EventDay, u64> {
+    pub(crate) fn repeats(&self) -> &BTreeMap<EventDay, u64> {
         &self.repeats
     }
 }
@@ -86,7 +86,7 @@ impl Stretch<'_> {
 
 impl Counted {
     /// Events of those days at those offsets.
-    pub(super) fn new(
+    pub(crate) fn new(
         days: &BTreeSet<EventDay>,
         counted: &BTreeMap<Partition, OffsetSet>,
         since: &BTreeSet<(Partition, Offset)>,
@@ -110,8 +110,23 @@ impl Counted {
         }
     }
 
+    /// All events of these partitions.
+    pub(crate) fn all(partitions: impl Iterator<Item = Partition>) -> Self {
+        let place = |partition: Partition| Place {
+            partition,
+            topic: topic_text(partition.topic),
+            number: i32::try_from(partition.number).unwrap_or(i32::MAX),
+            offsets: std::iter::once(0..i64::MAX).collect(),
+            since: Vec::new(),
+        };
+        Self {
+            places: partitions.map(place).collect(),
+            times: std::iter::once(i64::MIN..i64::MAX).collect(),
+        }
+    }
+
     /// The partitions, by index.
-    pub(super) fn partitions(&self) -> Vec<Partition> {
+    pub(crate) fn partitions(&self) -> Vec<Partition> {
         self.places.iter().map(|place| place.partition).collect()
     }
 
@@ -119,7 +134,7 @@ impl Counted {
     ///
     /// # Errors
     /// The caller's, and a batch that does not say where its rows come from.
-    pub(super) fn each(
+    pub(crate) fn each(
         &self,
         batch: &RecordBatch,
         mut take: impl FnMut(usize, usize, u64) -> Result<()>,
@@ -136,7 +151,7 @@ impl Counted {
     }
 
     /// Nothing counted.
-    pub(super) fn tally(&self) -> Tally {
+    pub(crate) fn tally(&self) -> Tally {
         Tally {
             since: self.places.iter().map(|place| vec![0; place.since.len()]).collect(),
             repeats: BTreeMap::new(),
@@ -144,7 +159,7 @@ impl Counted {
     }
 
     /// How many events lie from each of the offsets on.
-    pub(super) fn since(&self, tally: &Tally) -> Vec<((Partition, Offset), u64)> {
+    pub(crate) fn since(&self, tally: &Tally) -> Vec<((Partition, Offset), u64)> {
         let of_place = |(place, counts): (&Place, &Vec<u64>)| {
             let sums = (0..counts.len()).map(|at| counts[at..].iter().sum::<u64>());
             let key = place.since.iter().map(|from| (place.partition, *from));
@@ -157,7 +172,7 @@ impl Counted {
     ///
     /// # Errors
     /// A batch that does not say where its rows come from.
-    pub(super) fn kept(
+    pub(crate) fn kept(
         &self,
         batch: &RecordBatch,
         repeats: &Repeats,

@@ -31,7 +31,7 @@ use datafusion::physical_plan::streaming::PartitionStream;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream};
 use futures::stream::{BoxStream, StreamExt};
 use shared_schemas::dataset::{Dataset, EVENT_TIME_COLUMN, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
-use shared_schemas::handoff::{EventDay, Offset, OffsetSet, Partition};
+use shared_schemas::handoff::{EventDay, Offset, OffsetRange, OffsetSet, Partition};
 use shared_schemas::identity::Identities;
 use shared_schemas::plan::CellPlan;
 use shared_schemas::store::tables::TOPIC_COLUMN;
@@ -40,7 +40,7 @@ use tokio::task::JoinSet;
 
 use super::counted::Counted;
 use super::room::{Room, settled};
-use crate::repeats::{Hand, Repeats, Sightings};
+use crate::repeats::{Hand, Repeats, Rule, Sightings};
 
 /// Batches that wait for a plan, in each of its lanes: one to work on and one to come.
 const AHEAD: usize = 2;
@@ -145,9 +145,11 @@ pub(crate) struct Wanted<'a> {
     pub(crate) counted: &'a BTreeMap<Partition, OffsetSet>,
     /// It is told how many lie from each of these offsets on.
     pub(crate) since: &'a BTreeSet<(Partition, Offset)>,
+    /// Which of them are repeats.
+    pub(crate) rule: Rule,
 }
 
-/// The cells of each plan, in their order, over the events of those days at those offsets, without repeats.
+/// The cells of each plan, in their order, over the events of those days at those offsets, without what the rule says is a repeat.
 ///
 /// # Errors
 /// DataFusion's; the streams' too: a file that cannot be read, or no memory and no disk left.
@@ -163,7 +165,16 @@ pub(crate) async fn feed(
     let began = Instant::now();
     let mut repeats = Repeats::default();
     if !dataset.event_id.is_empty() {
-        let sightings = look_for_repeats(room, &session, wanted, &counted, told).await?;
+        let among = match wanted.rule {
+            Rule::AllButOne => Arc::clone(&counted),
+            // What does not count is remembered too.
+            Rule::Known(_) => Arc::new(Counted::new(
+                wanted.days,
+                &every_offset(wanted.counted),
+                &BTreeSet::new(),
+            )),
+        };
+        let sightings = look_for_repeats(room, &session, wanted, &among, told).await?;
         repeats = sightings.judge(room.cores()).await?;
         told.spilled.fetch_add(sightings.spilled(), Ordering::Relaxed);
         told.files.fetch_add(sightings.files(), Ordering::Relaxed);
@@ -218,8 +229,15 @@ pub(crate) async fn feed(
     Ok(cells)
 }
 
+/// All offsets of the same partitions.
+fn every_offset(counted: &BTreeMap<Partition, OffsetSet>) -> BTreeMap<Partition, OffsetSet> {
+    let to = Offset(u64::MAX);
+    let all = |partition: &Partition| (*partition, OffsetSet::from_iter([OffsetRange { from: Offset(0), to }]));
+    counted.keys().map(all).collect()
+}
+
 /// The columns that say where an event stands.
-fn origin() -> BTreeSet<String> {
+pub(crate) fn origin() -> BTreeSet<String> {
     [TOPIC_COLUMN, PARTITION_COLUMN, OFFSET_COLUMN, EVENT_TIME_COLUMN]
         .map(str::to_owned)
         .into()
@@ -276,21 +294,42 @@ async fn look_for_repeats(
     counted: &Arc<Counted>,
     told: &Arc<Told>,
 ) -> Result<Arc<Sightings>> {
-    let dataset = wanted.dataset;
+    let plan = scan(session, &wanted.events, &identifying(wanted.dataset)).await?;
+    let threads = plan.output_partitioning().partition_count();
+    let memory = room.memory() / 8 * FOR_REPEATS;
+    let sightings = Sightings::new(wanted.rule, counted.partitions(), threads, memory, room.spill());
+    let told = Arc::clone(told);
+    let looked = move |events| {
+        told.looked_at.fetch_add(events, Ordering::Relaxed);
+    };
+    see(&plan, &session.task_ctx(), wanted.dataset, counted, sightings, looked).await
+}
+
+/// The columns that say what an event is, where it stands, and when Kafka had it.
+pub(crate) fn identifying(dataset: &Dataset) -> BTreeSet<String> {
     let mut columns = origin();
     columns.insert(KAFKA_TIME_COLUMN.to_owned());
     columns.extend(dataset.event_id.iter().cloned());
-    let plan = scan(session, &wanted.events, &columns).await?;
-    let threads = plan.output_partitioning().partition_count();
-    let memory = room.memory() / 8 * FOR_REPEATS;
-    let sightings = Arc::new(Sightings::new(counted.partitions(), threads, memory, room.spill()));
+    columns
+}
+
+/// Sees all events that a plan reads and that count. Is told how many events each batch has.
+pub(crate) async fn see(
+    plan: &Arc<dyn ExecutionPlan>,
+    context: &Arc<TaskContext>,
+    dataset: &Dataset,
+    counted: &Arc<Counted>,
+    sightings: Sightings,
+    looked: impl Fn(u64) + Clone + Send + 'static,
+) -> Result<Arc<Sightings>> {
+    let sightings = Arc::new(sightings);
     let identities = Identities::new(dataset, &plan.schema())?;
     let identities = Arc::new(identities.ok_or_else(|| internal_datafusion_err!("a dataset without an event id"))?);
     let mut work = JoinSet::new();
-    for partition in 0..threads {
-        let mut batches = plan.execute(partition, session.task_ctx())?;
+    for partition in 0..plan.output_partitioning().partition_count() {
+        let mut batches = plan.execute(partition, Arc::clone(context))?;
         let (sightings, identities, counted) = (Arc::clone(&sightings), Arc::clone(&identities), Arc::clone(counted));
-        let told = Arc::clone(told);
+        let looked = looked.clone();
         work.spawn(async move {
             let mut hand = Hand::default();
             while let Some(batch) = batches.next().await {
@@ -303,7 +342,7 @@ async fn look_for_repeats(
                     Some(id) => sightings.take(&mut hand, id, place, offset, times.value(row)),
                     None => Ok(()),
                 })?;
-                told.looked_at.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+                looked(batch.num_rows() as u64);
             }
             sightings.hand_in(hand);
             Ok::<_, DataFusionError>(())

@@ -78,6 +78,13 @@ impl Room {
         })
     }
 
+    /// So many eighths of the memory, apart from the rest: what others hold is nothing to it.
+    pub(crate) fn eighths(&self, eighths: usize) -> Result<Self> {
+        let memory = self.memory / 8 * eighths;
+        let cores = (memory / MEMORY_OF_A_CORE).clamp(1, self.cores);
+        Self::with_cores(memory, cores, self.spill())
+    }
+
     pub(crate) fn memory(&self) -> usize {
         self.memory
     }
@@ -118,7 +125,7 @@ impl Room {
 }
 
 /// A plan's rows in their schema. DataFusion may think that a column could be null; that it is not is checked here.
-pub(super) fn settled(
+pub(crate) fn settled(
     stream: SendableRecordBatchStream,
     schema: &SchemaRef,
 ) -> BoxStream<'static, Result<RecordBatch>> {

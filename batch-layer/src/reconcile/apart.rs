@@ -14,9 +14,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use arrow::array::RecordBatch;
-use arrow::row::OwnedRow;
+use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::compute::filter_record_batch;
+use arrow::row::{OwnedRow, RowConverter, SortField};
 use datafusion::common::{DataFusionError, Result, ScalarValue};
+use futures::TryStreamExt;
 use shared_connections::store::{Ledger, RulesDiffer};
 use shared_schemas::handoff::{ChunkSize, OffsetRange, Partition, Start, TopicId};
 use shared_schemas::plan::MergePlan;
@@ -26,10 +28,11 @@ use shared_schemas::view::View;
 use super::cause::{Cause, Contribution};
 use super::classes::{Classes, Places, rows_of};
 use super::comparable::Comparable;
-use super::compare::{Cells, Compare, Compared as Measure, Difference, Row, count, measures};
+use super::compare::{Cells, Compared as Measure, Difference, Row, count, measures};
 use super::explain::Compared;
 use super::ledgers::{KEYS, Placed};
 use super::reach::{Reach, Touch};
+use super::sorted::Stream;
 use super::{OfView, computing};
 use crate::error::RunError;
 use crate::recompute::Recompute;
@@ -165,7 +168,9 @@ impl Known {
             }
         }
         let all = merge.run(cells).await?;
-        let most = merge.run(vec![all.clone(), as_merged(merge, predicted)?]).await?;
+        let most = merge
+            .run(vec![all.clone(), as_merged(merge, predicted.batch())?])
+            .await?;
         Ok(Self {
             events,
             all: Cells::new(view, merge.schema(), &[all])?,
@@ -175,13 +180,43 @@ impl Known {
 }
 
 impl Totals {
-    /// What is held and what should be, over all values of those dimensions that change.
-    pub(super) async fn of(view: &View, merge: &MergePlan, changes: &[bool], sides: (&Cells, &Cells)) -> Result<Self> {
-        let (held, mut of) = totals(view, merge, changes, sides.0).await?;
-        let (predicted, more) = totals(view, merge, changes, sides.1).await?;
-        of.extend(more);
-        Ok(Self { held, predicted, of })
+    /// What is held and what should be, over all values of those dimensions that change; of those that these cells are in.
+    pub(super) async fn of(
+        view: &View,
+        merge: &MergePlan,
+        changes: &[bool],
+        cells: &BTreeSet<OwnedRow>,
+        [held, predicted]: [Stream; 2],
+    ) -> Result<Self> {
+        let keys = 1 + view.dimensions.len();
+        let fields = merge.schema().fields().iter().take(keys);
+        let fields = fields.map(|field| SortField::new(field.data_type().clone())).collect();
+        let converter = RowConverter::new(fields)?;
+        let parser = converter.parser();
+        let all: Vec<_> = cells.iter().collect();
+        let mut columns = converter.convert_rows(all.iter().map(|cell| parser.parse(cell.as_ref())))?;
+        make_one(&mut columns, changes)?;
+        let rows = converter.convert_columns(&columns)?;
+        let of: BTreeMap<_, _> = all
+            .into_iter()
+            .cloned()
+            .zip(rows.iter().map(|row| row.owned()))
+            .collect();
+        let wanted: BTreeSet<_> = of.values().cloned().collect();
+        Ok(Self {
+            held: totals(view, merge, changes, &wanted, held).await?,
+            predicted: totals(view, merge, changes, &wanted, predicted).await?,
+            of,
+        })
     }
+}
+
+/// Has one value in all rows of the dimensions that change; these are columns of keys.
+fn make_one(columns: &mut [ArrayRef], changes: &[bool]) -> Result<()> {
+    for (column, _) in columns.iter_mut().skip(1).zip(changes).filter(|(_, changes)| **changes) {
+        *column = ScalarValue::new_default(column.data_type())?.to_array_of_size(column.len())?;
+    }
+    Ok(())
 }
 
 /// Judges differences by their pieces.
@@ -314,9 +349,9 @@ fn agree(measure: &Measure<'_>, held: Row<'_>, predicted: Row<'_>) -> bool {
 }
 
 /// Cells in the columns that are merged.
-fn as_merged(merge: &MergePlan, cells: &Cells) -> Result<RecordBatch> {
+fn as_merged(merge: &MergePlan, cells: &RecordBatch) -> Result<RecordBatch> {
     let column = |name: &str| {
-        let column = cells.batch().column_by_name(name).cloned();
+        let column = cells.column_by_name(name).cloned();
         column.ok_or_else(|| DataFusionError::Internal(format!("cells without a column {name}")))
     };
     let columns = merge.schema().fields().iter().map(|field| column(field.name()));
@@ -326,26 +361,38 @@ fn as_merged(merge: &MergePlan, cells: &Cells) -> Result<RecordBatch> {
     )?)
 }
 
-/// Cells over all values of some dimensions, and for each cell which of them it is in.
+/// So many rows are gathered before they are merged: there are no more keys than cells that are looked at.
+const GATHERED: usize = 1 << 16;
+
+/// Those cells over all values of some dimensions.
 async fn totals(
     view: &View,
     merge: &MergePlan,
     changes: &[bool],
-    cells: &Cells,
-) -> Result<(Cells, BTreeMap<OwnedRow, OwnedRow>)> {
+    wanted: &BTreeSet<OwnedRow>,
+    mut cells: Stream,
+) -> Result<Cells> {
     let keys = 1 + view.dimensions.len();
-    let of_each = as_merged(merge, cells)?;
-    let mut columns = of_each.columns().to_vec();
-    for (column, _) in columns.iter_mut().skip(1).zip(changes).filter(|(_, changes)| **changes) {
-        *column = ScalarValue::new_default(column.data_type())?.to_array_of_size(of_each.num_rows())?;
+    let (mut gathered, mut rows, mut most) = (Vec::new(), 0, GATHERED);
+    while let Some(batch) = cells.try_next().await? {
+        let mut columns = as_merged(merge, &batch)?.columns().to_vec();
+        make_one(&mut columns, changes)?;
+        let batch = RecordBatch::try_new(merge.schema().clone(), columns)?;
+        let is_wanted = rows_of(&batch, keys)?
+            .into_iter()
+            .map(|row| Some(wanted.contains(&row)));
+        let batch = filter_record_batch(&batch, &is_wanted.collect())?;
+        rows += batch.num_rows();
+        gathered.push(batch);
+        if rows > most {
+            let merged = merge.run(std::mem::take(&mut gathered)).await?;
+            rows = merged.num_rows();
+            most = GATHERED.max(2 * rows);
+            gathered.push(merged);
+        }
     }
-    let batch = RecordBatch::try_new(merge.schema().clone(), columns)?;
-    let of = rows_of(&of_each, keys)?
-        .into_iter()
-        .zip(rows_of(&batch, keys)?)
-        .collect();
-    let merged = merge.run(vec![batch]).await?;
-    Ok((Cells::new(view, merge.schema(), &[merged])?, of))
+    let merged = merge.run(gathered).await?;
+    Ok(Cells::new(view, merge.schema(), &[merged])?)
 }
 
 impl OfView<'_> {
@@ -353,13 +400,12 @@ impl OfView<'_> {
     pub(super) async fn take_apart(
         &self,
         of: &Compared<'_>,
-        found: &mut Compare,
+        different: &mut [Difference],
         (of_both, merge): (&Recompute, &MergePlan),
         (classes, places): (&Classes, &Places),
     ) -> Result<(), RunError> {
         let is_open = |one: &&Difference| one.cause == Cause::Unexplained;
-        let open: BTreeSet<_> = found
-            .different
+        let open: BTreeSet<_> = different
             .iter()
             .filter(is_open)
             .filter_map(|one| one.cell.clone())
@@ -382,28 +428,28 @@ impl OfView<'_> {
         let kinds = apart.iter().map(|(kind, starts)| (Some(*kind), Among::Only(starts)));
         let mut pieces = Vec::new();
         for (kind, among) in std::iter::once((None, Among::Without(&all))).chain(kinds) {
-            let held = self.held(of.ground, of.publication, of.days, of.schema, among).await?;
-            let predicted = self.predicted(of_both, merge, of.ground, of.days, among).await?;
             let mut piece = Piece {
                 kind,
-                held,
-                predicted,
+                held: self.held_of(of, among, &open).await?,
+                predicted: self.predicted_of(of, (of_both, merge), among, &open).await?,
                 totals: None,
                 known: None,
             };
             if kind == Some(Kind::Keys) && reach.is_of_cells() {
-                let sides = (&piece.held, &piece.predicted);
-                let totals = Totals::of(self.view, merge, &reach.dimensions, sides).await;
+                let held = self.held(&of.rooms.held, of, among).await.map_err(failed)?;
+                let sides = [held.rows(), self.predicted(of_both, of, among).await?];
+                let totals = Totals::of(self.view, merge, &reach.dimensions, &open, sides).await;
                 piece.totals = Some(totals.map_err(failed)?);
             }
             if kind == Some(Kind::CutShort) {
                 let offsets = of.ground.of_starts(chunk, among);
                 let events = of.ground.pinned.events(of.days);
+                let most = MOST_KNOWN.min(of.rooms.most());
                 let events = classes
-                    .known(events, of.days, places, &open, &offsets, MOST_KNOWN)
+                    .known(events, of.days, places, &open, &offsets, most)
                     .await
                     .map_err(failed)?;
-                if events.len() < MOST_KNOWN {
+                if events.len() < most {
                     let cells = events.into_iter().map(|event| event.cell).collect();
                     let known = Known::of(self.view, merge, &piece.predicted, cells).await;
                     piece.known = Some(known.map_err(failed)?);
@@ -424,7 +470,7 @@ impl OfView<'_> {
             rules: rules.len().max(1),
             pieces,
         };
-        judge.judge(&mut found.different);
+        judge.judge(different);
         Ok(())
     }
 

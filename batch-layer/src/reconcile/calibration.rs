@@ -199,6 +199,9 @@ pub(crate) fn of_quantiles(
                 .and_then(|column| column.as_primitive_opt::<Float64Type>());
             let values = values.ok_or_else(lacking)?;
             for (row, key) in rows_of(batch, keys)?.into_iter().enumerate() {
+                if held.at(&key).is_none() {
+                    continue;
+                }
                 let of_cell = of_cells.entry(key).or_default();
                 of_cell.extend(Some(values.value(row)).filter(|value| values.is_valid(row) && value.is_finite()));
             }

@@ -27,22 +27,18 @@ use arrow::row::{OwnedRow, RowConverter, SortField};
 use datafusion::catalog::TableProvider;
 use datafusion::common::{DataFusionError, Result, ScalarValue};
 use datafusion::datasource::provider_as_source;
-use datafusion::functions_aggregate::min_max::max_udaf;
-use datafusion::functions_window::expr_fn::row_number;
-use datafusion::logical_expr::expr::{Sort, WindowFunction};
-use datafusion::logical_expr::{
-    Expr, ExprFunctionExt, LogicalPlan, LogicalPlanBuilder, WindowFrame, WindowFrameBound, WindowFrameUnits,
-    WindowFunctionDefinition, cast, ident, lit, when,
-};
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, ident, lit, when};
 use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
-use shared_schemas::dataset::{Dataset, EVENT_TIME_COLUMN, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
+use futures::stream::BoxStream;
+use shared_schemas::dataset::{Dataset, EVENT_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
 use shared_schemas::handoff::{EventDay, Offset, OffsetSet, Partition, TopicId};
 use shared_schemas::plan::{CellKey, CellPlan, MergePlan, START_COLUMN, WINDOW_COLUMN};
 use shared_schemas::store::tables::TOPIC_COLUMN;
 use shared_schemas::view::{UTC, View};
 
-use crate::recompute::{Room, at_offsets, of_days, topic_text};
+use super::classified::{CLASS, classified};
+use crate::recompute::{Room, at_offsets, of_days, settled, topic_text};
 
 /// What an archived event is to the layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,7 +80,7 @@ impl Class {
         Self::ALL.into_iter().find(|class| *class as u64 == number)
     }
 
-    fn lit(self) -> Expr {
+    pub(super) fn lit(self) -> Expr {
         lit(self as i64)
     }
 }
@@ -161,27 +157,35 @@ impl Classes {
         self.merge.run(cells).await
     }
 
-    /// Of these cells what the events of each class come to.
-    pub(crate) async fn cells(
+    /// What the events of each class come to in each cell, in no order; in the columns of [`Classes::columns`].
+    pub(crate) async fn by_class(
         &self,
         events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
         places: &Places,
-        wanted: &BTreeSet<OwnedRow>,
-    ) -> Result<ByClass> {
+    ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
         let class = cast(ident(CLASS), DataType::UInt64);
+        self.started(events, days, places, [None, None], class).await
+    }
+
+    /// The columns of cells by class: with a partition and, as their start, the class.
+    pub(crate) fn columns(&self) -> &SchemaRef {
+        self.plan.schema()
+    }
+
+    /// Cells of [`Classes::by_class`], by class.
+    pub(crate) fn parted(&self, cells: &[RecordBatch]) -> Result<ByClass> {
         let mut found = ByClass::new();
-        self.run(events, days, places, [None, None], class, wanted, |batch, starts, _| {
+        for batch in cells {
+            let (plain, starts, _) = self.plain(batch)?;
             for class in Class::ALL {
                 let of_class: BooleanArray = starts.iter().map(|start| Some(*start == class as u64)).collect();
-                let rows = filter_record_batch(batch, &of_class)?;
+                let rows = filter_record_batch(&plain, &of_class)?;
                 if rows.num_rows() > 0 {
                     found.entry(class).or_default().push(rows);
                 }
             }
-            Ok(())
-        })
-        .await?;
+        }
         Ok(found)
     }
 
@@ -324,17 +328,40 @@ impl Classes {
 
     /// Runs the view's plan with `start` in a start's place; calls for each batch of wanted cells, with starts and partitions. Which
     /// events there are is said before they are classified, and which are looked at after it.
-    #[expect(clippy::too_many_arguments, reason = "two callers, each with all of them")]
+    #[expect(clippy::too_many_arguments, reason = "one caller, with all of them")]
     async fn run(
+        &self,
+        events: Arc<dyn TableProvider>,
+        days: &BTreeSet<EventDay>,
+        places: &Places,
+        which: [Option<Expr>; 2],
+        start: Expr,
+        wanted: &BTreeSet<OwnedRow>,
+        mut call: impl FnMut(&RecordBatch, &[u64], &[i32]) -> Result<()>,
+    ) -> Result<()> {
+        let mut cells = self.started(events, days, places, which, start).await?;
+        let keys = 1 + self.view.dimensions.len();
+        while let Some(batch) = cells.try_next().await? {
+            let rows = rows_of(&batch, keys)?;
+            let is_wanted: BooleanArray = rows.iter().map(|row| Some(wanted.contains(row))).collect();
+            let batch = filter_record_batch(&batch, &is_wanted)?;
+            if batch.num_rows() > 0 {
+                let (plain, starts, partitions) = self.plain(&batch)?;
+                call(&plain, &starts, &partitions)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The view's plan with `start` in a start's place.
+    async fn started(
         &self,
         events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
         places: &Places,
         [only, of_these]: [Option<Expr>; 2],
         start: Expr,
-        wanted: &BTreeSet<OwnedRow>,
-        mut call: impl FnMut(&RecordBatch, &[u64], &[i32]) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
         let classified = self.classified(events, days, places, only)?;
         let classified = match of_these {
             Some(of_these) => LogicalPlanBuilder::from(classified).filter(of_these)?.build()?,
@@ -345,28 +372,23 @@ impl Classes {
             .project(columns.into_iter().chain([start.alias(START_COLUMN)]))?
             .build()?;
         let frame = self.session.execute_logical_plan(self.plan.over(started)?).await?;
-        let mut cells = frame.execute_stream().await?;
+        Ok(settled(frame.execute_stream().await?, self.plan.schema()))
+    }
+
+    /// Cells without their partition and start, and these.
+    fn plain(&self, batch: &RecordBatch) -> Result<(RecordBatch, Vec<u64>, Vec<i32>)> {
+        let column = |name: &str| {
+            let lacking = || DataFusionError::Internal(format!("cells without a column {name}"));
+            batch.column_by_name(name).ok_or_else(lacking)
+        };
+        let starts = column(START_COLUMN)?.as_primitive::<UInt64Type>().values().to_vec();
+        let partitions = column(PARTITION_COLUMN)?.as_primitive::<Int32Type>().values().to_vec();
         let keys = 1 + self.view.dimensions.len();
-        while let Some(batch) = cells.try_next().await? {
-            let rows = rows_of(&batch, keys)?;
-            let is_wanted: BooleanArray = rows.iter().map(|row| Some(wanted.contains(row))).collect();
-            let batch = filter_record_batch(&batch, &is_wanted)?;
-            if batch.num_rows() == 0 {
-                continue;
-            }
-            let column = |name: &str| {
-                let lacking = || DataFusionError::Internal(format!("cells without a column {name}"));
-                batch.column_by_name(name).ok_or_else(lacking)
-            };
-            let starts = column(START_COLUMN)?.as_primitive::<UInt64Type>().values().to_vec();
-            let partitions = column(PARTITION_COLUMN)?.as_primitive::<Int32Type>().values().to_vec();
-            let kept: Vec<_> = (0..batch.num_columns())
-                .filter(|at| *at != keys && *at != keys + 1)
-                .collect();
-            let plain = RecordBatch::try_new(Arc::clone(self.schema()), batch.project(&kept)?.columns().to_vec())?;
-            call(&plain, &starts, &partitions)?;
-        }
-        Ok(())
+        let kept: Vec<_> = (0..batch.num_columns())
+            .filter(|at| *at != keys && *at != keys + 1)
+            .collect();
+        let plain = RecordBatch::try_new(Arc::clone(self.schema()), batch.project(&kept)?.columns().to_vec())?;
+        Ok((plain, starts, partitions))
     }
 
     /// The events of those days, or some of them, with their class.
@@ -397,194 +419,4 @@ pub(crate) fn rows_of(batch: &RecordBatch, keys: usize) -> Result<Vec<OwnedRow>>
     let fields = keys.iter().map(|key| SortField::new(key.data_type().clone())).collect();
     let rows = RowConverter::new(fields)?.convert_columns(&keys)?;
     Ok(rows.iter().map(|row| row.owned()).collect())
-}
-
-/// The column that the class is in.
-const CLASS: &str = "_class";
-
-/// Columns on the way there.
-const AMONG: &str = "_among";
-const PREVIOUS: &str = "_previous";
-const LATEST: &str = "_latest";
-const FIRST: &str = "_first_in_partition";
-const RANK: &str = "_rank";
-const COUNTED: &str = "_counted";
-
-/// Whose offset it is, before anything is said of repeats; and of speed's whether it drops the event.
-const OF_BATCH: i64 = 0;
-const OF_SPEED: i64 = 1;
-const KNOWN: i64 = 2;
-const IN_GAP: i64 = 3;
-const ELSEWHERE: i64 = 4;
-
-/// The events at these places with their class.
-fn classified(events: LogicalPlan, dataset: &Dataset, places: &Places) -> Result<LogicalPlan> {
-    let (batch, speed, gap) = (
-        at_offsets(&places.batch),
-        at_offsets(&places.speed),
-        at_offsets(&places.gaps),
-    );
-    let id = &dataset.event_id;
-    if id.is_empty() {
-        let class = when(batch.or(speed), Class::Kept.lit())
-            .when(gap, Class::Gap.lit())
-            .otherwise(lit(ELSEWHERE + 100))?;
-        let all = with(events, CLASS, class)?;
-        return LogicalPlanBuilder::from(all)
-            .filter(ident(CLASS).lt(lit(100_i64)))?
-            .build();
-    }
-    let identity: Vec<&str> = id.iter().map(String::as_str).chain([EVENT_TIME_COLUMN]).collect();
-    let of_partition = [&identity[..], &[TOPIC_COLUMN, PARTITION_COLUMN]].concat();
-    let is_whole = || {
-        let known = id.iter().map(|field| ident(field).is_not_null());
-        known.reduce(Expr::and).unwrap_or_else(|| lit(true))
-    };
-    // What an earlier copy in the partition says, counted or not.
-    let micros = || cast(ident(KAFKA_TIME_COLUMN), DataType::Int64);
-    let events = with_window(events, LATEST, highest_before(micros(), &of_partition)?)?;
-    let events = with_window(events, PREVIOUS, highest_before(ident(OFFSET_COLUMN), &of_partition)?)?;
-    let window = lit(i64::try_from(dataset.dedupe_window.as_micros()).unwrap_or(i64::MAX / 2));
-    let is_known = is_whole()
-        .and(ident(LATEST).is_not_null())
-        .and(ident(LATEST).gt_eq(micros() - window));
-    let among = when(batch, lit(OF_BATCH))
-        .when(speed.clone().and(is_known), lit(KNOWN))
-        .when(speed, lit(OF_SPEED))
-        .when(gap, lit(IN_GAP))
-        .otherwise(lit(ELSEWHERE))?;
-    let events = LogicalPlanBuilder::from(with(events, AMONG, among)?)
-        .filter(ident(AMONG).not_eq(lit(ELSEWHERE)))?
-        .build()?;
-    // Batch's rule, over what is below the marks alone.
-    let events = ranked(events, &identity)?;
-    let counted = ident(AMONG).eq(lit(OF_SPEED)).or(ident(AMONG)
-        .eq(lit(OF_BATCH))
-        .and(ident(RANK).eq(lit(1_u64)).or(!is_whole())));
-    let events = with(events, COUNTED, when(counted, lit(1_i64)).otherwise(lit(0_i64))?)?;
-    let among = when(ident(COUNTED).eq(lit(1_i64)), lit(OF_SPEED))
-        .when(ident(AMONG).eq(lit(IN_GAP)), lit(IN_GAP))
-        .when(ident(AMONG).eq(lit(KNOWN)), lit(KNOWN))
-        .otherwise(lit(OF_BATCH))?;
-    let events = without(events, &[FIRST, RANK])?;
-    let events = replaced(events, AMONG, among)?;
-    // The same rule over all that is counted: who is not its first is counted again.
-    let events = ranked(events, &identity)?;
-    let events = with_window(events, "_copies", over_all(ident(COUNTED), &identity)?)?;
-    let is_first = || ident(RANK).eq(lit(1_u64)).or(!is_whole());
-    let is_counted = || ident(COUNTED).eq(lit(1_i64));
-    let class = when(is_counted().and(is_first()), Class::Kept.lit())
-        .when(is_counted().and(ident(PREVIOUS).is_not_null()), Class::Beyond.lit())
-        .when(is_counted(), Class::Across.lit())
-        .when(ident(AMONG).eq(lit(KNOWN)), Class::Known.lit())
-        .when(
-            ident(AMONG)
-                .eq(lit(IN_GAP))
-                .and(is_first())
-                .and(ident("_copies").eq(lit(0_i64)).or(!is_whole())),
-            Class::Gap.lit(),
-        )
-        .otherwise(Class::Dropped.lit())?;
-    with(events, CLASS, class)
-}
-
-/// With the place of each row among its copies: first in its partition comes first, then by Kafka's time.
-fn ranked(events: LogicalPlan, identity: &[&str]) -> Result<LogicalPlan> {
-    let of_partition = [identity, &[TOPIC_COLUMN, PARTITION_COLUMN, AMONG]].concat();
-    let first = numbered(&of_partition, vec![ascending(ident(OFFSET_COLUMN))])?;
-    let events = with_window(events, FIRST, first)?;
-    let order = [
-        ident(FIRST).gt(lit(1_u64)),
-        ident(KAFKA_TIME_COLUMN),
-        ident(PARTITION_COLUMN),
-        ident(TOPIC_COLUMN),
-    ];
-    let rank = numbered(
-        &[identity, &[AMONG]].concat(),
-        order.into_iter().map(ascending).collect(),
-    )?;
-    with_window(events, RANK, rank)
-}
-
-fn ascending(by: Expr) -> Sort {
-    Sort::new(by, true, false)
-}
-
-fn names(names: &[&str]) -> Vec<Expr> {
-    names.iter().map(|name| ident(*name)).collect()
-}
-
-fn numbered(same: &[&str], order: Vec<Sort>) -> Result<Expr> {
-    row_number().partition_by(names(same)).order_by(order).build()
-}
-
-/// The highest value of the rows before, by offset.
-fn highest_before(value: Expr, same: &[&str]) -> Result<Expr> {
-    let before = WindowFrame::new_bounds(
-        WindowFrameUnits::Rows,
-        WindowFrameBound::Preceding(ScalarValue::UInt64(None)),
-        WindowFrameBound::Preceding(ScalarValue::UInt64(Some(1))),
-    );
-    Expr::from(WindowFunction::new(
-        WindowFunctionDefinition::AggregateUDF(max_udaf()),
-        vec![value],
-    ))
-    .partition_by(names(same))
-    .order_by(vec![ascending(ident(OFFSET_COLUMN))])
-    .window_frame(before)
-    .build()
-}
-
-/// The highest value of all rows.
-fn over_all(value: Expr, same: &[&str]) -> Result<Expr> {
-    let all = WindowFrame::new_bounds(
-        WindowFrameUnits::Rows,
-        WindowFrameBound::Preceding(ScalarValue::UInt64(None)),
-        WindowFrameBound::Following(ScalarValue::UInt64(None)),
-    );
-    Expr::from(WindowFunction::new(
-        WindowFunctionDefinition::AggregateUDF(max_udaf()),
-        vec![value],
-    ))
-    .partition_by(names(same))
-    .order_by(vec![ascending(ident(OFFSET_COLUMN))])
-    .window_frame(all)
-    .build()
-}
-
-fn columns(plan: &LogicalPlan) -> Vec<Expr> {
-    plan.schema().columns().into_iter().map(Expr::Column).collect()
-}
-
-/// With one column more.
-fn with(plan: LogicalPlan, name: &str, value: Expr) -> Result<LogicalPlan> {
-    let all = columns(&plan).into_iter().chain([value.alias(name)]);
-    LogicalPlanBuilder::from(plan).project(all)?.build()
-}
-
-/// With one column less, and then that one made anew.
-fn replaced(plan: LogicalPlan, name: &str, value: Expr) -> Result<LogicalPlan> {
-    let kept = plan.schema().columns().into_iter().filter(|column| column.name != name);
-    let all: Vec<_> = kept.map(Expr::Column).chain([value.alias(name)]).collect();
-    LogicalPlanBuilder::from(plan).project(all)?.build()
-}
-
-fn without(plan: LogicalPlan, gone: &[&str]) -> Result<LogicalPlan> {
-    let kept = plan
-        .schema()
-        .columns()
-        .into_iter()
-        .filter(|column| !gone.contains(&column.name.as_str()));
-    let kept: Vec<_> = kept.map(Expr::Column).collect();
-    LogicalPlanBuilder::from(plan).project(kept)?.build()
-}
-
-/// With what a window function gives.
-fn with_window(plan: LogicalPlan, name: &str, window: Expr) -> Result<LogicalPlan> {
-    let before = columns(&plan);
-    let plan = LogicalPlanBuilder::from(plan).window([window])?.build()?;
-    let last = plan.schema().columns().pop().map(Expr::Column);
-    let last = last.ok_or_else(|| DataFusionError::Internal("a window without a column".to_owned()))?;
-    let all = before.into_iter().chain([last.alias(name)]);
-    LogicalPlanBuilder::from(plan).project(all)?.build()
 }

@@ -6,23 +6,21 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, Float64Array, RecordBatch};
-use arrow::compute::{cast, concat_batches};
+use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, Float64Array, RecordBatch, UInt64Array};
+use arrow::compute::{cast, concat_batches, take_record_batch};
 use arrow::datatypes::{
     DataType, Field, FieldRef, Float64Type, Schema, SchemaRef, TimestampMicrosecondType, UInt8Type, UInt64Type,
 };
 use arrow::error::ArrowError;
-use arrow::ipc::reader::StreamReader;
 use arrow::row::{OwnedRow, RowConverter, SortField};
 use arrow::util::display::array_value_to_string;
 use serde::Serialize;
-use shared_schemas::measure::{Held, State};
+use shared_schemas::measure::{Held, Reading, State};
 use shared_schemas::plan::WINDOW_COLUMN;
 use shared_schemas::sketch::uniq_bound;
 use shared_schemas::store::cells::LAYERS_COLUMN;
 use shared_schemas::view::{MeasureForm, View};
 
-use super::calibration::Calibration;
 use super::cause::{Cause, Contribution};
 use super::place::{EventShown, Place};
 
@@ -90,28 +88,26 @@ impl Cells {
         Ok(Self { batch, rows })
     }
 
-    /// Cells as the store sends them: the columns brought to the plan's types.
-    pub(crate) fn read(view: &View, schema: &SchemaRef, body: &[u8]) -> Result<Vec<RecordBatch>, ArrowError> {
-        let layers = Field::new(LAYERS_COLUMN, DataType::UInt8, false).into();
-        let all: Vec<FieldRef> = schema.fields().iter().cloned().chain([layers]).collect();
-        let all = SchemaRef::new(Schema::new(all));
+    /// Cells as the store sends them, a batch of them: the columns brought to the plan's types.
+    pub(crate) fn read(view: &View, schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
         let states: Vec<_> = view.states().collect();
-        let mut batches = Vec::new();
-        for batch in StreamReader::try_new(body, None)? {
-            let batch = batch?;
-            let mut columns = Vec::new();
-            for field in all.fields() {
-                let column = batch
-                    .column_by_name(field.name())
-                    .ok_or_else(|| ArrowError::SchemaError(format!("the store sent no column `{}`", field.name())))?;
-                columns.push(match states.iter().find(|held| held.name == *field.name()) {
-                    Some(held) if held.state.is_serialized() => canonical(&held.state, column)?,
-                    _ => cast(column, field.data_type())?,
-                });
+        let column = |field: &FieldRef| {
+            let column = batch
+                .column_by_name(field.name())
+                .ok_or_else(|| ArrowError::SchemaError(format!("the store sent no column `{}`", field.name())))?;
+            match states.iter().find(|held| held.name == *field.name()) {
+                Some(held) if held.state.is_serialized() => canonical(&held.state, column),
+                _ => cast(column, field.data_type()),
             }
-            batches.push(RecordBatch::try_new(SchemaRef::clone(&all), columns)?);
-        }
-        Ok(batches)
+        };
+        let columns = schema.fields().iter().map(column).collect::<Result<_, _>>()?;
+        RecordBatch::try_new(Arc::clone(schema), columns)
+    }
+
+    /// Copies of the rows of some cells.
+    pub(crate) fn only<'k>(&self, cells: impl Iterator<Item = &'k OwnedRow>) -> Result<RecordBatch, ArrowError> {
+        let rows = cells.filter_map(|cell| self.at(cell)).map(|at| at as u64);
+        take_record_batch(&self.batch, &UInt64Array::from_iter_values(rows))
     }
 
     /// The row of a cell.
@@ -122,12 +118,6 @@ impl Cells {
     /// The keys of all cells, with their rows.
     pub(crate) fn keys(&self) -> impl Iterator<Item = (&OwnedRow, usize)> {
         self.rows.iter().map(|(key, at)| (key, *at))
-    }
-
-    /// Where the window of the cell in the middle begins, in microseconds since 1970.
-    pub(crate) fn middle_window(&self) -> Option<i64> {
-        let (_, at) = self.keys().nth(self.rows.len() / 2)?;
-        begins((self, Some(at)))
     }
 
     /// The rows, as they came.
@@ -152,24 +142,35 @@ impl Cells {
     }
 }
 
+/// The columns of cells as the store sends them: of which layers' rows they are too.
+pub(crate) fn with_layers(schema: &SchemaRef) -> SchemaRef {
+    let layers = Field::new(LAYERS_COLUMN, DataType::UInt8, false).into();
+    let all: Vec<FieldRef> = schema.fields().iter().cloned().chain([layers]).collect();
+    SchemaRef::new(Schema::new(all))
+}
+
 /// States that came as hexadecimal digits, each in the form that all equal ones have.
 pub(crate) fn canonical(state: &State, digits: &ArrayRef) -> Result<ArrayRef, ArrowError> {
-    let broken = |why: &dyn std::fmt::Display| ArrowError::ParseError(format!("the store sent a broken state: {why}"));
     let digits = cast(digits, &DataType::Utf8)?;
-    let read = |digits: &str| {
-        let bytes = bytes(digits).ok_or_else(|| broken(&"it is not made of hexadecimal digits"))?;
-        match state.read(&bytes) {
-            Some(Ok(reading)) => Ok(reading.canonical),
-            Some(Err(error)) => Err(broken(&error)),
-            None => Ok(bytes),
-        }
-    };
     let states: Vec<_> = digits
         .as_string::<i32>()
         .iter()
-        .map(|digits| read(digits.unwrap_or_default()))
-        .collect::<Result<_, _>>()?;
+        .map(|digits| Ok(sent(state, digits.unwrap_or_default())?.canonical))
+        .collect::<Result<_, ArrowError>>()?;
     Ok(Arc::new(states.iter().map(Some).collect::<BinaryArray>()))
+}
+
+/// A state that came as hexadecimal digits. Its result is empty where nobody can read it.
+pub(crate) fn sent(state: &State, digits: &str) -> Result<Reading, ArrowError> {
+    let broken = |why: &dyn std::fmt::Display| ArrowError::ParseError(format!("the store sent a broken state: {why}"));
+    let bytes = bytes(digits).ok_or_else(|| broken(&"it is not made of hexadecimal digits"))?;
+    match state.read(&bytes) {
+        Some(reading) => reading.map_err(|error| broken(&error)),
+        None => Ok(Reading {
+            canonical: bytes,
+            result: String::new(),
+        }),
+    }
 }
 
 /// The bytes that hexadecimal digits stand for.
@@ -225,7 +226,6 @@ pub(crate) struct Compare {
     pub(crate) compared: u64,
     pub(crate) equal: u64,
     pub(crate) different: Vec<Difference>,
-    pub(crate) calibration: Vec<Calibration>,
 }
 
 impl Compare {

@@ -3,10 +3,14 @@
 //! Only where something differs: the archive is read again for it, with each event's class.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use shared_connections::store::{Pace, RulesKnown};
+use arrow::row::OwnedRow;
+use datafusion::common::DataFusionError;
+use futures::{StreamExt, TryStreamExt};
+use shared_connections::store::RulesKnown;
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{EventDay, Offset, OffsetRange, OffsetSet, Partition, Publication};
 use shared_schemas::plan::{CellKey, MergePlan};
@@ -16,30 +20,31 @@ use super::apart::Other;
 use super::calibration::{self, Calibration};
 use super::cause::Proof;
 use super::classes::{Classes, EventCell, Places};
-use super::compare::{Cells, Compare, Difference};
+use super::compare::{Cells, Compare, Difference, with_layers};
+use super::days::{Left, Rooms, Sample};
 use super::ledgers::Placed;
 use super::place::{self, MOST_EVENTS, Narrow};
+use super::read::{Batches, Unread};
+use super::sorted::{Side, Stream, of_keys, sorted};
 use super::{Ground, OfView, computing};
 use crate::error::RunError;
-use crate::recompute::{Recompute, Room};
+use crate::recompute::{Recompute, Room, below};
 use crate::retry::patiently;
 
 /// So many differences of a view are narrowed down, unexplained ones first: each takes a statement and a scan of its day.
 pub(super) const NARROWED: usize = 20;
 
-/// So many windows of a view are read for the values that quantiles stand for: each takes a scan of its day.
-pub(super) const CALIBRATED: usize = 3;
-/// A window of more events than these is not.
+/// A window of more values than these is not compared with its quantiles; and so many values take as much memory as a difference.
 const MOST_VALUES: usize = 1 << 20;
+const VALUES: usize = 8;
 
-/// The days that were compared, and what the store holds of them.
+/// The days that are compared, and with what.
 pub(super) struct Compared<'a> {
     pub(super) ground: &'a Ground,
     /// The memory of all.
-    pub(super) room: &'a Room,
+    pub(super) rooms: &'a Rooms,
     pub(super) publication: Option<&'a Publication>,
     pub(super) days: &'a BTreeSet<EventDay>,
-    pub(super) held: &'a Cells,
     /// The columns of exact cells.
     pub(super) schema: &'a SchemaRef,
     /// The ledgers of the compared starts.
@@ -48,84 +53,207 @@ pub(super) struct Compared<'a> {
     pub(super) other: &'a Other,
 }
 
+/// What cells that differ are explained with. Their slices come in the order of keys, and so does all that is read for them: once.
+pub(super) struct Explaining {
+    of_both: Recompute,
+    merge: MergePlan,
+    classes: Classes,
+    places: Places,
+    /// What both layers should hold by their own rules; a cell may come in two rows.
+    predicted: Side,
+    /// What the events of each class come to.
+    by_class: Side,
+}
+
+/// Cells that differ, with what the store holds of them.
+pub(super) struct Slice {
+    pub(super) held: Cells,
+    pub(super) found: Compare,
+}
+
+impl Slice {
+    /// Which cells.
+    pub(super) fn cells(&self) -> BTreeSet<OwnedRow> {
+        wanted(&self.found)
+    }
+}
+
 impl OfView<'_> {
-    /// Puts differences down to causes. `left` is how many more may be narrowed down, `room_in_gaps` how many events may lie in files that
-    /// were put aside.
+    /// Begins to read what explains differences: of these cells alone, or of all.
+    pub(super) async fn explaining(
+        &self,
+        of: &Compared<'_>,
+        only: Option<BTreeSet<OwnedRow>>,
+    ) -> Result<Explaining, RunError> {
+        let plan_error = |error: DataFusionError| RunError::Plan(error.to_string());
+        let failed = |error| computing(of.days, &error);
+        let of_both = Recompute::of_both_layers(self.view, self.dataset, &of.rooms.predicted).map_err(plan_error)?;
+        let merge = MergePlan::new(self.view, CellKey::OneStart).map_err(plan_error)?;
+        let classes = Classes::new(self.view, self.dataset, &of.rooms.classes).map_err(plan_error)?;
+        let places = of.ground.places(self.chunk()?);
+        let only = only.map(Arc::new);
+        let keys = 1 + self.view.dimensions.len();
+        let side = async |room: &Room, schema: &SchemaRef, cells: Stream| {
+            let cells = match &only {
+                Some(only) => of_keys(schema, keys, cells, Arc::clone(only))?,
+                None => cells,
+            };
+            Side::new(schema, keys, sorted(room, schema, keys, cells).await?)
+        };
+        let predicted = self.predicted(&of_both, of, Among::All).await?;
+        let predicted = side(&of.rooms.predicted, merge.schema(), predicted).await;
+        let by_class = classes
+            .by_class(of.ground.pinned.events(of.days), of.days, &places)
+            .await;
+        let by_class = side(&of.rooms.classes, classes.columns(), by_class.map_err(failed)?).await;
+        Ok(Explaining {
+            predicted: predicted.map_err(failed)?,
+            by_class: by_class.map_err(failed)?,
+            of_both,
+            merge,
+            classes,
+            places,
+        })
+    }
+
+    /// Puts the differences of a slice down to causes. `left` is what may still be done for the view.
     pub(super) async fn explain(
         &self,
         of: &Compared<'_>,
-        found: &mut Compare,
-        left: &mut usize,
-        room_in_gaps: &mut u64,
+        with: &mut Explaining,
+        Slice { held, found }: &mut Slice,
+        left: &mut Left,
     ) -> Result<(), RunError> {
-        let plan_error = |error: datafusion::error::DataFusionError| RunError::Plan(error.to_string());
         let failed = |error| computing(of.days, &error);
-        let of_both = Recompute::of_both_layers(self.view, self.dataset, of.room).map_err(plan_error)?;
-        let merge = MergePlan::new(self.view, CellKey::OneStart).map_err(plan_error)?;
-        let predicted = self.predicted(&of_both, &merge, of.ground, of.days, Among::All).await?;
-        found.explain(self.view, of.held, &predicted);
+        let wanted = wanted(found);
+        let predicted = with.predicted.of(&wanted).await.map_err(failed)?;
+        let predicted = self.as_cells(&with.merge, predicted, of.days).await?;
+        found.explain(self.view, held, &predicted);
 
-        let classes = Classes::new(self.view, self.dataset, of.room).map_err(plan_error)?;
-        let places = of.ground.places(self.chunk()?);
-        let cells = found.different.iter().filter_map(|difference| difference.cell.clone());
-        let wanted: BTreeSet<_> = cells.collect();
-        let events = of.ground.pinned.events(of.days);
-        let by_class = classes.cells(events, of.days, &places, &wanted).await.map_err(failed)?;
+        let by_class = with.by_class.of(&wanted).await.map_err(failed)?;
+        let by_class = with.classes.parted(&by_class).map_err(failed)?;
         let mut proof = Proof {
             classes: BTreeMap::new(),
-            counted: self.made(&classes, Vec::new(), of.days).await?,
+            counted: self.as_cells(&with.merge, Vec::new(), of.days).await?,
         };
         let mut counted = Vec::new();
         for (class, cells) in by_class {
             if class.is_counted() {
                 counted.extend(cells.iter().cloned());
             }
-            proof.classes.insert(class, self.made(&classes, cells, of.days).await?);
+            let cells = self.as_cells(&with.merge, cells, of.days).await?;
+            proof.classes.insert(class, cells);
         }
-        proof.counted = self.made(&classes, counted, of.days).await?;
-        found.prove(self.view, of.held, &proof);
-        self.take_apart(of, found, (&of_both, &merge), (&classes, &places))
+        proof.counted = self.as_cells(&with.merge, counted, of.days).await?;
+        found.prove(self.view, held, &proof);
+        let merge = (&with.of_both, &with.merge);
+        self.take_apart(of, &mut found.different, merge, (&with.classes, &with.places))
             .await?;
-        found.excuse_gaps(self.view, of.held, &predicted, room_in_gaps);
+        found.excuse_gaps(self.view, held, &predicted, &mut left.in_gaps);
 
         found.different.sort_by_key(|difference| difference.explained.is_some());
-        let count = found.different.len().min(*left);
-        *left -= count;
+        let count = found.different.len().min(left.narrowed);
+        left.narrowed -= count;
         let mut windows: BTreeMap<i64, Vec<&mut Difference>> = BTreeMap::new();
         for difference in found.different.iter_mut().take(count) {
             windows.entry(difference.begins).or_default().push(difference);
         }
         for (window, differences) in windows {
-            self.narrow(of, &classes, &places, window, differences).await?;
+            self.narrow(of, &with.classes, &with.places, window, differences)
+                .await?;
         }
         Ok(())
     }
 
-    /// How quantiles lie to the values of one of the compared windows, where the view has any.
-    pub(super) async fn calibrate(
+    /// Cells that may be several for a key, as one for each.
+    async fn as_cells(
+        &self,
+        merge: &MergePlan,
+        cells: Vec<RecordBatch>,
+        days: &BTreeSet<EventDay>,
+    ) -> Result<Cells, RunError> {
+        let merged = match &cells[..] {
+            [] => Vec::new(),
+            _ => vec![merge.run(cells).await.map_err(|error| computing(days, &error))?],
+        };
+        Cells::new(self.view, merge.schema(), &merged).map_err(|error| RunError::Plan(error.to_string()))
+    }
+
+    /// What the store holds of some cells, of rows of some starts.
+    pub(super) async fn held_of(
         &self,
         of: &Compared<'_>,
-        different: &[Difference],
-    ) -> Result<Vec<Calibration>, RunError> {
-        let plan_error = |error: datafusion::error::DataFusionError| RunError::Plan(error.to_string());
+        among: Among<'_>,
+        wanted: &BTreeSet<OwnedRow>,
+    ) -> Result<Cells, RunError> {
+        let failed = |error| computing(of.days, &error);
+        let mut held = self.held(&of.rooms.held_apart, of, among).await.map_err(failed)?;
+        let found = held.of(wanted).await.map_err(|error| held.failed(of.days, &error))?;
+        Cells::new(self.view, &with_layers(of.schema), &found).map_err(|error| RunError::Plan(error.to_string()))
+    }
+
+    /// What the layers should hold of some cells, in rows of some starts.
+    pub(super) async fn predicted_of(
+        &self,
+        of: &Compared<'_>,
+        (of_both, merge): (&Recompute, &MergePlan),
+        among: Among<'_>,
+        wanted: &BTreeSet<OwnedRow>,
+    ) -> Result<Cells, RunError> {
+        let failed = |error| computing(of.days, &error);
+        let cells = self.predicted(of_both, of, among).await?;
+        let keys = 1 + self.view.dimensions.len();
+        let cells = of_keys(merge.schema(), keys, cells, Arc::new(wanted.clone())).map_err(failed)?;
+        let cells = cells.try_filter(|batch| std::future::ready(batch.num_rows() > 0));
+        let cells: Vec<_> = cells.try_collect().await.map_err(failed)?;
+        self.as_cells(merge, cells, of.days).await
+    }
+
+    /// What both layers should hold by their own rules: batch below the marks, speed from there on; or that of some starts. A cell may
+    /// come in two rows, in any order.
+    pub(super) async fn predicted(
+        &self,
+        recompute: &Recompute,
+        of: &Compared<'_>,
+        among: Among<'_>,
+    ) -> Result<Stream, RunError> {
+        let failed = |error| computing(of.days, &error);
+        let (ground, days) = (of.ground, of.days);
+        let mut parts = Vec::new();
+        if !matches!(among, Among::Only(_)) {
+            let counted = below(&ground.marks());
+            let batch = recompute.cells(ground.pinned.lean_events(days), days, &counted);
+            parts.push(batch.await.map_err(failed)?);
+        }
+        let counted = ground.of_starts(self.chunk()?, among);
+        let speed = recompute.cells_of_speed(ground.pinned.lean_events(days), days, &counted);
+        parts.push(speed.await.map_err(failed)?);
+        Ok(futures::stream::iter(parts).flatten().boxed())
+    }
+
+    /// How quantiles lie to the values of one of the compared windows, where the view has any.
+    pub(super) async fn calibrate(&self, of: &Compared<'_>, sample: &Sample) -> Result<Vec<Calibration>, RunError> {
+        let plan_error = |error: DataFusionError| RunError::Plan(error.to_string());
         let values = calibration::values(self.view).map_err(plan_error)?;
-        let Some(window) = of.held.middle_window().filter(|_| !values.is_empty()) else {
+        let Some((window, held)) = sample.window().filter(|_| !values.is_empty()) else {
             return Ok(Vec::new());
         };
         let days = BTreeSet::from([EventDay::of_micros(window)]);
         let failed = |error| computing(&days, &error);
-        let classes = Classes::new(self.view, self.dataset, of.room).map_err(plan_error)?;
+        let held = Cells::new(self.view, &with_layers(of.schema), held).map_err(|error| failed(error.into()))?;
+        let classes = Classes::new(self.view, self.dataset, &of.rooms.classes).map_err(plan_error)?;
         let places = of.ground.places(self.chunk()?);
         let events = of.ground.pinned.events(&days);
+        let most = MOST_VALUES.min(of.rooms.most() * VALUES);
         let events = classes
-            .values(events, &days, &places, window, values, MOST_VALUES)
+            .values(events, &days, &places, window, values, most)
             .await
             .map_err(failed)?;
         let rows: usize = events.iter().map(RecordBatch::num_rows).sum();
-        if rows >= MOST_VALUES {
+        if rows >= most {
             return Ok(Vec::new());
         }
-        calibration::of_quantiles(self.view, of.held, different, &events).map_err(failed)
+        calibration::of_quantiles(self.view, &held, sample.different(), &events).map_err(failed)
     }
 
     /// What is known of rules, those of the dataset as it is now among them.
@@ -142,17 +270,6 @@ impl OfView<'_> {
         Ok(rules
             .filter_map(|((partition, rules), range)| Some((partition, range, known.differ(rules, &now)?)))
             .collect())
-    }
-
-    /// Cells of several batches as one for each key.
-    async fn made(
-        &self,
-        classes: &Classes,
-        cells: Vec<arrow::array::RecordBatch>,
-        days: &BTreeSet<EventDay>,
-    ) -> Result<Cells, RunError> {
-        let merged = classes.merged(cells).await.map_err(|error| computing(days, &error))?;
-        Cells::new(self.view, classes.schema(), &[merged]).map_err(|error| RunError::Plan(error.to_string()))
     }
 
     /// Finds the places of differences of one window.
@@ -183,15 +300,25 @@ impl OfView<'_> {
             days: of.days,
             time: times_of(of.days).unwrap_or_default(),
         };
-        let parts = match cells.parts(window) {
-            Some(statement) => {
-                let store = &self.batch.store;
-                let answer = patiently(|| store.answer_at_length(&statement, "ArrowStream", Pace::AT_LENGTH)).await?;
-                place::parts(self.view, classes, &answer.body, &wanted)
-                    .map_err(|error| RunError::Plan(error.to_string()))?
-            }
-            None => Vec::new(),
-        };
+        let mut parts = Vec::new();
+        if let Some(statement) = cells.parts(window) {
+            let read = async || {
+                let mut found = Vec::new();
+                let mut answer = Batches::of(&self.batch.store, &statement)?;
+                while let Some(batch) = answer.next().await? {
+                    found.extend(place::parts(self.view, classes, &batch, &wanted)?);
+                }
+                Ok(found)
+            };
+            let told = || async {
+                match read().await {
+                    Ok(found) => Ok(Ok(found)),
+                    Err(Unread::Store(error)) => Err(error),
+                    Err(Unread::Rows(error)) => Ok(Err(RunError::Plan(error.to_string()))),
+                }
+            };
+            parts = patiently(told).await??;
+        }
         let provider = || of.ground.pinned.events(&days);
         let events = classes
             .events(provider(), &days, places, window, &wanted, MOST_EVENTS)
@@ -222,6 +349,11 @@ impl OfView<'_> {
         }
         Ok(())
     }
+}
+
+/// The cells of differences.
+fn wanted(found: &Compare) -> BTreeSet<OwnedRow> {
+    found.different.iter().filter_map(|one| one.cell.clone()).collect()
 }
 
 /// The offsets of these events.

@@ -9,11 +9,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use arrow::array::{Array, AsArray, RecordBatch, StringArray};
-use arrow::compute::cast;
+use arrow::array::{Array, AsArray, RecordBatch, StringArray, UInt64Array};
+use arrow::compute::{cast, take_record_batch};
 use arrow::datatypes::{DataType, UInt8Type, UInt64Type};
 use arrow::error::ArrowError;
-use arrow::ipc::reader::StreamReader;
 use arrow::row::OwnedRow;
 use datafusion::common::Result;
 use serde::Serialize;
@@ -106,59 +105,74 @@ pub(crate) struct Part {
     cell: RecordBatch,
 }
 
-/// Reads the rows as the store sends them, of wanted cells.
+/// Reads the rows as the store sends them, a batch of them, of wanted cells.
 pub(crate) fn parts(
     view: &View,
     classes: &Classes,
-    body: &[u8],
+    batch: &RecordBatch,
     wanted: &BTreeSet<OwnedRow>,
 ) -> Result<Vec<Part>, ArrowError> {
     let states: Vec<_> = view.states().filter(|held| held.state.held == Held::Both).collect();
-    let mut found = Vec::new();
-    for batch in StreamReader::try_new(body, None)? {
-        let batch = batch?;
-        let lacking = || ArrowError::SchemaError("the store sent other columns than it was asked for".to_owned());
-        let column = |at: usize, to: &DataType| cast(batch.columns().get(at).ok_or_else(lacking)?, to);
-        let layers = column(0, &DataType::UInt8)?;
-        let runs = column(1, &DataType::Utf8)?;
-        let topics = column(2, &DataType::Utf8)?;
-        let [partitions, starts, nexts] = [
-            column(3, &DataType::UInt64)?,
-            column(4, &DataType::UInt64)?,
-            column(5, &DataType::UInt64)?,
-        ];
-        let fields = classes.schema().fields().iter().enumerate();
-        let columns = fields.map(|(at, field)| {
-            let sent = batch.columns().get(at + PLACE_COLUMNS.len()).ok_or_else(lacking)?;
-            match states.iter().find(|held| held.name == *field.name()) {
-                Some(held) if held.state.is_serialized() => canonical(&held.state, sent),
-                _ => cast(sent, field.data_type()),
-            }
-        });
-        let cells = RecordBatch::try_new(classes.schema().clone(), columns.collect::<Result<_, _>>()?)?;
-        let keys =
-            rows_of(&cells, 1 + view.dimensions.len()).map_err(|error| ArrowError::ExternalError(Box::new(error)))?;
-        let number = |column: &arrow::array::ArrayRef, row: usize| column.as_primitive::<UInt64Type>().value(row);
-        let text = |column: &arrow::array::ArrayRef, row: usize| {
-            let column: &StringArray = column.as_string();
-            column.value(row).parse::<u128>().ok()
-        };
-        for (row, key) in keys.into_iter().enumerate().filter(|(_, key)| wanted.contains(key)) {
-            let of_batch = layers.as_primitive::<UInt8Type>().value(row) == 1;
-            found.push(Part {
-                run: text(&runs, row).filter(|_| of_batch).map(|run| format!("{run:032x}")),
-                partition: text(&topics, row).map(|topic| Partition {
-                    topic: TopicId(topic),
-                    number: u32::try_from(number(&partitions, row)).unwrap_or_default(),
-                }),
-                start: number(&starts, row),
-                next: number(&nexts, row),
-                key,
-                cell: cells.slice(row, 1),
-            });
-        }
+    let lacking = || ArrowError::SchemaError("the store sent other columns than it was asked for".to_owned());
+    let external = |error| ArrowError::ExternalError(Box::new(error));
+    // The keys first: of most rows nothing else is looked at.
+    let keys = 1 + view.dimensions.len();
+    let fields = classes.schema().fields().iter().take(keys).enumerate();
+    let of_key = fields.map(|(at, field)| {
+        let sent = batch.columns().get(at + PLACE_COLUMNS.len()).ok_or_else(lacking)?;
+        Ok((field.name(), cast(sent, field.data_type())?, field.is_nullable()))
+    });
+    let of_key = of_key.collect::<Result<Vec<_>, ArrowError>>()?;
+    let of_key = RecordBatch::try_from_iter_with_nullable(of_key)?;
+    let rows = rows_of(&of_key, keys).map_err(external)?;
+    let meant: Vec<u64> = (0..)
+        .zip(&rows)
+        .filter(|(_, key)| wanted.contains(*key))
+        .map(|(at, _)| at)
+        .collect();
+    if meant.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(found)
+    let batch = take_record_batch(batch, &UInt64Array::from(meant))?;
+    let column = |at: usize, to: &DataType| cast(batch.columns().get(at).ok_or_else(lacking)?, to);
+    let layers = column(0, &DataType::UInt8)?;
+    let runs = column(1, &DataType::Utf8)?;
+    let topics = column(2, &DataType::Utf8)?;
+    let [partitions, starts, nexts] = [
+        column(3, &DataType::UInt64)?,
+        column(4, &DataType::UInt64)?,
+        column(5, &DataType::UInt64)?,
+    ];
+    let fields = classes.schema().fields().iter().enumerate();
+    let columns = fields.map(|(at, field)| {
+        let sent = batch.columns().get(at + PLACE_COLUMNS.len()).ok_or_else(lacking)?;
+        match states.iter().find(|held| held.name == *field.name()) {
+            Some(held) if held.state.is_serialized() => canonical(&held.state, sent),
+            _ => cast(sent, field.data_type()),
+        }
+    });
+    let cells = RecordBatch::try_new(classes.schema().clone(), columns.collect::<Result<_, _>>()?)?;
+    let number = |column: &arrow::array::ArrayRef, row: usize| column.as_primitive::<UInt64Type>().value(row);
+    let text = |column: &arrow::array::ArrayRef, row: usize| {
+        let column: &StringArray = column.as_string();
+        column.value(row).parse::<u128>().ok()
+    };
+    let keys = rows_of(&cells, keys).map_err(external)?;
+    let part = |(row, key)| {
+        let of_batch = layers.as_primitive::<UInt8Type>().value(row) == 1;
+        Part {
+            run: text(&runs, row).filter(|_| of_batch).map(|run| format!("{run:032x}")),
+            partition: text(&topics, row).map(|topic| Partition {
+                topic: TopicId(topic),
+                number: u32::try_from(number(&partitions, row)).unwrap_or_default(),
+            }),
+            start: number(&starts, row),
+            next: number(&nexts, row),
+            key,
+            cell: cells.slice(row, 1),
+        }
+    };
+    Ok(keys.into_iter().enumerate().map(part).collect())
 }
 
 /// Finds the places of differences of one window.

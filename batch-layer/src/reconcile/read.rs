@@ -1,78 +1,250 @@
-//! What the store holds of some days, read in pieces where it is too much for one.
+//! What the store holds of some days, as a stream of cells in the order of their keys; read in pieces where it is too much for one answer.
 //!
 //! Exact sets come as hexadecimal digits, so a block of a statement's answer can pass what the server can write or has memory
-//! for. Then the time that is asked for is halved, down to one window.
+//! for. Then the time that is asked for is halved, down to one window. What came before the answer broke off comes once more then, and so it
+//! does where a connection was lost: of cells with equal keys only one is taken, once they are sorted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use arrow::array::{Array, RecordBatch, UInt64Array};
+use arrow::buffer::Buffer;
+use arrow::compute::take_record_batch;
 use arrow::datatypes::SchemaRef;
-use shared_connections::store::{Answer, Pace, StoreError};
-use shared_schemas::handoff::{EventDay, Publication};
-use shared_schemas::store::cells::{Among, HeldCells, times_of};
+use arrow::error::ArrowError;
+use arrow::ipc::reader::StreamDecoder;
+use datafusion::common::{DataFusionError, Result};
+use futures::StreamExt;
+use shared_connections::store::{AtLength, Pace, Store, StoreError};
+use shared_schemas::handoff::{EventDay, Mark, Partition, Publication, Start};
+use shared_schemas::store::Statement;
+use shared_schemas::store::cells::{Among, HeldCells, Starts, times_of};
+use shared_schemas::view::View;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
-use super::compare::Cells;
-use super::{Ground, OfView};
+use super::OfView;
+use super::compare::{Cells, with_layers};
+use super::explain::Compared;
+use super::sorted::{Side, sorted};
 use crate::error::RunError;
+use crate::recompute::Room;
 use crate::retry::patiently;
 
 /// ClickHouse's codes for an answer that is too large: a string, an array, memory, and what Arrow says.
 const TOO_LARGE: [u32; 5] = [128, 131, 173, 241, 1002];
 
+/// Batches that wait for the sort: one to work on and one to come.
+const AHEAD: usize = 2;
+
+/// A batch that is handed on takes no more than such a part of the memory, unless it is of one row.
+const PIECES: usize = 32;
+
+/// Which rows are read; owned, since a task of its own reads them.
+struct Reader {
+    store: Store,
+    view: View,
+    publication: Option<Publication>,
+    starts: BTreeMap<Partition, (Mark, Start)>,
+    among: Chosen,
+    days: BTreeSet<EventDay>,
+    schema: SchemaRef,
+    /// So many bytes are handed on at once, about.
+    piece: usize,
+}
+
+/// [`Among`], owned.
+enum Chosen {
+    All,
+    Only(Starts),
+    Without(Starts),
+}
+
+impl Chosen {
+    fn of(among: Among<'_>) -> Self {
+        match among {
+            Among::All => Self::All,
+            Among::Only(starts) => Self::Only(starts.clone()),
+            Among::Without(starts) => Self::Without(starts.clone()),
+        }
+    }
+
+    fn among(&self) -> Among<'_> {
+        match self {
+            Self::All => Among::All,
+            Self::Only(starts) => Among::Only(starts),
+            Self::Without(starts) => Among::Without(starts),
+        }
+    }
+}
+
+/// Why reading the store ended early, as its error is; a stream of batches can only carry words.
+pub(super) type Broken = Arc<Mutex<Option<RunError>>>;
+
 impl OfView<'_> {
-    /// The cells that an answer is made of, or some rows of them. Their columns are the schema's, and the layers'.
-    pub(super) async fn held(
-        &self,
-        ground: &Ground,
-        publication: Option<&Publication>,
-        days: &BTreeSet<EventDay>,
-        schema: &SchemaRef,
-        among: Among<'_>,
-    ) -> Result<Cells, RunError> {
-        let starts = ground.starts();
-        // Batch rows go with all others, not with chosen ones.
-        let publication = publication.filter(|_| !matches!(among, Among::Only(_)));
-        let arrow_error = |error: arrow::error::ArrowError| RunError::Plan(error.to_string());
-        let mut batches = Vec::new();
+    /// The cells that an answer is made of, or some rows of them, each once and in the order of their keys. Their columns are the
+    /// schema's, and the layers'.
+    pub(super) async fn held(&self, room: &Room, of: &Compared<'_>, among: Among<'_>) -> Result<Side> {
+        let schema = with_layers(of.schema);
+        let reader = Reader {
+            store: self.batch.store.clone(),
+            view: self.view.clone(),
+            // Batch rows go with all others, not with chosen ones.
+            publication: of.publication.filter(|_| !matches!(among, Among::Only(_))).cloned(),
+            starts: of.ground.starts(),
+            among: Chosen::of(among),
+            days: of.days.clone(),
+            schema: Arc::clone(&schema),
+            piece: room.memory() / PIECES,
+        };
+        let broken = Broken::default();
+        let (to, from) = mpsc::channel(AHEAD);
+        let mut task = JoinSet::new();
+        let slot = Arc::clone(&broken);
+        task.spawn(async move {
+            if let Err(error) = reader.read(&to).await {
+                let why = DataFusionError::Execution(error.to_string());
+                *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                // Who has gone needs no telling.
+                let _ = to.send(Err(why)).await;
+            }
+        });
+        // The task ends with the stream.
+        let next = |(mut from, task): (mpsc::Receiver<Result<RecordBatch>>, JoinSet<()>)| async move {
+            let batch = from.recv().await?;
+            Some((batch, (from, task)))
+        };
+        let cells = futures::stream::unfold((from, task), next).boxed();
+        let keys = 1 + self.view.dimensions.len();
+        let cells = sorted(room, &schema, keys, cells).await?;
+        Ok(Side::new(&schema, keys, cells)?.each_once().told_by(broken))
+    }
+}
+
+impl Reader {
+    /// Hands on all cells as they come, in any order; some of them twice where an answer broke off.
+    async fn read(&self, to: &mpsc::Sender<Result<RecordBatch>>) -> Result<(), RunError> {
         // Times yet to be read, the first one on top.
-        let mut waiting: Vec<_> = times_of(days).into_iter().collect();
+        let mut waiting: Vec<_> = times_of(&self.days).into_iter().collect();
         while let Some(time) = waiting.pop() {
             let cells = HeldCells {
-                database: self.batch.store.database(),
-                view: self.view,
-                publication,
-                starts: &starts,
-                among,
-                days,
+                database: self.store.database(),
+                view: &self.view,
+                publication: self.publication.as_ref(),
+                starts: &self.starts,
+                among: self.among.among(),
+                days: &self.days,
                 time,
             };
             let Some(statement) = cells.statement() else {
                 continue;
             };
-            let store = &self.batch.store;
             // What is too large stays so: that is not asked again as it is.
-            let mut refused = None;
             let answer = patiently(|| async {
-                match store.answer_at_length(&statement, "ArrowStream", Pace::AT_LENGTH).await {
-                    Err(error) if is_too_large(&error) => Ok(Err(error)),
-                    other => other.map(Ok),
+                match self.hand_on(&statement, to).await {
+                    Err(Unread::Store(error)) if is_too_large(&error) => Ok(Some(Unread::Store(error))),
+                    Err(Unread::Store(error)) => Err(error),
+                    Err(error) => Ok(Some(error)),
+                    Ok(()) => Ok(None),
                 }
             });
             match answer.await? {
-                Ok(Answer { body }) => {
-                    batches.extend(Cells::read(self.view, schema, &body).map_err(arrow_error)?);
+                None => {}
+                Some(Unread::Rows(error)) => return Err(RunError::Plan(error.to_string())),
+                Some(Unread::Store(error)) => {
+                    let [first, second] = halves(time, self.view.grain.as_secs()).ok_or(error)?;
+                    tracing::debug!(
+                        view = self.view.name,
+                        "too many cells for one answer: asking for half as many"
+                    );
+                    waiting.extend([second, first]);
                 }
-                Err(error) => refused = Some(error),
-            }
-            if let Some(error) = refused {
-                let [first, second] = halves(time, self.view.grain.as_secs()).ok_or(error)?;
-                tracing::debug!(
-                    view = self.view.name,
-                    "too many cells for one answer: asking for half as many"
-                );
-                waiting.extend([second, first]);
             }
         }
-        Cells::new(self.view, schema, &batches).map_err(arrow_error)
+        Ok(())
+    }
+
+    async fn hand_on(&self, statement: &Statement, to: &mpsc::Sender<Result<RecordBatch>>) -> Result<(), Unread> {
+        let mut answer = Batches::of(&self.store, statement)?;
+        while let Some(batch) = answer.next().await? {
+            let batch = Cells::read(&self.view, &self.schema, &batch)?;
+            for piece in pieces(&batch, self.piece)? {
+                if to.send(Ok(piece)).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why an answer in Arrow was not read to its end.
+pub(super) enum Unread {
+    Store(StoreError),
+    /// It is not what was asked for.
+    Rows(ArrowError),
+}
+
+impl From<StoreError> for Unread {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<ArrowError> for Unread {
+    fn from(error: ArrowError) -> Self {
+        Self::Rows(error)
+    }
+}
+
+/// Copies of a batch's rows, in batches of about so many bytes: slices would each count as large as the whole.
+fn pieces(batch: &RecordBatch, most: usize) -> Result<Vec<RecordBatch>, ArrowError> {
+    let rows = batch.num_rows();
+    let bytes: usize = batch
+        .columns()
+        .iter()
+        .map(|column| column.get_array_memory_size())
+        .sum();
+    let count = (bytes / most.max(1) + 1).min(rows.max(1));
+    let length = rows.div_ceil(count).max(1);
+    let piece = |from: usize| {
+        let numbers = (from..(from + length).min(rows)).map(|row| row as u64);
+        take_record_batch(batch, &UInt64Array::from_iter_values(numbers))
+    };
+    (0..rows).step_by(length).map(piece).collect()
+}
+
+/// The answer of a lengthy statement, batch by batch.
+pub(super) struct Batches<'a> {
+    pieces: AtLength<'a>,
+    decoder: StreamDecoder,
+    /// What has come and is not decoded yet.
+    bytes: Buffer,
+}
+
+impl<'a> Batches<'a> {
+    pub(super) fn of(store: &'a Store, statement: &Statement) -> Result<Self, StoreError> {
+        Ok(Self {
+            pieces: store.begin_at_length(statement, "ArrowStream", Pace::AT_LENGTH)?,
+            decoder: StreamDecoder::new(),
+            bytes: Buffer::from(Vec::<u8>::new()),
+        })
+    }
+
+    /// The next batch; `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<RecordBatch>, Unread> {
+        loop {
+            while !self.bytes.is_empty() {
+                if let Some(batch) = self.decoder.decode(&mut self.bytes)? {
+                    return Ok(Some(batch));
+                }
+            }
+            let Some(bytes) = self.pieces.next().await? else {
+                self.decoder.finish()?;
+                return Ok(None);
+            };
+            self.bytes = Buffer::from(bytes);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Which offsets are repeats: by the rule, one event at a time, and with any memory.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
@@ -23,7 +24,7 @@ fn places() -> Vec<Partition> {
 
 fn judged(events: &[(u64, u32, i64)], memory: usize) -> (BTreeSet<usize>, u64, u64) {
     let spill = Arc::new(Spill::new(None).unwrap());
-    let sightings = Arc::new(Sightings::new(places(), 2, memory, spill));
+    let sightings = Arc::new(Sightings::new(Rule::AllButOne, places(), 2, memory, spill));
     let mut hands = [Hand::default(), Hand::default()];
     for (offset, (event, place, time)) in (0..).zip(events) {
         let hand = &mut hands[usize::from(offset % 7 == 0)];

@@ -9,10 +9,9 @@ use clickhouse::{Client, RowOwned, RowRead, RowWrite};
 use shared_schemas::config::ClickHouseConfig;
 use shared_schemas::definitions::Definitions;
 use shared_schemas::store::{STATEMENT_LIMIT, Statement, arrow_stream, control_tables, quote, tables, view_tables};
-use tokio::time::Instant;
 
 use super::error::StoreError;
-use super::pace::{Ids, Moved, Pace, Watched};
+use super::pace::{Ids, Pace};
 
 /// For facts and inserts. Beyond it a request counts as failed, and is sent again.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,7 +21,7 @@ const INSERT_PATIENCE: Duration = Duration::from_secs(2 * PATIENCE.as_secs() + 5
 /// A statement's own limit stops it first.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(STATEMENT_LIMIT.as_secs() + 5);
 /// What a statement is asked to do, for messages.
-const ANSWERS: &str = "answer a query";
+pub(super) const ANSWERS: &str = "answer a query";
 /// For what goes on at the server when nobody waits for it any longer.
 const LONG_PATIENCE: Duration = Duration::from_secs(600);
 /// A probe of whether it answers at all.
@@ -44,7 +43,7 @@ pub struct Store {
     pub(super) client: Client,
     url: String,
     database: String,
-    ids: Ids,
+    pub(super) ids: Ids,
 }
 
 /// What a statement gave.
@@ -193,40 +192,15 @@ impl Store {
         format: &str,
         pace: Pace,
     ) -> Result<Answer, StoreError> {
-        let id = self.ids.next();
-        let done = self
-            .collect(self.query(statement, &id, format), &id, format, pace)
-            .await;
-        self.or_ended(id, done)
-    }
-
-    async fn collect(&self, query: Query, id: &str, format: &str, pace: Pace) -> Result<Answer, StoreError> {
-        let failed = |error| StoreError::new(&self.url, ANSWERS, error);
-        let mut rows = query.fetch_bytes(format).map_err(failed)?;
+        let mut pieces = self.begin_at_length(statement, format, pace)?;
         let mut body = BytesMut::new();
-        let mut watched = Watched::new(pace, Instant::now());
-        let mut work = 0;
-        loop {
-            let looks = Instant::now() + pace.looks_every();
-            loop {
-                match tokio::time::timeout_at(looks, rows.next()).await {
-                    Ok(Ok(Some(bytes))) => body.extend_from_slice(&bytes),
-                    Ok(Ok(None)) => return Ok(Answer { body: body.freeze() }),
-                    Ok(Err(error)) => return Err(failed(error)),
-                    Err(_) => break,
-                }
-            }
-            // What the server does not say this time is no step back.
-            work = self.work_of(id).await.max(work);
-            let bytes = body.len() as u64;
-            if let Some(limit) = watched.note(Moved { bytes, work }, Instant::now()) {
-                let doing = ANSWERS.to_owned();
-                return Err(StoreError::Slow { doing, limit });
-            }
+        while let Some(bytes) = pieces.next().await? {
+            body.extend_from_slice(&bytes);
         }
+        Ok(Answer { body: body.freeze() })
     }
 
-    fn query(&self, statement: &Statement, id: &str, format: &str) -> Query {
+    pub(super) fn query(&self, statement: &Statement, id: &str, format: &str) -> Query {
         let mut query = self.client.query_raw(&statement.sql).with_setting(ID, id);
         if format.starts_with(ARROW) {
             query = query.with_setting(ON_ONE_THREAD.0, ON_ONE_THREAD.1);

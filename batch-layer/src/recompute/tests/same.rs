@@ -13,6 +13,7 @@ use shared_schemas::plan::WINDOW_COLUMN;
 use super::super::feed::{Told, Wanted, feed};
 use super::super::room::Room;
 use super::*;
+use crate::repeats::Rule;
 use crate::spill::Spill;
 
 const SALES: &str = r#"
@@ -242,6 +243,7 @@ async fn rows(memory: usize, cores: usize, only: Option<&str>) -> Rows {
         dataset,
         events: Arc::clone(&events) as Arc<dyn TableProvider>,
         days: &BTreeSet::from([EventDay(0), EventDay(1)]),
+        rule: Rule::AllButOne,
         counted: &counted,
         since: &BTreeSet::from([(
             Partition {

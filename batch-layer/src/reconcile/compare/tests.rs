@@ -1,6 +1,9 @@
 //! What a filter that was cut short and other keys explain, and what they do not: on cells made of events by hand.
 
+use std::collections::BTreeSet;
+
 use arrow::array::{Int64Array, StringArray, TimestampMicrosecondArray, UInt8Array, UInt64Array};
+use futures::StreamExt;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::definitions::Definitions;
 use shared_schemas::plan::{CellKey, FAILED_COLUMN, MergePlan};
@@ -248,7 +251,14 @@ async fn another_key_of_a_dimension_moves_events_and_loses_none() {
         let (held, predicted) = (counted(new, odd), counted(old, 0));
         let mut found = Compare::of(view, &held, &predicted);
         assert_eq!(found.different.len(), 80);
-        let totals = Totals::of(view, &merge, &[true], (&held, &predicted)).await.unwrap();
+        let differ: BTreeSet<_> = found.different.iter().filter_map(|one| one.cell.clone()).collect();
+        let sides = [&held, &predicted].map(|cells| {
+            // In pieces, as they come.
+            let rows = 0..cells.batch().num_rows();
+            let pieces: Vec<_> = rows.map(|row| Ok(cells.batch().slice(row, 1))).collect();
+            futures::stream::iter(pieces).boxed()
+        });
+        let totals = Totals::of(view, &merge, &[true], &differ, sides).await.unwrap();
         let piece = Piece {
             kind: Some(Kind::Keys),
             held,
