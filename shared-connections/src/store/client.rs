@@ -36,6 +36,9 @@ const ARROW: &str = "Arrow";
 /// time does not end it. Over a month of a year's flights (96,442 batch and 682,939 speed rows) 2 of 6 tries stood still, with
 /// and without `FINAL`; on one thread none of 25, and on several none of 25 in each of JSONCompact, TabSeparated and RowBinary.
 const ON_ONE_THREAD: (&str, &str) = ("max_threads", "1");
+/// Such an answer comes in blocks of so many rows: with the engine's 65,409 one of wide states would take hundreds of megabytes where
+/// it is decoded.
+const BLOCK_ROWS: (&str, &str) = ("max_block_size", "8192");
 
 /// One database of a ClickHouse server. Clones share their connections.
 #[derive(Clone)]
@@ -203,7 +206,9 @@ impl Store {
     pub(super) fn query(&self, statement: &Statement, id: &str, format: &str) -> Query {
         let mut query = self.client.query_raw(&statement.sql).with_setting(ID, id);
         if format.starts_with(ARROW) {
-            query = query.with_setting(ON_ONE_THREAD.0, ON_ONE_THREAD.1);
+            for (name, value) in [ON_ONE_THREAD, BLOCK_ROWS] {
+                query = query.with_setting(name, value);
+            }
         }
         for (name, value) in &statement.settings {
             query = query.with_setting(*name, *value);
