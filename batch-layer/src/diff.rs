@@ -152,12 +152,15 @@ async fn first_cells(store: &Store, view: &View, statement: &Statement) -> Resul
             begun.clear();
             cells.extend(cell_differs(view, &line)?);
             if cells.len() == CELLS {
-                answer.end();
                 return Ok(cells);
             }
         }
     }
-    Ok(cells)
+    if begun.is_empty() {
+        Ok(cells)
+    } else {
+        Err(LookError::Answer(shortened(&String::from_utf8_lossy(&begun))))
+    }
 }
 
 async fn totals(store: &Store, view: &View, days: &DaysOfRuns) -> Result<BTreeMap<EventDay, DayTotals>, LookError> {

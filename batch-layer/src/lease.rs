@@ -181,8 +181,10 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // Only for people: the lock goes with the file handle.
+        // Only for people.
         let _ = self.file.set_len(0);
+        // Closing it is not enough: a child that is being started has the file open too until it has become another program.
+        let _ = self.file.unlock();
     }
 }
 

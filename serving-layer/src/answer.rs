@@ -190,11 +190,8 @@ impl Answer {
         facts: &Facts,
         freshness: &[FreshnessOfPartition],
     ) -> Result<Self, Unreadable> {
-        let Asked {
-            view,
-            has_event_id,
-            definition,
-        } = asked;
+        let definition = asked.definition();
+        let Asked { view, has_event_id, .. } = asked;
         let mut compact: Compact = serde_json::from_slice(body)?;
         let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
         let more = compact.data.len() > limit;

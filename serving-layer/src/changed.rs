@@ -5,11 +5,13 @@
 //! answer says by which definition. Nothing is remembered here: who is published is asked for each query, so the new
 //! one answers from its publication on.
 
+use std::time::Duration;
+
 use axum::http::StatusCode;
 use serde::Serialize;
 use shared_connections::store::{Counted, Facts, FreshnessOfPartition, Known, Store, StoreError};
 use shared_schemas::definitions::KeptView;
-use shared_schemas::handoff::Answering;
+use shared_schemas::handoff::{Answering, EventDay};
 use shared_schemas::view::View;
 
 use crate::problem::{Fault, Problem};
@@ -34,6 +36,8 @@ pub struct Definition {
 pub struct Changed {
     /// The one that does.
     pub instead: KeptView,
+    /// How long the view keeps, as it is defined now.
+    keep: Option<Duration>,
     /// What to say of it.
     pub definition: Definition,
 }
@@ -76,6 +80,13 @@ impl Definition {
 }
 
 impl Changed {
+    /// The first event day that may still be answered, on that moment in milliseconds since 1970. Nobody collects what no file defines
+    /// any more, so its own horizon stands still.
+    pub(crate) fn horizon(&self, now: i64) -> Option<EventDay> {
+        let keep = self.keep.into_iter().chain(self.instead.view.keep).min()?;
+        Some(EventDay::of_micros(now.saturating_mul(1000)).first_kept(keep))
+    }
+
     /// Why a query has no answer from the old definition. `fits_new` says whether the new one could answer it.
     pub(crate) fn problem(&self, faults: Vec<Fault>, fits_new: bool) -> Problem {
         let problem = Problem::of_faults(faults);
@@ -107,6 +118,7 @@ impl Building {
             Answering::Another(instead) => Some(Self::Changed(Box::new(Changed {
                 definition: definition(Some(&instead.view)),
                 instead: *instead,
+                keep: view.keep,
             }))),
         }
     }
@@ -193,6 +205,22 @@ mod tests {
         );
         assert!(new.changed().is_none());
         assert!(Building::of(Answering::Itself, view(), &facts(&[], &[], &[]), &[]).is_none());
+    }
+
+    #[test]
+    fn days_go_on_being_let_go_of() {
+        let mut changed = changed();
+        let day = |days: u64| Some(Duration::from_secs(days * 86_400));
+        let mut first = |own, olds| {
+            changed.keep = own;
+            changed.instead.view.keep = olds;
+            changed.horizon(20 * 86_400_000 + 5)
+        };
+        assert_eq!(first(None, None), None);
+        assert_eq!(first(None, day(3)), Some(EventDay(18)));
+        // Whichever of the two keeps less.
+        assert_eq!(first(day(2), day(3)), Some(EventDay(19)));
+        assert_eq!(first(day(4), day(3)), Some(EventDay(18)));
     }
 
     #[test]

@@ -87,8 +87,15 @@ pub struct Asked<'a> {
     pub view: &'a View,
     /// Whether its dataset says which events are repeats.
     pub has_event_id: bool,
+    /// Where it answers instead of another.
+    pub instead: Option<&'a Changed>,
+}
+
+impl<'a> Asked<'a> {
     /// What to say of it where it answers instead of another.
-    pub definition: Option<&'a Definition>,
+    pub(crate) fn definition(&self) -> Option<&'a Definition> {
+        self.instead.map(|changed| &changed.definition)
+    }
 }
 
 impl Changed {
@@ -97,7 +104,7 @@ impl Changed {
         Asked {
             view: &self.instead.view,
             has_event_id: self.instead.has_event_id,
-            definition: Some(&self.definition),
+            instead: Some(self),
         }
     }
 }
@@ -145,7 +152,7 @@ async fn once(store: &Store, asked: Asked<'_>, query: &Query, may_try_again: boo
     // What freshness says is counted, the rows that are read later hold; so it matters only that both come before them.
     let (mut facts, freshness) = tokio::try_join!(store.facts_before_rows(view), store.freshness(view))?;
     if facts.newest().is_none() {
-        if asked.definition.is_some() {
+        if asked.instead.is_some() {
             return Err(QueryError::Gone);
         }
         match store.answering(view).await? {
@@ -160,6 +167,9 @@ async fn once(store: &Store, asked: Asked<'_>, query: &Query, may_try_again: boo
             }
             Answering::Itself | Answering::ItselfUnpublished => {}
         }
+    }
+    if let Some(changed) = asked.instead {
+        facts.horizon = facts.horizon.max(changed.horizon(query.range.now));
     }
     let rows = rows(store, view, &facts, query).await?;
     store.read_gaps(view, &mut facts).await?;

@@ -105,8 +105,10 @@ fn framed(paths: Router, limit: Duration) -> Router {
 
 async fn list(State(serving): Shared, uri: Uri) -> Result<Response, Problem> {
     without_parameters(&uri)?;
-    let _place = serving.places.try_acquire().map_err(|_| Problem::overloaded())?;
-    json(&Views::of(&serving.definitions, &serving.store).await)
+    // There is a list without ClickHouse too, so it is there however busy this is.
+    let place = serving.places.try_acquire();
+    let store = place.is_ok().then_some(&serving.store);
+    json(&Views::of(&serving.definitions, store).await)
 }
 
 async fn page(State(serving): Shared, Path(name): Path<String>, uri: Uri) -> Result<Response, Problem> {
@@ -129,8 +131,10 @@ async fn page_of(store: &Store, view: &View) -> Result<ViewPage, StoreError> {
         return Ok(ViewPage::of(view, &facts, &freshness, definition, now()));
     };
     let instead = &changed.instead.view;
-    let (facts, freshness) = query::facts(store, instead).await?;
-    Ok(ViewPage::of(instead, &facts, &freshness, definition, now()))
+    let (mut facts, freshness) = query::facts(store, instead).await?;
+    let now = now();
+    facts.horizon = facts.horizon.max(changed.horizon(now));
+    Ok(ViewPage::of(instead, &facts, &freshness, definition, now))
 }
 
 async fn query_by_address(State(serving): Shared, Path(name): Path<String>, uri: Uri) -> Result<Response, Problem> {
@@ -164,7 +168,7 @@ async fn answer(serving: &Serving, view: &View, fields: Fields) -> Result<Respon
             let asked = Asked {
                 view,
                 has_event_id: dataset.is_none_or(|dataset| !dataset.event_id.is_empty()),
-                definition: None,
+                instead: None,
             };
             match query::answer(store, asked, &query).await? {
                 Reply::Answer(answer) => return json(&answer),

@@ -71,13 +71,13 @@ struct Field {
 }
 
 impl Views {
-    /// The views of the definitions, in their order, as those are that answer. ClickHouse tells which do; where it is away, that
-    /// is not known, and there is a list all the same.
-    pub(crate) async fn of(definitions: &Definitions, store: &Store) -> Self {
-        let looked = tokio::time::timeout(PATIENCE, look(definitions, store)).await;
-        let looked: Vec<Option<Option<Building>>> = match looked {
-            Ok(Ok(building)) => building.into_iter().map(Some).collect(),
-            Ok(Err(_)) | Err(_) => vec![None; definitions.views.len()],
+    /// The views of the definitions, in their order, as those are that answer. ClickHouse tells which do; where it is away, or not to be
+    /// asked, that is not known, and there is a list all the same.
+    pub(crate) async fn of(definitions: &Definitions, store: Option<&Store>) -> Self {
+        let looked = async { look(definitions, store?).await.ok() };
+        let looked: Vec<Option<Option<Building>>> = match tokio::time::timeout(PATIENCE, looked).await {
+            Ok(Some(building)) => building.into_iter().map(Some).collect(),
+            Ok(None) | Err(_) => vec![None; definitions.views.len()],
         };
         let views = definitions.views.iter().zip(looked);
         Self {

@@ -436,8 +436,10 @@ impl OfView<'_> {
                 known: None,
             };
             if kind == Some(Kind::Keys) && reach.is_of_cells() {
-                let held = self.held(&of.rooms.held, of, among).await.map_err(failed)?;
-                let sides = [held.rows(), self.predicted(of_both, of, among).await?];
+                // The store's answer is asked for last: it is read from then on, and not kept waiting.
+                let predicted = self.predicted(of_both, of, among).await?;
+                let held = self.held(&of.rooms.held_apart, of, among).await.map_err(failed)?;
+                let sides = [held.rows(), predicted];
                 let totals = Totals::of(self.view, merge, &reach.dimensions, &open, sides).await;
                 piece.totals = Some(totals.map_err(failed)?);
             }

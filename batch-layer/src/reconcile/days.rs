@@ -74,6 +74,11 @@ impl Rooms {
         })
     }
 
+    /// So many bytes of cells that wait, of those that differ as of a sample, before they are explained: half of the last eighth each.
+    fn bytes(&self) -> usize {
+        (self.memory / 16).max(1)
+    }
+
     /// So many differences are held at once.
     pub(super) fn most(&self) -> usize {
         (self.memory / 8 / OF_A_DIFFERENCE).clamp(*SLICE.start(), *SLICE.end())
@@ -115,8 +120,8 @@ impl Found {
 
 /// What may still be done for a view.
 pub(super) struct Left {
-    /// So many differences may be narrowed down.
-    pub(super) narrowed: usize,
+    /// So many unexplained differences may be narrowed down, and so many explained ones: these come in any number, before those.
+    pub(super) narrowed: [usize; 2],
     /// So many windows may be read.
     windows: usize,
     /// So many events may lie in files that were put aside.
@@ -127,7 +132,7 @@ impl Left {
     pub(super) fn new(narrowed: usize, in_gaps: u64) -> Self {
         let windows = CALIBRATED;
         Self {
-            narrowed,
+            narrowed: [narrowed; 2],
             windows,
             in_gaps,
         }
@@ -140,16 +145,18 @@ pub(super) struct Sample {
     held: Vec<RecordBatch>,
     cells: usize,
     different: Vec<Difference>,
-    /// So many cells at most.
+    /// So many cells at most, of so many bytes.
     most: usize,
+    bytes: usize,
     /// How many cells were gone by, and how many must have before another window is taken: so it is one of the second half.
     gone_by: u64,
     another_at: u64,
 }
 
 impl Sample {
-    fn new(most: usize) -> Self {
+    fn new(most: usize, bytes: usize) -> Self {
         Self {
+            bytes,
             window: None,
             held: Vec::new(),
             cells: 0,
@@ -161,7 +168,12 @@ impl Sample {
     }
 
     /// Cells go by, in the order of their windows.
-    fn see(&mut self, held: &RecordBatch, different: &[Difference]) -> Result<(), arrow::error::ArrowError> {
+    fn see(
+        &mut self,
+        held: &RecordBatch,
+        different: &[Difference],
+        most_bytes: usize,
+    ) -> Result<(), arrow::error::ArrowError> {
         let Some(windows) = held
             .columns()
             .first()
@@ -180,14 +192,15 @@ impl Sample {
                     window: Some(window),
                     gone_by: self.gone_by,
                     another_at: (self.gone_by * 2).max(1),
-                    ..Self::new(self.most)
+                    ..Self::new(self.most, most_bytes)
                 };
             }
-            if self.window == Some(window) {
+            if self.window == Some(window) && self.bytes > 0 {
                 let count = of_window.len().min(self.most.saturating_sub(self.cells));
                 let rows = (from..from + count).map(|row| row as u64);
-                self.held
-                    .push(take_record_batch(held, &UInt64Array::from_iter_values(rows))?);
+                let taken = take_record_batch(held, &UInt64Array::from_iter_values(rows))?;
+                self.bytes = self.bytes.saturating_sub(taken.get_array_memory_size());
+                self.held.push(taken);
                 self.cells += count;
                 let here = different.iter().filter(|one| one.begins == window);
                 self.different.extend(here.take(self.most).cloned());
@@ -221,12 +234,17 @@ impl OfView<'_> {
         let failed = |error| computing(of.days, &error);
         let arrow_error = |error: arrow::error::ArrowError| RunError::Plan(error.to_string());
         let of_store = with_layers(of.schema);
-        let held = self.held(&of.rooms.held, of, Among::All).await.map_err(failed)?;
+        // The store's answer is asked for last: it is read from then on, and not kept waiting while the archive's ids are.
         let exact = self.exact(recompute, of).await.map_err(failed)?;
+        let held = self.held(&of.rooms.held, of, Among::All).await.map_err(failed)?;
         let mut beside = Beside { held, exact };
         let mut explaining = None;
         let (mut rows, mut waiting) = (Vec::new(), Compare::default());
-        let mut sample = Sample::new(of.rooms.most());
+        let bytes = of.rooms.bytes();
+        let mut sample = Sample::new(of.rooms.most(), bytes);
+        let values = super::calibration::values(self.view);
+        let has_values = values.is_ok_and(|values| !values.is_empty());
+        let mut waiting_bytes = 0;
         while let Some([held, exact]) = beside.next(of.days).await? {
             let cells = Cells::new(self.view, &of_store, &[held]).map_err(arrow_error)?;
             let exact = Cells::new(self.view, of.schema, &[exact]).map_err(arrow_error)?;
@@ -235,17 +253,22 @@ impl OfView<'_> {
             all.equal += found.equal;
             let calibrated = calibration::of(self.view, &cells, &exact, &found.different);
             Calibration::add(&mut all.calibration, calibrated);
-            if left.windows > 0 {
-                sample.see(cells.batch(), &found.different).map_err(arrow_error)?;
+            if has_values && left.windows > 0 {
+                sample
+                    .see(cells.batch(), &found.different, bytes)
+                    .map_err(arrow_error)?;
             }
             if found.different.is_empty() {
                 continue;
             }
             let differ = found.different.iter().filter_map(|one| one.cell.as_ref());
             let differ: BTreeSet<_> = differ.collect();
-            rows.push(cells.only(differ.into_iter()).map_err(arrow_error)?);
+            let differ = cells.only(differ.into_iter()).map_err(arrow_error)?;
+            waiting_bytes += differ.get_array_memory_size();
+            rows.push(differ);
             waiting.different.append(&mut found.different);
-            if waiting.different.len() >= of.rooms.most() {
+            if waiting.different.len() >= of.rooms.most() || waiting_bytes >= bytes {
+                waiting_bytes = 0;
                 let slice = self.slice(of, &mut rows, &mut waiting)?;
                 // More may follow, and nobody knows of which cells.
                 if explaining.is_none() {

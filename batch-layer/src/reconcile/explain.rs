@@ -31,7 +31,7 @@ use crate::error::RunError;
 use crate::recompute::{Recompute, Room, below};
 use crate::retry::patiently;
 
-/// So many differences of a view are narrowed down, unexplained ones first: each takes a statement and a scan of its day.
+/// So many unexplained differences of a view are narrowed down, and so many explained ones: each takes a statement and a scan of its day.
 pub(super) const NARROWED: usize = 20;
 
 /// A window of more values than these is not compared with its quantiles; and so many values take as much memory as a difference.
@@ -152,10 +152,13 @@ impl OfView<'_> {
         found.excuse_gaps(self.view, held, &predicted, &mut left.in_gaps);
 
         found.different.sort_by_key(|difference| difference.explained.is_some());
-        let count = found.different.len().min(left.narrowed);
-        left.narrowed -= count;
         let mut windows: BTreeMap<i64, Vec<&mut Difference>> = BTreeMap::new();
-        for difference in found.different.iter_mut().take(count) {
+        for difference in &mut found.different {
+            let may = &mut left.narrowed[usize::from(difference.explained.is_some())];
+            if *may == 0 {
+                continue;
+            }
+            *may -= 1;
             windows.entry(difference.begins).or_default().push(difference);
         }
         for (window, differences) in windows {

@@ -110,9 +110,13 @@ impl OfView<'_> {
             }
         });
         // The task ends with the stream.
-        let next = |(mut from, task): (mpsc::Receiver<Result<RecordBatch>>, JoinSet<()>)| async move {
-            let batch = from.recv().await?;
-            Some((batch, (from, task)))
+        let next = |(mut from, mut task): (mpsc::Receiver<Result<RecordBatch>>, JoinSet<()>)| async move {
+            if let Some(batch) = from.recv().await {
+                return Some((batch, (from, task)));
+            }
+            // A task that panicked has not read to the end.
+            let panicked = task.join_next().await?.err()?;
+            Some((Err(DataFusionError::External(Box::new(panicked))), (from, task)))
         };
         let cells = futures::stream::unfold((from, task), next).boxed();
         let keys = 1 + self.view.dimensions.len();

@@ -53,7 +53,14 @@ pub struct Remembered {
 pub struct Folder {
     path: PathBuf,
     remembered: Mutex<Remembered>,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Closing it is not enough: a child that is being started has the file open too until it has become another program.
+        let _ = self.lock.unlock();
+    }
 }
 
 impl Folder {
@@ -79,7 +86,7 @@ impl Folder {
         let folder = Self {
             path,
             remembered: Mutex::new(remembered),
-            _lock: lock,
+            lock,
         };
         folder.forget_addresses()?;
         Ok(folder)

@@ -23,7 +23,7 @@ fn answer(address: &str, has_event_id: bool, body: &str) -> Result<Value, Unread
     let asked = Asked {
         view: view(),
         has_event_id,
-        definition: None,
+        instead: None,
     };
     let answer = Answer::of(asked, &query, body.as_bytes(), &coverage, &facts, &freshness)?;
     Ok(serde_json::to_value(answer).unwrap())

@@ -1,6 +1,7 @@
 //! The answer of a lengthy statement, piece by piece: whoever takes the pieces never holds all of it.
 //!
-//! How long the taker needs between two pieces counts as time of the statement in all, but not as standing still.
+//! How long the taker needs between two pieces counts as time of the statement in all, but not as standing still. A statement whose
+//! answer is not taken to its end is ended on the server too.
 
 use bytes::Bytes;
 use clickhouse::query::BytesCursor;
@@ -19,6 +20,16 @@ pub struct AtLength<'a> {
     pace: Pace,
     watched: Watched,
     moved: Moved,
+    is_done: bool,
+}
+
+impl Drop for AtLength<'_> {
+    /// Nobody wants the rest: the server is told so.
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.store.end(self.id.clone());
+        }
+    }
 }
 
 impl Store {
@@ -37,6 +48,7 @@ impl Store {
             pace,
             watched: Watched::new(pace, Instant::now()),
             moved: Moved::default(),
+            is_done: false,
         })
     }
 }
@@ -55,7 +67,10 @@ impl AtLength<'_> {
                     self.note()?;
                     return Ok(Some(bytes));
                 }
-                Ok(Ok(None)) => return Ok(None),
+                Ok(Ok(None)) => {
+                    self.is_done = true;
+                    return Ok(None);
+                }
                 Ok(Err(error)) => return Err(StoreError::new(self.store.url(), ANSWERS, error)),
                 Err(_) => {}
             }
@@ -65,17 +80,11 @@ impl AtLength<'_> {
         }
     }
 
-    /// Nobody wants the rest: the server is told so.
-    pub fn end(self) {
-        self.store.end(self.id.clone());
-    }
-
-    /// Gives up where a limit is passed; on the server too.
+    /// Gives up where a limit is passed.
     fn note(&mut self) -> Result<(), StoreError> {
         let Some(limit) = self.watched.note(self.moved, Instant::now()) else {
             return Ok(());
         };
-        self.store.end(self.id.clone());
         let doing = ANSWERS.to_owned();
         Err(StoreError::Slow { doing, limit })
     }

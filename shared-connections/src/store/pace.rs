@@ -120,8 +120,12 @@ impl Store {
     /// Tells the server to end a statement that nobody waits for any more. It is not waited for, and may not help: a
     /// statement that stands still in the engine's pipeline does not always hear it.
     pub(super) fn end(&self, id: String) {
+        // Where the program ends there is nobody to do it.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
         let client = self.client.clone();
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             let sql = format!("KILL QUERY WHERE query_id = '{id}' ASYNC");
             let told = client.query_raw(&sql).execute();
             if !matches!(tokio::time::timeout(PROBE, told).await, Ok(Ok(()))) {
