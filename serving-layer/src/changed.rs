@@ -82,9 +82,14 @@ impl Definition {
 impl Changed {
     /// The first event day that may still be answered, on that moment in milliseconds since 1970. Nobody collects what no file defines
     /// any more, so its own horizon stands still.
-    pub(crate) fn horizon(&self, now: i64) -> Option<EventDay> {
+    fn horizon(&self, now: i64) -> Option<EventDay> {
         let keep = self.keep.into_iter().chain(self.instead.view.keep).min()?;
         Some(EventDay::of_micros(now.saturating_mul(1000)).first_kept(keep))
+    }
+
+    /// Of the facts of the one that answers, leaves out the days before that.
+    pub(crate) fn raise_horizon(&self, facts: &mut Facts, now: i64) {
+        facts.horizon = facts.horizon.max(self.horizon(now));
     }
 
     /// Why a query has no answer from the old definition. `fits_new` says whether the new one could answer it.

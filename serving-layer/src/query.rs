@@ -169,7 +169,7 @@ async fn once(store: &Store, asked: Asked<'_>, query: &Query, may_try_again: boo
         }
     }
     if let Some(changed) = asked.instead {
-        facts.horizon = facts.horizon.max(changed.horizon(query.range.now));
+        changed.raise_horizon(&mut facts, query.range.now);
     }
     let rows = rows(store, view, &facts, query).await?;
     store.read_gaps(view, &mut facts).await?;

@@ -133,7 +133,7 @@ async fn page_of(store: &Store, view: &View) -> Result<ViewPage, StoreError> {
     let instead = &changed.instead.view;
     let (mut facts, freshness) = query::facts(store, instead).await?;
     let now = now();
-    facts.horizon = facts.horizon.max(changed.horizon(now));
+    changed.raise_horizon(&mut facts, now);
     Ok(ViewPage::of(instead, &facts, &freshness, definition, now))
 }
 

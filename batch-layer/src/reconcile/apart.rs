@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::compute::filter_record_batch;
-use arrow::row::{OwnedRow, RowConverter, SortField};
+use arrow::row::OwnedRow;
 use datafusion::common::{DataFusionError, Result, ScalarValue};
 use futures::TryStreamExt;
 use shared_connections::store::{Ledger, RulesDiffer};
@@ -32,7 +32,7 @@ use super::compare::{Cells, Compared as Measure, Difference, Row, count, measure
 use super::explain::Compared;
 use super::ledgers::{KEYS, Placed};
 use super::reach::{Reach, Touch};
-use super::sorted::Stream;
+use super::sorted::{Stream, key_converter};
 use super::{OfView, computing};
 use crate::error::RunError;
 use crate::recompute::Recompute;
@@ -189,9 +189,7 @@ impl Totals {
         [held, predicted]: [Stream; 2],
     ) -> Result<Self> {
         let keys = 1 + view.dimensions.len();
-        let fields = merge.schema().fields().iter().take(keys);
-        let fields = fields.map(|field| SortField::new(field.data_type().clone())).collect();
-        let converter = RowConverter::new(fields)?;
+        let converter = key_converter(merge.schema(), keys)?;
         let parser = converter.parser();
         let all: Vec<_> = cells.iter().collect();
         let mut columns = converter.convert_rows(all.iter().map(|cell| parser.parse(cell.as_ref())))?;

@@ -20,10 +20,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
+use arrow::array::{AsArray, BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Int32Type, SchemaRef, UInt64Type};
-use arrow::row::{OwnedRow, RowConverter, SortField};
+use arrow::row::OwnedRow;
 use datafusion::catalog::TableProvider;
 use datafusion::common::{DataFusionError, Result, ScalarValue};
 use datafusion::datasource::provider_as_source;
@@ -38,6 +38,7 @@ use shared_schemas::store::tables::TOPIC_COLUMN;
 use shared_schemas::view::{UTC, View};
 
 use super::classified::{CLASS, classified};
+use super::sorted::key_converter;
 use crate::recompute::{Room, at_offsets, of_days, settled, topic_text};
 
 /// What an archived event is to the layers.
@@ -416,7 +417,6 @@ fn moment(micros: i64) -> Expr {
 /// The keys of cells: their first columns, as rows that compare.
 pub(crate) fn rows_of(batch: &RecordBatch, keys: usize) -> Result<Vec<OwnedRow>> {
     let keys: Vec<_> = batch.columns().iter().take(keys).cloned().collect();
-    let fields = keys.iter().map(|key| SortField::new(key.data_type().clone())).collect();
-    let rows = RowConverter::new(fields)?.convert_columns(&keys)?;
+    let rows = key_converter(&batch.schema(), keys.len())?.convert_columns(&keys)?;
     Ok(rows.iter().map(|row| row.owned()).collect())
 }

@@ -12,7 +12,7 @@ use arrow::datatypes::{
     DataType, Field, FieldRef, Float64Type, Schema, SchemaRef, TimestampMicrosecondType, UInt8Type, UInt64Type,
 };
 use arrow::error::ArrowError;
-use arrow::row::{OwnedRow, RowConverter, SortField};
+use arrow::row::OwnedRow;
 use arrow::util::display::array_value_to_string;
 use serde::Serialize;
 use shared_schemas::measure::{Held, Reading, State};
@@ -23,6 +23,7 @@ use shared_schemas::view::{MeasureForm, View};
 
 use super::cause::{Cause, Contribution};
 use super::place::{EventShown, Place};
+use super::sorted::key_converter;
 
 /// A measure of a cell that is not what the archive gives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -78,8 +79,7 @@ impl Cells {
             None => RecordBatch::new_empty(SchemaRef::clone(schema)),
         };
         let keys: Vec<ArrayRef> = batch.columns().iter().take(key_columns(view)).cloned().collect();
-        let fields = keys.iter().map(|key| SortField::new(key.data_type().clone())).collect();
-        let converted = RowConverter::new(fields)?.convert_columns(&keys)?;
+        let converted = key_converter(&batch.schema(), keys.len())?.convert_columns(&keys)?;
         let rows = converted
             .iter()
             .enumerate()

@@ -145,35 +145,32 @@ pub(super) struct Sample {
     held: Vec<RecordBatch>,
     cells: usize,
     different: Vec<Difference>,
-    /// So many cells at most, of so many bytes.
-    most: usize,
     bytes: usize,
+    /// So many cells at most, and no more of them after so many bytes.
+    most: usize,
+    most_bytes: usize,
     /// How many cells were gone by, and how many must have before another window is taken: so it is one of the second half.
     gone_by: u64,
     another_at: u64,
 }
 
 impl Sample {
-    fn new(most: usize, bytes: usize) -> Self {
+    fn new(most: usize, most_bytes: usize) -> Self {
         Self {
-            bytes,
             window: None,
             held: Vec::new(),
             cells: 0,
             different: Vec::new(),
+            bytes: 0,
             most,
+            most_bytes,
             gone_by: 0,
             another_at: 0,
         }
     }
 
     /// Cells go by, in the order of their windows.
-    fn see(
-        &mut self,
-        held: &RecordBatch,
-        different: &[Difference],
-        most_bytes: usize,
-    ) -> Result<(), arrow::error::ArrowError> {
+    fn see(&mut self, held: &RecordBatch, different: &[Difference]) -> Result<(), arrow::error::ArrowError> {
         let Some(windows) = held
             .columns()
             .first()
@@ -192,14 +189,14 @@ impl Sample {
                     window: Some(window),
                     gone_by: self.gone_by,
                     another_at: (self.gone_by * 2).max(1),
-                    ..Self::new(self.most, most_bytes)
+                    ..Self::new(self.most, self.most_bytes)
                 };
             }
-            if self.window == Some(window) && self.bytes > 0 {
+            if self.window == Some(window) && self.bytes < self.most_bytes {
                 let count = of_window.len().min(self.most.saturating_sub(self.cells));
                 let rows = (from..from + count).map(|row| row as u64);
                 let taken = take_record_batch(held, &UInt64Array::from_iter_values(rows))?;
-                self.bytes = self.bytes.saturating_sub(taken.get_array_memory_size());
+                self.bytes += taken.get_array_memory_size();
                 self.held.push(taken);
                 self.cells += count;
                 let here = different.iter().filter(|one| one.begins == window);
@@ -241,9 +238,11 @@ impl OfView<'_> {
         let mut explaining = None;
         let (mut rows, mut waiting) = (Vec::new(), Compare::default());
         let bytes = of.rooms.bytes();
-        let mut sample = Sample::new(of.rooms.most(), bytes);
-        let values = super::calibration::values(self.view);
-        let has_values = values.is_ok_and(|values| !values.is_empty());
+        let values = match left.windows {
+            0 => Vec::new(),
+            _ => calibration::values(self.view).map_err(|error| RunError::Plan(error.to_string()))?,
+        };
+        let mut sample = (!values.is_empty()).then(|| Sample::new(of.rooms.most(), bytes));
         let mut waiting_bytes = 0;
         while let Some([held, exact]) = beside.next(of.days).await? {
             let cells = Cells::new(self.view, &of_store, &[held]).map_err(arrow_error)?;
@@ -253,10 +252,8 @@ impl OfView<'_> {
             all.equal += found.equal;
             let calibrated = calibration::of(self.view, &cells, &exact, &found.different);
             Calibration::add(&mut all.calibration, calibrated);
-            if has_values && left.windows > 0 {
-                sample
-                    .see(cells.batch(), &found.different, bytes)
-                    .map_err(arrow_error)?;
+            if let Some(sample) = &mut sample {
+                sample.see(cells.batch(), &found.different).map_err(arrow_error)?;
             }
             if found.different.is_empty() {
                 continue;
@@ -288,8 +285,8 @@ impl OfView<'_> {
             };
             all.take(Box::pin(self.explained(of, &mut with, slice, left)).await?);
         }
-        if left.windows > 0 {
-            let more = Box::pin(self.calibrate(of, &sample)).await?;
+        if let Some(sample) = sample {
+            let more = Box::pin(self.calibrate(of, &sample, values)).await?;
             left.windows -= usize::from(!more.is_empty());
             Calibration::add(&mut all.calibration, more);
         }

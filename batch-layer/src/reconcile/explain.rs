@@ -9,6 +9,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow::row::OwnedRow;
 use datafusion::common::DataFusionError;
+use datafusion::logical_expr::Expr;
 use futures::{StreamExt, TryStreamExt};
 use shared_connections::store::RulesKnown;
 use shared_schemas::fingerprint::Fingerprint;
@@ -234,11 +235,15 @@ impl OfView<'_> {
         Ok(futures::stream::iter(parts).flatten().boxed())
     }
 
-    /// How quantiles lie to the values of one of the compared windows, where the view has any.
-    pub(super) async fn calibrate(&self, of: &Compared<'_>, sample: &Sample) -> Result<Vec<Calibration>, RunError> {
+    /// How quantiles lie to the values of one of the compared windows, if there is any.
+    pub(super) async fn calibrate(
+        &self,
+        of: &Compared<'_>,
+        sample: &Sample,
+        values: Vec<Expr>,
+    ) -> Result<Vec<Calibration>, RunError> {
         let plan_error = |error: DataFusionError| RunError::Plan(error.to_string());
-        let values = calibration::values(self.view).map_err(plan_error)?;
-        let Some((window, held)) = sample.window().filter(|_| !values.is_empty()) else {
+        let Some((window, held)) = sample.window() else {
             return Ok(Vec::new());
         };
         let days = BTreeSet::from([EventDay::of_micros(window)]);

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Schema, SchemaRef};
+use arrow::error::ArrowError;
 use arrow::row::{OwnedRow, Row, RowConverter, Rows, SortField};
 use datafusion::catalog::streaming::StreamingTable;
 use datafusion::common::{Result, internal_err};
@@ -30,6 +31,12 @@ use crate::recompute::Room;
 
 /// Cells as they come.
 pub(super) type Stream = BoxStream<'static, Result<RecordBatch>>;
+
+/// Makes rows that compare of the key columns, the first so many.
+pub(super) fn key_converter(schema: &Schema, keys: usize) -> Result<RowConverter, ArrowError> {
+    let fields = schema.fields().iter().take(keys);
+    RowConverter::new(fields.map(|field| SortField::new(field.data_type().clone())).collect())
+}
 
 /// The same rows in the order of their first so many columns.
 pub(super) async fn sorted(room: &Room, schema: &SchemaRef, keys: usize, cells: Stream) -> Result<Stream> {
@@ -90,12 +97,10 @@ pub(super) struct Side {
 
 impl Side {
     pub(super) fn new(schema: &SchemaRef, keys: usize, cells: Stream) -> Result<Self> {
-        let fields = schema.fields().iter().take(keys);
-        let fields = fields.map(|field| SortField::new(field.data_type().clone())).collect();
         Ok(Self {
             cells,
             schema: Arc::clone(schema),
-            converter: RowConverter::new(fields)?,
+            converter: key_converter(schema, keys)?,
             keys,
             at_hand: None,
             from: 0,
@@ -246,9 +251,7 @@ pub(super) fn of_keys(
     cells: Stream,
     wanted: Arc<BTreeSet<OwnedRow>>,
 ) -> Result<Stream> {
-    let fields = schema.fields().iter().take(keys);
-    let fields = fields.map(|field| SortField::new(field.data_type().clone())).collect();
-    let converter = RowConverter::new(fields)?;
+    let converter = key_converter(schema, keys)?;
     Ok(cells.map(move |batch| only(&converter, keys, &batch?, &wanted)).boxed())
 }
 

@@ -1,7 +1,6 @@
 //! Which offsets are repeats: by the rule, one event at a time, and with any memory.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use shared_schemas::handoff::TopicId;
