@@ -401,6 +401,15 @@ async fn a_tool_that_is_missing_is_named_with_how_to_get_it() -> anyhow::Result<
 }
 
 #[tokio::test]
+async fn kafka_starts_with_the_archive_of_its_classes() -> anyhow::Result<()> {
+    let pid = shared().await?.kafka().context("it runs no Kafka")?.process().pid();
+    let mapped = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let is_ours = |line: &&str| line.ends_with(".jsa") && line.contains("/highwater/kafka-");
+    ensure!(mapped.lines().any(|line| is_ours(&line)), "no archive in\n{mapped}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_jar_that_is_not_the_pinned_one_is_refused() -> anyhow::Result<()> {
     local_stack::fetch::kafka_jars().await?;
     let site = Site::new()?;

@@ -69,6 +69,7 @@ fn a_broker_that_is_killed_costs_no_event() -> anyhow::Result<()> {
             // Its children are killed with it.
             drop(stack);
             degraded(&platform).await?;
+            waits_in_peace(&workers).await?;
             if trial.is_long {
                 // sleeps: half a minute without any broker
                 tokio::time::sleep(Duration::from_secs(30)).await;
@@ -89,6 +90,18 @@ fn a_broker_that_is_killed_costs_no_event() -> anyhow::Result<()> {
         }
         trial.whole(&platform).await
     })
+}
+
+/// A worker waits for a broker with pauses. librdkafka, asked the wrong way, tries to reach it thousands of times a second.
+async fn waits_in_peace(workers: &[Worker]) -> anyhow::Result<()> {
+    for worker in workers {
+        let before = worker.processor_time()?;
+        // sleeps: as long as it is watched
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let spent = worker.processor_time()? - before;
+        ensure!(spent < 60, "{spent}/200 of a core go into waiting");
+    }
+    Ok(())
 }
 
 /// Waits until the query API says that something is wrong. It is ready all the time.

@@ -328,6 +328,7 @@ impl Platform {
         let topic = kafka.topic(&self.topic).await?;
         let began = Instant::now();
         loop {
+            let asked = Instant::now();
             let archive = highwater_batch::archive::Archive::open(&self.config.archive, dataset).await?;
             let mut whole = archive.is_some();
             for number in 0..topic.partitions {
@@ -349,7 +350,7 @@ impl Platform {
                 "the archive never has all records{}",
                 self.said()
             );
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL.max(asked.elapsed())).await;
         }
     }
 

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use local_stack::process::{Launch, Process, tail};
 use nix::sys::signal::Signal;
 
@@ -123,6 +123,21 @@ impl Worker {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kilobytes: u64 = line.context("no VmRSS")?.trim().trim_end_matches(" kB").parse()?;
         Ok(kilobytes << 10)
+    }
+
+    /// The processor time it has used, its threads' together, in hundredths of a second.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn processor_time(&self) -> anyhow::Result<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // Its name, in parentheses, may hold spaces.
+        let fields = stat.rsplit_once(") ").context("no name")?.1;
+        let mut times = fields.split(' ').skip(11).take(2).map(str::parse::<u64>);
+        let (Some(user), Some(system)) = (times.next(), times.next()) else {
+            bail!("no times in {stat}");
+        };
+        Ok(user? + system?)
     }
 
     /// Whether it runs.

@@ -17,7 +17,10 @@ use crate::address::Loopback;
 use crate::folder::Folder;
 use crate::process::{Launch, Process};
 use crate::{fetch, sockets};
+use classes::Classes;
+use java::Java;
 
+mod classes;
 pub mod client;
 mod java;
 mod settings;
@@ -65,13 +68,23 @@ impl Kafka {
     /// Ports of further listeners are free ones, others at each start.
     pub async fn start(folder: &Folder, wanted: Loopback, options: &BrokerOptions) -> Result<Self, StackError> {
         let java = java::find().await?;
-        let jars = fetch::kafka_jars().await?;
+        let classes = Classes::of(fetch::kafka_jars().await?, &java, wanted).await;
+        Self::start_with(folder, wanted, options, &java, &classes).await
+    }
+
+    async fn start_with(
+        folder: &Folder,
+        wanted: Loopback,
+        options: &BrokerOptions,
+        java: &Java,
+        classes: &Classes,
+    ) -> Result<Self, StackError> {
         let home = folder.inside("kafka")?;
         for attempt in 1.. {
             let (broker, controller) = ports(folder, wanted)?;
             let listeners = further_listeners(wanted, options, &[broker, controller])?;
             settings::write(&home, broker, controller, &listeners, &options.settings)?;
-            let kafka = Self::launch(folder, &home, &java, &jars, (broker, controller), listeners).await;
+            let kafka = Self::launch(folder, &home, java, classes, (broker, controller), listeners).await;
             match kafka {
                 Err(StackError::Died { last, .. }) if last.contains("Address already in use") && attempt < TRIES => {
                     tracing::debug!(%broker, %controller, "the ports were taken meanwhile, trying others");
@@ -86,17 +99,18 @@ impl Kafka {
     async fn launch(
         folder: &Folder,
         home: &Path,
-        java: &Path,
-        jars: &Path,
+        java: &Java,
+        classes: &Classes,
         (broker, controller): (Loopback, Loopback),
         listeners: Vec<Listener>,
     ) -> Result<Self, StackError> {
         let console = home.join("console.log");
         let _ = fs::remove_file(&console);
         if !home.join(settings::DATA).join("meta.properties").exists() {
-            format(home, java, jars, &console).await?;
+            format(home, java, classes, &console).await?;
         }
-        let mut command = java::command(java, jars, home);
+        let mut command = java.command(home);
+        classes.give_and_keep(&mut command);
         command.args(["-Xmx512m", "-Xms64m", "-Dlog4j2.configurationFile=log4j2.properties"]);
         command.args(["kafka.Kafka", settings::FILE]);
         let record = Some(folder.record("kafka")?);
@@ -213,14 +227,15 @@ fn further_listeners(
 }
 
 /// Makes the data folder, with a cluster id of its own, that every later start finds.
-async fn format(home: &Path, java: &Path, jars: &Path, log: &Path) -> Result<(), StackError> {
+async fn format(home: &Path, java: &Java, classes: &Classes, log: &Path) -> Result<(), StackError> {
     let (fresh, data) = (home.join(settings::FORMATTING), home.join(settings::DATA));
     for half_done in [&fresh, &data] {
         if half_done.exists() {
             fs::remove_dir_all(half_done).map_err(StackError::file("remove", half_done))?;
         }
     }
-    let mut command = java::command(java, jars, home);
+    let mut command = java.command(home);
+    classes.give(&mut command);
     command.args(["kafka.tools.StorageTool", "format", "--config", settings::FORMAT_FILE]);
     command.args(["--cluster-id", &settings::new_cluster_id()?]);
     let name = "formatting Kafka's data folder";

@@ -224,6 +224,9 @@ impl Kafka {
     /// As [`Kafka::topic`]; blocks.
     pub(super) fn topic_now(&self, name: &str) -> Result<Topic, LogError> {
         self.answered(name, None, "describe topic", |client| {
+            // Whether a broker answers at all. librdkafka (2.12) tries to reach one that is away without any pause as long as an
+            // admin request waits for it: thousands of times a second, on two cores.
+            client.fetch_metadata(Some(name), PATIENCE)?;
             topic_id::describe(client, name, PATIENCE)
         })
     }

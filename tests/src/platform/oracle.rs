@@ -70,8 +70,8 @@ impl Platform {
                     self.said()
                 );
             }
-            // Half of the time at most goes into asking: who is to catch up needs the processor too.
-            tokio::time::sleep(POLL.max(asked.elapsed())).await;
+            // A third of the time at most goes into asking: who is to catch up needs the processor too.
+            tokio::time::sleep(POLL.max(2 * asked.elapsed())).await;
         }
     }
 
@@ -109,7 +109,7 @@ impl Platform {
         let mut before: Option<Promise> = None;
         let mut looked = Duration::ZERO;
         loop {
-            tokio::time::sleep(LOOK_AGAIN.max(2 * looked)).await;
+            tokio::time::sleep(LOOK_AGAIN.max(3 * looked)).await;
             let began = Instant::now();
             let Ok(promise) = self.promise(topic).await else {
                 continue;

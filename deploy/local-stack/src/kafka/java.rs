@@ -1,6 +1,5 @@
 //! The Java runtime: found, new enough, and started alike for every use.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,8 +10,16 @@ const OLDEST: u32 = 17;
 const HINT: &str =
     "install a Java 17 runtime or newer (debian: apt-get install openjdk-17-jre-headless), or set JAVA_HOME to one";
 
+/// A Java runtime that is new enough.
+#[derive(Debug)]
+pub(super) struct Java {
+    program: PathBuf,
+    /// What it says of itself, all of it: one build of Java, and no other.
+    pub(super) said: String,
+}
+
 /// `$JAVA_HOME/bin/java`, else `java` on PATH, if new enough.
-pub(super) async fn find() -> Result<PathBuf, StackError> {
+pub(super) async fn find() -> Result<Java, StackError> {
     let java = std::env::var_os("JAVA_HOME")
         .filter(|home| !home.is_empty())
         .map_or_else(|| PathBuf::from("java"), |home| Path::new(&home).join("bin/java"));
@@ -27,9 +34,9 @@ pub(super) async fn find() -> Result<PathBuf, StackError> {
         }
         _ => StackError::Program(format!("cannot run {}: {error}", java.display())),
     })?;
-    let said = String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
     match major(&said) {
-        Some(version) if version >= OLDEST => Ok(java),
+        Some(version) if version >= OLDEST => Ok(Java { program: java, said }),
         Some(version) => Err(StackError::Program(format!(
             "{} is Java {version}, Kafka needs {OLDEST}: {HINT}",
             java.display()
@@ -52,24 +59,20 @@ fn major(said: &str) -> Option<u32> {
     }
 }
 
-/// A JVM with the jars, in this folder; what to run in it is for the caller to add.
-pub(super) fn command(java: &Path, jars: &Path, home: &Path) -> Command {
-    let mut classes = OsString::from(jars);
-    classes.push("/*");
-    let mut command = Command::new(java);
-    command
-        .current_dir(home)
-        .env("LC_ALL", "C.UTF-8")
-        .arg("-cp")
-        .arg(classes);
-    // A start of seconds matters more than peak speed: one collector thread, the quick compiler only.
-    command.args([
-        "-XX:+UseSerialGC",
-        "-XX:TieredStopAtLevel=1",
-        "-XX:+ExitOnOutOfMemoryError",
-    ]);
-    command.args(["-Djava.awt.headless=true", "-XX:ErrorFile=jvm-error-%p.log"]);
-    command
+impl Java {
+    /// A JVM in this folder; its classes, and what to run of them, are for the caller to add.
+    pub(super) fn command(&self, home: &Path) -> Command {
+        let mut command = Command::new(&self.program);
+        command.current_dir(home).env("LC_ALL", "C.UTF-8");
+        // A start of seconds matters more than peak speed: one collector thread, the quick compiler only.
+        command.args([
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-XX:+ExitOnOutOfMemoryError",
+        ]);
+        command.args(["-Djava.awt.headless=true", "-XX:ErrorFile=jvm-error-%p.log"]);
+        command
+    }
 }
 
 #[cfg(test)]

@@ -88,6 +88,10 @@ share.coordinator.state.topic.num.partitions=4
 
 # A topic that is misspelt must fail, not appear. Partitions are the dataset's.
 auto.create.topics.enable=false
+# A broker that was killed may come back when the controller has given its last life up: with the default of 9 s, every start
+# after a kill or a power cut would wait for that.
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 # A group of one process has nobody to wait for.
 group.initial.rebalance.delay.ms=0
 # Events up to the largest `max_event_size` one would set; topics may lower it.
