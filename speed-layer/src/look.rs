@@ -17,8 +17,7 @@ pub(crate) type Looked = Arc<Vec<Facts>>;
 
 /// Reads the facts once.
 pub(crate) async fn look(store: &Store, views: &[View]) -> Result<Looked, StoreError> {
-    let facts = futures::future::try_join_all(views.iter().map(|view| store.facts(view))).await?;
-    Ok(Arc::new(facts))
+    Ok(Arc::new(store.facts_of(views).await?))
 }
 
 /// Looks until cancelled, beginning with what is known. Beside the worker, so that reading goes on meanwhile.

@@ -4,6 +4,7 @@
 //! sees all progress that the publication waited for.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::slice;
 
 use clickhouse::Row;
 use serde::Deserialize;
@@ -113,6 +114,7 @@ impl Facts {
 
 #[derive(Debug, Row, Deserialize)]
 struct PublicationRow {
+    view: String,
     number: u64,
     run: u128,
     parent: Vec<(u64, u128)>,
@@ -169,12 +171,20 @@ impl PublicationRow {
 
 #[derive(Debug, Row, Deserialize)]
 struct FloorRow {
+    view: String,
     number: u64,
     marks: Vec<(u128, u32, u64)>,
 }
 
 #[derive(Debug, Row, Deserialize)]
+struct HorizonRow {
+    view: String,
+    day: i32,
+}
+
+#[derive(Debug, Row, Deserialize)]
 struct GapRow {
+    view: String,
     topic: u128,
     partition: u32,
     start: u64,
@@ -184,6 +194,7 @@ struct GapRow {
 
 #[derive(Debug, Row, Deserialize)]
 struct NextRow {
+    view: String,
     topic: u128,
     partition: u32,
     start: u64,
@@ -192,6 +203,7 @@ struct NextRow {
 
 #[derive(Debug, Row, Deserialize)]
 struct CutRow {
+    view: String,
     topic: u128,
     partition: u32,
     start: u64,
@@ -248,17 +260,45 @@ pub(super) fn of(view: &View) -> [(&'static str, String); 1] {
     [("view", view.fingerprint.to_string())]
 }
 
+/// The condition on rows that are about one of these views.
+fn of_views(views: &[View]) -> String {
+    let fingerprints: Vec<_> = views
+        .iter()
+        .map(|view| quote::text(&view.fingerprint.to_string()))
+        .collect();
+    format!("fingerprint IN ({})", fingerprints.join(", "))
+}
+
+/// What there is of each view, in the views' order.
+fn in_order<T: Default>(views: &[View], mut of: BTreeMap<String, T>) -> Vec<T> {
+    let of_view = |view: &View| of.remove(&view.fingerprint.to_string()).unwrap_or_default();
+    views.iter().map(of_view).collect()
+}
+
 impl Store {
     /// All facts about a view.
     ///
     /// # Errors
     /// ClickHouse's.
     pub async fn facts(&self, view: &View) -> Result<Facts, StoreError> {
-        // Boxed: four statements at once are large to carry through every caller.
-        let mut facts = Box::pin(self.facts_before_rows(view)).await?;
-        self.read_gaps(view, &mut facts).await?;
-        facts.cuts = self.cuts(view, &facts.floor).await?;
-        Ok(facts)
+        let facts = self.facts_of(slice::from_ref(view)).await?;
+        Ok(facts.into_iter().next().unwrap_or_default())
+    }
+
+    /// All facts about each of these views, in their order. It takes as many statements as for one.
+    ///
+    /// # Errors
+    /// ClickHouse's.
+    pub async fn facts_of(&self, views: &[View]) -> Result<Vec<Facts>, StoreError> {
+        // Boxed: several statements at once are large to carry through every caller.
+        let mut all = Box::pin(self.facts_of_before_rows(views)).await?;
+        self.read_gaps_of(views, &mut all).await?;
+        let cuts = self.cuts(views).await?;
+        for (facts, cuts) in all.iter_mut().zip(cuts) {
+            let is_above = |cut: &Cut| cut.start >= facts.floor.mark(cut.partition).start();
+            facts.cuts = cuts.into_iter().filter(is_above).collect();
+        }
+        Ok(all)
     }
 
     /// What has to be read before rows are, so that what it promises is in them: all facts but gaps and cuts. Gaps come
@@ -267,27 +307,43 @@ impl Store {
     /// # Errors
     /// ClickHouse's.
     pub async fn facts_before_rows(&self, view: &View) -> Result<Facts, StoreError> {
-        // Nothing is decided by the order in which these are read, but for what follows.
-        let (floor, horizon, truncations, mut publications) = tokio::try_join!(
-            self.floor(view),
-            self.horizon(view),
-            self.truncations(),
-            self.recent_publications(view)
-        )?;
-        let admitted = |all: &[Published]| all.iter().any(|published| floor.admits(&published.publication));
-        // More are below the floor than are recent; or publications were read just before the one that the floor speaks of.
-        if !publications.is_empty() && !admitted(&publications) {
-            publications = self.publications(view).await?;
+        let facts = Box::pin(self.facts_of_before_rows(slice::from_ref(view))).await?;
+        Ok(facts.into_iter().next().unwrap_or_default())
+    }
+
+    async fn facts_of_before_rows(&self, views: &[View]) -> Result<Vec<Facts>, StoreError> {
+        if views.is_empty() {
+            return Ok(Vec::new());
         }
-        let progress = self.progress(view, &floor).await?;
-        Ok(Facts {
-            publications,
-            floor,
-            horizon,
-            progress,
-            cuts: Vec::new(),
-            truncations,
-        })
+        // Nothing is decided by the order in which these are read, but for what follows.
+        let (floors, horizons, truncations, publications) = tokio::try_join!(
+            self.floors(views),
+            self.horizons(views),
+            self.truncations(),
+            self.recent_publications(views)
+        )?;
+        let mut all = Vec::with_capacity(views.len());
+        for (((view, floor), horizon), mut publications) in views.iter().zip(floors).zip(horizons).zip(publications) {
+            let is_admitted = |published: &Published| floor.admits(&published.publication);
+            // More are below the floor than are recent; or publications were read just before the one that the floor speaks of.
+            if !publications.is_empty() && !publications.iter().any(is_admitted) {
+                publications = self.publications(view).await?;
+            }
+            all.push(Facts {
+                publications,
+                floor,
+                horizon,
+                progress: BTreeMap::new(),
+                cuts: Vec::new(),
+                truncations: truncations.clone(),
+            });
+        }
+        let progress = self.progress_of(views).await?;
+        for (facts, progress) in all.iter_mut().zip(progress) {
+            facts.progress = progress;
+            forget_below(&mut facts.progress, &facts.floor);
+        }
+        Ok(all)
     }
 
     /// Every publication of a view that is still in the store, ascending.
@@ -295,24 +351,31 @@ impl Store {
     /// # Errors
     /// ClickHouse's.
     pub async fn publications(&self, view: &View) -> Result<Vec<Published>, StoreError> {
-        self.publications_where(view, "ORDER BY number, run").await
-    }
-
-    async fn recent_publications(&self, view: &View) -> Result<Vec<Published>, StoreError> {
-        let newest_first = format!("ORDER BY number DESC, run DESC LIMIT {RECENT}");
-        self.publications_where(view, &newest_first).await
-    }
-
-    async fn publications_where(&self, view: &View, tail: &str) -> Result<Vec<Published>, StoreError> {
-        let sql = format!(
-            "SELECT number, run, parent, content, marks, gaps, days, rules, archive_version, last_days, \
-             toUnixTimestamp64Milli(published) AS at FROM {} FINAL WHERE fingerprint = {{view:String}} {tail}",
-            self.table(PUBLICATIONS)
-        );
-        let rows = self
-            .rows::<PublicationRow>("read publications", &sql, &of(view))
+        let all = self
+            .publications_where(slice::from_ref(view), "ORDER BY number, run")
             .await?;
-        Ok(rows.into_iter().map(PublicationRow::published).collect())
+        Ok(all.into_iter().next().unwrap_or_default())
+    }
+
+    async fn recent_publications(&self, views: &[View]) -> Result<Vec<Vec<Published>>, StoreError> {
+        let newest_first = format!("ORDER BY number DESC, run DESC LIMIT {RECENT} BY fingerprint");
+        self.publications_where(views, &newest_first).await
+    }
+
+    async fn publications_where(&self, views: &[View], tail: &str) -> Result<Vec<Vec<Published>>, StoreError> {
+        let sql = format!(
+            "SELECT fingerprint AS view, number, run, parent, content, marks, gaps, days, rules, archive_version, last_days, \
+             toUnixTimestamp64Milli(published) AS at FROM {} FINAL WHERE {} {tail}",
+            self.table(PUBLICATIONS),
+            of_views(views)
+        );
+        let rows = self.rows::<PublicationRow>("read publications", &sql, &[]).await?;
+        let mut of: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for mut row in rows {
+            let view = std::mem::take(&mut row.view);
+            of.entry(view).or_default().push(row.published());
+        }
+        Ok(in_order(views, of))
     }
 
     /// The union of a view's floors.
@@ -320,17 +383,25 @@ impl Store {
     /// # Errors
     /// ClickHouse's.
     pub async fn floor(&self, view: &View) -> Result<Floor, StoreError> {
+        let floors = self.floors(slice::from_ref(view)).await?;
+        Ok(floors.into_iter().next().unwrap_or_default())
+    }
+
+    async fn floors(&self, views: &[View]) -> Result<Vec<Floor>, StoreError> {
         let sql = format!(
-            "SELECT number, marks FROM {} FINAL WHERE fingerprint = {{view:String}}",
-            self.table(FLOORS)
+            "SELECT fingerprint AS view, number, marks FROM {} FINAL WHERE {}",
+            self.table(FLOORS),
+            of_views(views)
         );
-        let rows = self.rows::<FloorRow>("read floors", &sql, &of(view)).await?;
-        Ok(rows.into_iter().fold(Floor::default(), |floor, row| {
-            floor.union(&Floor {
+        let mut of: BTreeMap<_, Floor> = BTreeMap::new();
+        for row in self.rows::<FloorRow>("read floors", &sql, &[]).await? {
+            let floor = of.entry(row.view).or_default();
+            *floor = std::mem::take(floor).union(&Floor {
                 number: PublicationNumber(row.number),
                 marks: marks(row.marks),
-            })
-        }))
+            });
+        }
+        Ok(in_order(views, of))
     }
 
     /// The first event day that a view holds: what is older was let go, or will be. It only rises.
@@ -338,12 +409,19 @@ impl Store {
     /// # Errors
     /// ClickHouse's.
     pub async fn horizon(&self, view: &View) -> Result<Option<EventDay>, StoreError> {
+        let horizons = self.horizons(slice::from_ref(view)).await?;
+        Ok(horizons.into_iter().next().flatten())
+    }
+
+    async fn horizons(&self, views: &[View]) -> Result<Vec<Option<EventDay>>, StoreError> {
         let sql = format!(
-            "SELECT toInt32(day) AS day FROM {} FINAL WHERE fingerprint = {{view:String}} ORDER BY day DESC LIMIT 1",
-            self.table(HORIZONS)
+            "SELECT fingerprint AS view, toInt32(max(day)) AS day FROM {} WHERE {} GROUP BY fingerprint",
+            self.table(HORIZONS),
+            of_views(views)
         );
-        let days = self.rows::<i32>("read the horizon", &sql, &of(view)).await?;
-        Ok(days.into_iter().next().map(EventDay))
+        let rows = self.rows::<HorizonRow>("read the horizon", &sql, &[]).await?;
+        let of = rows.into_iter().map(|row| (row.view, Some(EventDay(row.day))));
+        Ok(in_order(views, of.collect()))
     }
 
     /// How far the speed layer has come, for each partition, from the floor on. Without gaps: those come with
@@ -352,19 +430,26 @@ impl Store {
     /// # Errors
     /// ClickHouse's.
     pub async fn progress(&self, view: &View, floor: &Floor) -> Result<BTreeMap<Partition, SpeedProgress>, StoreError> {
-        let sql = format!(
-            "SELECT _topic AS topic, _partition AS partition, _start AS start, _next AS next FROM {} FINAL \
-             WHERE fingerprint = {{view:String}}",
-            self.table(PROGRESS)
-        );
-        let rows = self.rows::<NextRow>("read progress", &sql, &of(view)).await?;
-        let mut progress: BTreeMap<Partition, SpeedProgress> = BTreeMap::new();
-        for row in rows {
-            let held = progress.entry(partition(row.topic, row.partition)).or_default();
-            held.record(Start(Offset(row.start)), Offset(row.next));
-        }
+        let progress = self.progress_of(slice::from_ref(view)).await?;
+        let mut progress = progress.into_iter().next().unwrap_or_default();
         forget_below(&mut progress, floor);
         Ok(progress)
+    }
+
+    async fn progress_of(&self, views: &[View]) -> Result<Vec<BTreeMap<Partition, SpeedProgress>>, StoreError> {
+        let sql = format!(
+            "SELECT fingerprint AS view, _topic AS topic, _partition AS partition, _start AS start, _next AS next \
+             FROM {} FINAL WHERE {}",
+            self.table(PROGRESS),
+            of_views(views)
+        );
+        let mut of: BTreeMap<_, BTreeMap<Partition, SpeedProgress>> = BTreeMap::new();
+        for row in self.rows::<NextRow>("read progress", &sql, &[]).await? {
+            let of_view = of.entry(row.view).or_default();
+            let held = of_view.entry(partition(row.topic, row.partition)).or_default();
+            held.record(Start(Offset(row.start)), Offset(row.next));
+        }
+        Ok(in_order(views, of))
     }
 
     /// Adds the gaps to the progress. They are read last: whoever saw a row then also sees the gap that it lacks.
@@ -372,20 +457,34 @@ impl Store {
     /// # Errors
     /// ClickHouse's.
     pub async fn read_gaps(&self, view: &View, facts: &mut Facts) -> Result<(), StoreError> {
+        self.read_gaps_of(slice::from_ref(view), slice::from_mut(facts)).await
+    }
+
+    async fn read_gaps_of(&self, views: &[View], all: &mut [Facts]) -> Result<(), StoreError> {
+        if views.is_empty() {
+            return Ok(());
+        }
         let sql = format!(
-            "SELECT _topic AS topic, _partition AS partition, _start AS start, from, to FROM {} FINAL \
-             WHERE fingerprint = {{view:String}}",
-            self.table(GAPS)
+            "SELECT fingerprint AS view, _topic AS topic, _partition AS partition, _start AS start, from, to \
+             FROM {} FINAL WHERE {}",
+            self.table(GAPS),
+            of_views(views)
         );
-        for row in self.rows::<GapRow>("read gaps", &sql, &of(view)).await? {
+        let mut of: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for row in self.rows::<GapRow>("read gaps", &sql, &[]).await? {
             let range = OffsetRange {
                 from: Offset(row.from),
                 to: Offset(row.to),
             };
-            let held = facts.progress.entry(partition(row.topic, row.partition)).or_default();
-            held.record_gap(Start(Offset(row.start)), range);
+            let gap = (partition(row.topic, row.partition), Start(Offset(row.start)), range);
+            of.entry(row.view).or_default().push(gap);
         }
-        forget_below(&mut facts.progress, &facts.floor);
+        for (facts, gaps) in all.iter_mut().zip(in_order(views, of)) {
+            for (partition, start, range) in gaps {
+                facts.progress.entry(partition).or_default().record_gap(start, range);
+            }
+            forget_below(&mut facts.progress, &facts.floor);
+        }
         Ok(())
     }
 
@@ -419,21 +518,26 @@ impl Store {
         Ok(rows.into_iter().map(ledger).collect())
     }
 
-    async fn cuts(&self, view: &View, floor: &Floor) -> Result<Vec<Cut>, StoreError> {
+    async fn cuts(&self, views: &[View]) -> Result<Vec<Vec<Cut>>, StoreError> {
+        if views.is_empty() {
+            return Ok(Vec::new());
+        }
         let sql = format!(
-            "SELECT _topic AS topic, _partition AS partition, _start AS start, run, withdrawn FROM {} FINAL \
-             WHERE fingerprint = {{view:String}}",
-            self.table(CUTS)
+            "SELECT fingerprint AS view, _topic AS topic, _partition AS partition, _start AS start, run, withdrawn \
+             FROM {} FINAL WHERE {}",
+            self.table(CUTS),
+            of_views(views)
         );
-        let rows = self.rows::<CutRow>("read cuts", &sql, &of(view)).await?;
-        let cut = |row: CutRow| Cut {
-            partition: partition(row.topic, row.partition),
-            start: Start(Offset(row.start)),
-            run: RunId(row.run),
-            withdrawn: row.withdrawn != 0,
-        };
-        let above = |cut: &Cut| cut.start >= floor.mark(cut.partition).start();
-        Ok(rows.into_iter().map(cut).filter(above).collect())
+        let mut of: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for row in self.rows::<CutRow>("read cuts", &sql, &[]).await? {
+            of.entry(row.view).or_default().push(Cut {
+                partition: partition(row.topic, row.partition),
+                start: Start(Offset(row.start)),
+                run: RunId(row.run),
+                withdrawn: row.withdrawn != 0,
+            });
+        }
+        Ok(in_order(views, of))
     }
 
     /// The runs of a view that were begun, the latest first.
