@@ -34,7 +34,7 @@ use shared_schemas::identity::EventId;
 use crate::spill::Spill;
 
 use self::bucket::{All, Bucket, bytes};
-pub(crate) use self::offsets::Repeats;
+pub(crate) use self::offsets::{Repeats, Within};
 
 /// One for each value of the hash's first byte: a day of 100 M events makes buckets of 12 MB.
 const BUCKETS: usize = 256;

@@ -37,7 +37,7 @@ use shared_schemas::plan::{CellKey, CellPlan, MergePlan, START_COLUMN, WINDOW_CO
 use shared_schemas::store::tables::TOPIC_COLUMN;
 use shared_schemas::view::{UTC, View};
 
-use super::classified::{CLASS, classified};
+use super::classified::{CLASS, Classified};
 use super::sorted::key_converter;
 use crate::recompute::{Room, at_offsets, of_days, settled, topic_text};
 
@@ -81,7 +81,7 @@ impl Class {
         Self::ALL.into_iter().find(|class| *class as u64 == number)
     }
 
-    pub(super) fn lit(self) -> Expr {
+    fn lit(self) -> Expr {
         lit(self as i64)
     }
 }
@@ -99,7 +99,7 @@ pub(crate) struct Places {
 
 impl Places {
     /// The topics' incarnations, each once. Two may have the same partition numbers and offsets.
-    fn topics(&self) -> Vec<TopicId> {
+    pub(super) fn topics(&self) -> Vec<TopicId> {
         let partitions = self.batch.keys().chain(self.speed.keys()).chain(self.gaps.keys());
         let topics: BTreeSet<_> = partitions.map(|partition| partition.topic).collect();
         topics.into_iter().collect()
@@ -117,6 +117,7 @@ impl Places {
 
 /// Cells by class, or by event.
 pub(crate) struct Classes {
+    room: Room,
     session: SessionContext,
     plan: CellPlan,
     merge: MergePlan,
@@ -140,6 +141,7 @@ pub(crate) type ByClass = BTreeMap<Class, Vec<RecordBatch>>;
 impl Classes {
     pub(crate) fn new(view: &View, dataset: &Dataset, room: &Room) -> Result<Self> {
         Ok(Self {
+            room: room.clone(),
             session: room.session(),
             plan: CellPlan::new(view, dataset, CellKey::Start)?,
             merge: MergePlan::new(view, CellKey::OneStart)?,
@@ -163,10 +165,10 @@ impl Classes {
         &self,
         events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
-        places: &Places,
+        classified: &Arc<Classified>,
     ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
         let class = cast(ident(CLASS), DataType::UInt64);
-        self.started(events, days, places, [None, None], class).await
+        self.started(events, days, classified, [None, None], class).await
     }
 
     /// The columns of cells by class: with a partition and, as their start, the class.
@@ -195,15 +197,15 @@ impl Classes {
         &self,
         events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
-        places: &Places,
+        classified: &Arc<Classified>,
         window: i64,
         wanted: &BTreeSet<OwnedRow>,
         most: usize,
     ) -> Result<Vec<EventCell>> {
-        let topics = places.topics();
+        let topics = classified.places.topics();
         let incarnations = topics.len().max(1) as u64;
         let only = [Some(self.of_window(window)), None];
-        let mut cells = self.started(events, days, places, only, placed(&topics)?).await?;
+        let mut cells = self.started(events, days, classified, only, placed(&topics)?).await?;
         let keys = 1 + self.view.dimensions.len();
         let mut found = Vec::new();
         while let Some(batch) = cells.try_next().await? {
@@ -245,12 +247,14 @@ impl Classes {
         &self,
         events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
-        places: &Places,
+        places: Places,
         window: i64,
         values: Vec<Expr>,
         most: usize,
     ) -> Result<Vec<RecordBatch>> {
-        let classified = self.classified(events, days, places, Some(self.of_window(window)))?;
+        let only = self.of_window(window);
+        let classified = Classified::find(&self.room, &events, &self.dataset, days, places, Some(only.clone())).await?;
+        let classified = self.classified(events, days, &Arc::new(classified), Some(only))?;
         let is_counted = [Class::Kept, Class::Gap].map(|class| ident(CLASS).eq(class.lit()));
         let is_counted = is_counted.into_iter().reduce(Expr::or).unwrap_or_else(|| lit(false));
         let mut rows = LogicalPlanBuilder::from(classified).filter(is_counted)?;
@@ -273,12 +277,13 @@ impl Classes {
         &self,
         events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
-        places: &Places,
+        classified: &Arc<Classified>,
         offsets: &BTreeMap<Partition, OffsetSet>,
     ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
         let is_known = ident(CLASS).eq(Class::Known.lit()).and(at_offsets(offsets));
-        let each = placed(&places.topics())?;
-        self.started(events, days, places, [None, Some(is_known)], each).await
+        let each = placed(&classified.places.topics())?;
+        self.started(events, days, classified, [None, Some(is_known)], each)
+            .await
     }
 
     /// The rows of cells that are of one event each, without their place.
@@ -314,11 +319,11 @@ impl Classes {
         &self,
         events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
-        places: &Places,
+        classified: &Arc<Classified>,
         [only, of_these]: [Option<Expr>; 2],
         start: Expr,
     ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
-        let classified = self.classified(events, days, places, only)?;
+        let classified = self.classified(events, days, classified, only)?;
         let classified = match of_these {
             Some(of_these) => LogicalPlanBuilder::from(classified).filter(of_these)?.build()?,
             None => classified,
@@ -347,21 +352,30 @@ impl Classes {
         Ok((plain, starts, partitions))
     }
 
+    /// Tells the classes of all events of those days.
+    pub(crate) async fn classify(
+        &self,
+        events: &Arc<dyn TableProvider>,
+        days: &BTreeSet<EventDay>,
+        places: Places,
+    ) -> Result<Classified> {
+        Classified::find(&self.room, events, &self.dataset, days, places, None).await
+    }
+
     /// The events of those days, or some of them, with their class.
     fn classified(
         &self,
         events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
-        places: &Places,
+        classified: &Arc<Classified>,
         only: Option<Expr>,
     ) -> Result<LogicalPlan> {
+        let events = classified.table(events);
         let scan = LogicalPlanBuilder::scan("events", provider_as_source(events), None)?.filter(of_days(days))?;
-        let scan = match only {
-            // Equal events have equal times: none that matters is left out.
-            Some(only) => scan.filter(only)?,
-            None => scan,
-        };
-        classified(scan.build()?, &self.dataset, places)
+        match only {
+            Some(only) => scan.filter(only)?.build(),
+            None => scan.build(),
+        }
     }
 }
 

@@ -21,7 +21,8 @@ use shared_schemas::store::cells::{Among, HeldCells, times_of};
 use super::apart::Other;
 use super::calibration::{self, Calibration};
 use super::cause::Proof;
-use super::classes::{Classes, EventCell, Places};
+use super::classes::{Classes, EventCell};
+use super::classified::Classified;
 use super::compare::{Cells, Compare, Difference, with_layers};
 use super::days::{Left, Rooms, Sample};
 use super::laid::Laid;
@@ -63,7 +64,8 @@ pub(super) struct Explaining {
     pub(super) of_both: Recompute,
     pub(super) merge: MergePlan,
     pub(super) classes: Classes,
-    pub(super) places: Places,
+    /// Which class each event is of.
+    pub(super) classified: Arc<Classified>,
     /// Which cells, where all of them are known.
     pub(super) only: Option<Arc<BTreeSet<OwnedRow>>>,
     /// What both layers should hold by their own rules; a cell may come in two rows.
@@ -99,7 +101,6 @@ impl OfView<'_> {
         let of_both = Recompute::of_both_layers(self.view, self.dataset, &of.rooms.predicted).map_err(plan_error)?;
         let merge = MergePlan::new(self.view, CellKey::OneStart).map_err(plan_error)?;
         let classes = Classes::new(self.view, self.dataset, &of.rooms.classes).map_err(plan_error)?;
-        let places = of.ground.places(self.chunk()?);
         let only = only.map(Arc::new);
         let keys = 1 + self.view.dimensions.len();
         let spill = of.rooms.apart.spill();
@@ -114,7 +115,12 @@ impl OfView<'_> {
         let counted = of.ground.of_starts(self.chunk()?, Among::All);
         let predicted = self.predicted(&of_both, of, Among::All, counted);
         let predicted = laid(merge.schema(), predicted).await.map_err(failed)?;
-        let by_class = classes.by_class(self.events(of, of.days), of.days, &places).await;
+        let events = self.events(of, of.days);
+        let classified = classes
+            .classify(&events, of.days, of.ground.places(self.chunk()?))
+            .await;
+        let classified = Arc::new(classified.map_err(failed)?);
+        let by_class = classes.by_class(events, of.days, &classified).await;
         let by_class = laid(classes.columns(), by_class.map_err(failed)?)
             .await
             .map_err(failed)?;
@@ -122,7 +128,7 @@ impl OfView<'_> {
             of_both,
             merge,
             classes,
-            places,
+            classified,
             only,
             predicted,
             by_class,
@@ -175,8 +181,7 @@ impl OfView<'_> {
             windows.entry(difference.begins).or_default().push(difference);
         }
         for (window, differences) in windows {
-            self.narrow(of, &with.classes, &with.places, window, differences)
-                .await?;
+            self.narrow(of, with, window, differences).await?;
         }
         Ok(())
     }
@@ -247,7 +252,7 @@ impl OfView<'_> {
         let events = self.events(of, &days);
         let most = MOST_VALUES.min(of.rooms.most() * VALUES);
         let events = classes
-            .values(events, &days, &places, window, values, most)
+            .values(events, &days, places, window, values, most)
             .await
             .map_err(failed)?;
         let rows: usize = events.iter().map(RecordBatch::num_rows).sum();
@@ -280,11 +285,11 @@ impl OfView<'_> {
     async fn narrow(
         &self,
         of: &Compared<'_>,
-        classes: &Classes,
-        places: &Places,
+        with: &Explaining,
         window: i64,
         differences: Vec<&mut Difference>,
     ) -> Result<(), RunError> {
+        let classes = &with.classes;
         // A row under a day that its window is not of should hold nothing.
         let days = differences.iter().map(|difference| difference.day());
         let days: BTreeSet<_> = days.filter(|day| of.days.contains(day)).collect();
@@ -326,7 +331,7 @@ impl OfView<'_> {
         }
         let provider = || self.events(of, &days);
         let events = classes
-            .events(provider(), &days, places, window, &wanted, MOST_EVENTS)
+            .events(provider(), &days, &with.classified, window, &wanted, MOST_EVENTS)
             .await
             .map_err(failed)?;
         let marks = of.ground.marks();

@@ -133,7 +133,7 @@ impl OfView<'_> {
         let mut known = None;
         if kind == Some(Kind::CutShort) {
             let events = self.events(of, of.days);
-            let cells = with.classes.known(events, of.days, &with.places, &counted).await;
+            let cells = with.classes.known(events, of.days, &with.classified, &counted).await;
             let schema = with.classes.columns();
             let cells = cells.map_err(failed)?;
             let cells = match only {
