@@ -20,10 +20,13 @@ mod days;
 mod explain;
 mod ground;
 mod keep;
+mod laid;
 mod ledgers;
+mod pieces;
 mod place;
 mod reach;
 mod read;
+mod reads;
 mod sorted;
 mod within;
 
@@ -41,7 +44,7 @@ use shared_schemas::view::View;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::archive::{Archive, Pinned};
+use crate::archive::{Accounts, Archive, Pinned};
 use crate::error::RunError;
 use crate::progress::{Step, Watcher};
 use crate::recompute::{Recompute, topic_text};
@@ -63,6 +66,8 @@ pub use keep::{after_run, held, keep, page, placed};
 use ledgers::Placed;
 pub use ledgers::{LedgerDifference, LedgersCompared, Told};
 pub use place::{EventShown, Place};
+use reads::Reading;
+pub use reads::Reads;
 
 /// How often the archive is looked at while it is behind.
 const LOOKS: Duration = Duration::from_millis(250);
@@ -98,6 +103,8 @@ pub struct Reconciled {
     pub ledgers: LedgersCompared,
     /// Why nothing was compared.
     pub why: Option<String>,
+    /// How often the archive and the store were read for it.
+    pub reads: Reads,
     /// What was computed again, where that was asked for.
     pub repaired: Option<ViewReport>,
     /// The days of which batch rows are wrong: computing them again mends that.
@@ -156,6 +163,7 @@ pub async fn reconcile(
             view,
             dataset,
             watcher,
+            reads: Reading::default(),
         };
         let done = cancel.run_until_cancelled(Box::pin(of_view.reconcile())).await;
         all.push(
@@ -178,6 +186,7 @@ struct OfView<'a> {
     view: &'a View,
     dataset: &'a Dataset,
     watcher: &'a dyn Watcher,
+    reads: Reading,
 }
 
 impl OfView<'_> {
@@ -194,11 +203,12 @@ impl OfView<'_> {
         loop {
             tries += 1;
             let ground = self.settle(&archive, &moved).await?;
-            let compare = self.compare(&ground).await?;
+            let accounts = archive.accounts(ground.pinned.version, &ground.from()).await?;
+            let compare = self.compare(&ground, &accounts).await?;
             let moving = self.moving(&ground).await?;
             // Rows that moved while others were compared made differences that are none.
             if moving.is_empty() || compare.different == 0 || tries > TRIES {
-                return self.sum_up(&archive, &ground, compare).await;
+                return self.sum_up(&accounts, &ground, compare).await;
             }
             moved.extend(moving);
         }
@@ -289,13 +299,13 @@ impl OfView<'_> {
         Ok(text.lines().filter_map(|line| line.trim().parse().ok()).collect())
     }
 
-    async fn compare(&self, ground: &Ground) -> Result<Found, RunError> {
+    async fn compare(&self, ground: &Ground, accounts: &Accounts) -> Result<Found, RunError> {
         let plan_error = |error: datafusion::error::DataFusionError| RunError::Plan(error.to_string());
         let rooms = Rooms::of(&self.batch.config.batch)?;
         let recompute = Recompute::within(&rooms.exact, self.view, self.dataset).map_err(plan_error)?;
         let publication = ground.facts.newest().map(|newest| &newest.publication);
         let ledgers = self.compared(ground, &self.ledgers().await?)?;
-        let other = self.other_rules(ground).await?;
+        let other = self.other_rules(ground, accounts).await?;
         let ranges = ground.pinned.ranges();
         let days = self.days(ground, publication).await?;
         let mut all = Found::default();
@@ -360,7 +370,7 @@ impl OfView<'_> {
         Ok(patiently(|| self.batch.store.ledgers(self.view)).await?)
     }
 
-    async fn sum_up(&self, archive: &Archive, ground: &Ground, found: Found) -> Result<Reconciled, RunError> {
+    async fn sum_up(&self, accounts: &Accounts, ground: &Ground, found: Found) -> Result<Reconciled, RunError> {
         let chunk = self.chunk()?;
         let Found {
             compared,
@@ -378,10 +388,8 @@ impl OfView<'_> {
         let all = self.ledgers().await?;
         let marks = ground.marks();
         let compared_ledgers = self.compared(ground, &all)?;
-        let from = marks.iter().map(|(partition, mark)| (*partition, mark.0)).collect();
-        let accounts = archive.accounts(ground.pinned.version, &from).await?;
         let known = self.rules_known().await?;
-        let ledgers = ledgers::compare(&compared_ledgers, &accounts, &ground.pinned, &known).await?;
+        let ledgers = ledgers::compare(&compared_ledgers, accounts, &ground.pinned, &known).await?;
         let mut gaps = BTreeMap::new();
         let mut partitions = Vec::with_capacity(ground.partitions.len());
         for (partition, found) in &ground.partitions {
@@ -418,6 +426,7 @@ impl OfView<'_> {
             partitions,
             alarms: ledgers::alarms(&all, &marks, &gaps, chunk),
             ledgers,
+            reads: self.reads.told(),
             repaired: None,
             mendable,
             why: (compared == 0).then(|| "the speed layer and the archive hold no events in common yet".to_owned()),

@@ -9,17 +9,21 @@
 //! Events are known by a hash of 128 bits, as in the speed layer: 32 bytes each with their place, whatever they carry. They are put into buckets by
 //! that hash, so that equal ones meet in one bucket, and each bucket is looked through by itself. What exceeds the memory goes to a file
 //! for each bucket, after those are dropped of which a lower offset is known already: one event sent over and over takes
-//! no room. What comes out is only which offsets are repeats, and a second reading of the events leaves those out.
+//! no room. A bucket that is too large for the memory is sorted on disk and looked through as it is read. What comes out is only which offsets are
+//! repeats, and a second reading of the events leaves those out.
+//!
+//! By the speed layer's rule nothing can be dropped early. An occurrence is a repeat if any lower offset's time is late enough, so an event that comes
+//! later may stand between any two of those that came already, and what counts for it is the highest time below it: where times ascend, as
+//! they mostly do, each occurrence is that for some offset.
 //!
 //! Sorting the events themselves, as plain SQL would, moves every byte of them several times: a day of wide events went to disk
 //! whole, twice.
 
+mod bucket;
 mod offsets;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -29,14 +33,13 @@ use shared_schemas::identity::EventId;
 
 use crate::spill::Spill;
 
-pub(crate) use self::offsets::Repeats;
+use self::bucket::{All, Bucket, bytes};
+pub(crate) use self::offsets::{Repeats, Within};
 
 /// One for each value of the hash's first byte: a day of 100 M events makes buckets of 12 MB.
 const BUCKETS: usize = 256;
-/// Bytes of one event in a file.
-const RECORD: usize = 32;
-/// Bytes of the table in which an event is looked up, at most.
-const OF_TABLE: usize = 4 * size_of::<u64>();
+/// Bytes of memory in which a thread looks through a bucket, at least.
+const LEAST: usize = 1 << 20;
 /// An offset takes so many bits of a place, the partition's index the rest.
 const OFFSET_BITS: u32 = 48;
 const OFFSETS: u64 = (1 << OFFSET_BITS) - 1;
@@ -90,14 +93,6 @@ pub(crate) struct Sightings {
     gone: Mutex<Repeats>,
     spill: Arc<Spill>,
     spilled: AtomicU64,
-}
-
-#[derive(Debug, Default)]
-struct Bucket {
-    pieces: Vec<Vec<Seen>>,
-    file: Option<File>,
-    /// Bytes in the file.
-    spilled: usize,
 }
 
 /// What a thread has seen and not handed in yet: of each bucket a piece that is not full.
@@ -195,7 +190,6 @@ impl Sightings {
     /// Drops what is known to be a repeat; where little goes, the rest goes to disk.
     fn make_room(&self) -> Result<()> {
         if self.rule != Rule::AllButOne {
-            // A repeat may be what makes another one known.
             return self.spill_all();
         }
         let mut gone = Repeats::new(self.places.len());
@@ -229,14 +223,20 @@ impl Sightings {
 
     /// Files written to.
     pub(crate) fn files(&self) -> u64 {
-        self.buckets.iter().filter(|bucket| lock(bucket).file.is_some()).count() as u64
+        self.buckets.iter().filter(|bucket| lock(bucket).is_spilled()).count() as u64
     }
 
     /// Which of all that were handed in are repeats. Works on so many threads.
     ///
     /// # Errors
-    /// Files that can't be read, or a memory that holds no bucket.
+    /// Files that can't be written or read.
     pub(crate) async fn judge(self: &Arc<Self>, threads: usize) -> Result<Repeats> {
+        self.judge_within(threads, (self.most / threads.max(1)).max(LEAST))
+            .await
+    }
+
+    /// The same, with so many bytes for each thread.
+    async fn judge_within(self: &Arc<Self>, threads: usize, room: usize) -> Result<Repeats> {
         if self.spilled() > 0 {
             // What is still held would stand beside what is read back.
             let all = Arc::clone(self);
@@ -247,15 +247,29 @@ impl Sightings {
         }
         let next = Arc::new(AtomicUsize::new(0));
         let mut work = tokio::task::JoinSet::new();
-        let room = (self.most / threads.max(1)).max(1 << 20);
         for _ in 0..threads.max(1) {
             let (all, next) = (Arc::clone(self), Arc::clone(&next));
             work.spawn_blocking(move || {
                 let mut repeats = Repeats::new(all.places.len());
                 let mut table = Vec::new();
-                while let Some(bucket) = all.buckets.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let seen = lock(bucket).all(room)?;
-                    all.judge_bucket(&seen, &mut table, &mut repeats);
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(bucket) = all.buckets.get(number) else { break };
+                    let mut judge = Judge::new(&all, &mut repeats);
+                    let (seen, written) = lock(bucket).all(&all.spill, number, room)?;
+                    all.spilled.fetch_add(written, Ordering::Relaxed);
+                    match seen {
+                        All::Held(seen) => {
+                            let mut same = equal(&seen, &mut table);
+                            same.sort_unstable();
+                            same.into_iter().for_each(|seen| judge.see(seen));
+                        }
+                        All::InOrder(seen) => {
+                            for seen in seen {
+                                judge.see(seen?);
+                            }
+                        }
+                    }
                 }
                 Ok::<_, DataFusionError>(repeats)
             });
@@ -267,49 +281,60 @@ impl Sightings {
         repeats.seal();
         Ok(repeats)
     }
-
-    /// Of a bucket's events those that are repeats: among those of which an equal one was found.
-    fn judge_bucket(&self, seen: &[Vec<Seen>], table: &mut Vec<u64>, repeats: &mut Repeats) {
-        let mut same = equal(seen, table);
-        same.sort_unstable();
-        for same in same.chunk_by(|one, other| one.id == other.id) {
-            if let Rule::Known(window) = self.rule {
-                known(same, window, repeats);
-                continue;
-            }
-            let mut stays: Option<&Seen> = None;
-            for of_partition in same.chunk_by(|one, other| one.place() == other.place()) {
-                let (first, later) = of_partition.split_at(1);
-                later
-                    .iter()
-                    .for_each(|seen| repeats.insert(seen.place(), seen.offset()));
-                let [first] = first else { continue };
-                let order = |seen: &Seen| {
-                    let place = self.places.get(seen.place());
-                    (seen.time, place.map(|place| (place.number, place.topic)))
-                };
-                match stays {
-                    None => stays = Some(first),
-                    Some(other) if order(first) < order(other) => {
-                        repeats.insert(other.place(), other.offset());
-                        stays = Some(first);
-                    }
-                    Some(_) => repeats.insert(first.place(), first.offset()),
-                }
-            }
-        }
-    }
 }
 
-/// Of equal events those that the speed layer knows to be repeats.
-fn known(same: &[Seen], window: i64, repeats: &mut Repeats) {
-    for of_partition in same.chunk_by(|one, other| one.place() == other.place()) {
-        let mut latest: Option<i64> = None;
-        for seen in of_partition {
-            if latest.is_some_and(|latest| latest >= seen.time.saturating_sub(window)) {
-                repeats.insert(seen.place(), seen.offset());
+/// Tells repeats among events that come in their order.
+struct Judge<'a> {
+    of: &'a Sightings,
+    repeats: &'a mut Repeats,
+    last: Option<Seen>,
+    /// The highest time of the last event in its partition so far.
+    latest: i64,
+    /// Of the last event the one that stays so far.
+    stays: Option<Seen>,
+}
+
+impl<'a> Judge<'a> {
+    fn new(of: &'a Sightings, repeats: &'a mut Repeats) -> Self {
+        Self {
+            of,
+            repeats,
+            last: None,
+            latest: i64::MIN,
+            stays: None,
+        }
+    }
+
+    fn see(&mut self, seen: Seen) {
+        let last = self.last.replace(seen).filter(|last| last.id == seen.id);
+        let in_partition = last.is_some_and(|last| last.place() == seen.place());
+        match self.of.rule {
+            Rule::Known(window) => {
+                if in_partition && self.latest >= seen.time.saturating_sub(window) {
+                    self.repeats.insert(seen.place(), seen.offset());
+                }
+                self.latest = if in_partition {
+                    self.latest.max(seen.time)
+                } else {
+                    seen.time
+                };
             }
-            latest = latest.max(Some(seen.time));
+            Rule::AllButOne if in_partition => self.repeats.insert(seen.place(), seen.offset()),
+            Rule::AllButOne => {
+                let order = |seen: &Seen| {
+                    let place = self.of.places.get(seen.place());
+                    (seen.time, place.map(|place| (place.number, place.topic)))
+                };
+                match self.stays.filter(|_| last.is_some()) {
+                    Some(other) if order(&other) <= order(&seen) => self.repeats.insert(seen.place(), seen.offset()),
+                    other => {
+                        if let Some(other) = other {
+                            self.repeats.insert(other.place(), other.offset());
+                        }
+                        self.stays = Some(seen);
+                    }
+                }
+            }
         }
     }
 }
@@ -354,99 +379,4 @@ fn equal(seen: &[Vec<Seen>], table: &mut Vec<u64>) -> Vec<Seen> {
         }
     }
     found
-}
-
-fn bytes(seen: &Vec<Seen>) -> usize {
-    seen.capacity() * size_of::<Seen>()
-}
-
-impl Bucket {
-    fn bytes(&self) -> usize {
-        self.pieces.iter().map(bytes).sum()
-    }
-
-    /// All in memory, in one piece.
-    fn taken(&mut self) -> Vec<Seen> {
-        match &mut self.pieces[..] {
-            [only] => {
-                let only = std::mem::take(only);
-                self.pieces.clear();
-                only
-            }
-            _ => std::mem::take(&mut self.pieces).concat(),
-        }
-    }
-
-    /// Of equal events in a partition only the one with the lowest offset can still stay.
-    fn drop_later(&mut self, gone: &mut Repeats) {
-        let mut seen = self.taken();
-        seen.sort_unstable();
-        seen.dedup_by(|later, first| {
-            let same = (later.id, later.place()) == (first.id, first.place());
-            if same {
-                gone.insert(later.place(), later.offset());
-            }
-            same
-        });
-        seen.shrink_to_fit();
-        self.pieces.extend((!seen.is_empty()).then_some(seen));
-    }
-
-    /// Appends all to the bucket's file; how many bytes.
-    fn write(&mut self, spill: &Spill, number: usize) -> Result<u64> {
-        let all = self.taken();
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => none.insert(spill.file(&format!("ids-{number:03}"))?),
-        };
-        let mut out = BufWriter::new(file);
-        for seen in &all {
-            out.write_all(&seen.id[0].to_le_bytes())?;
-            out.write_all(&seen.id[1].to_le_bytes())?;
-            out.write_all(&seen.at.to_le_bytes())?;
-            out.write_all(&seen.time.to_le_bytes())?;
-        }
-        out.flush()?;
-        drop(out);
-        let written = all.len() * RECORD;
-        self.spilled += written;
-        Ok(written as u64)
-    }
-
-    /// All of it, from memory and file, within so many bytes.
-    fn all(&mut self, room: usize) -> Result<Vec<Vec<Seen>>> {
-        let mut pieces = std::mem::take(&mut self.pieces);
-        let Some(file) = &mut self.file else {
-            return Ok(pieces);
-        };
-        let held: usize = pieces.iter().map(Vec::len).sum();
-        let needed = (self.spilled / RECORD + held) * (size_of::<Seen>() + OF_TABLE);
-        if needed > room {
-            let (needed, factor) = (needed >> 20, needed.div_ceil(room));
-            return Err(DataFusionError::ResourcesExhausted(format!(
-                "finding repeats needs {needed} MiB for one of {BUCKETS} parts of a day's events, and has {} MiB: raise \
-                 `batch.memory` to {factor} times as much",
-                room >> 20
-            )));
-        }
-        let mut seen = Vec::with_capacity(self.spilled / RECORD);
-        file.rewind()?;
-        let mut input = BufReader::with_capacity(1 << 16, file);
-        let mut record = [0_u8; RECORD];
-        for _ in 0..self.spilled / RECORD {
-            input.read_exact(&mut record)?;
-            let number = |at: usize| {
-                let mut bytes = [0_u8; 8];
-                bytes.copy_from_slice(&record[at..at + 8]);
-                u64::from_le_bytes(bytes)
-            };
-            seen.push(Seen {
-                id: [number(0), number(8)],
-                at: number(16),
-                time: number(24).cast_signed(),
-            });
-        }
-        pieces.push(seen);
-        Ok(pieces)
-    }
 }

@@ -7,6 +7,7 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How such folders are called, before an id.
 pub const PREFIX: &str = "highwater-batch-";
@@ -16,6 +17,8 @@ const LOCK: &str = "lock";
 #[derive(Debug)]
 pub struct Spill {
     folder: PathBuf,
+    /// How many files were made in it.
+    files: AtomicU64,
     // Locked for as long as the folder is in use.
     _lock: File,
 }
@@ -41,7 +44,11 @@ impl Spill {
             Ok(lock)
         });
         match made {
-            Ok(lock) => Ok(Self { folder, _lock: lock }),
+            Ok(lock) => Ok(Self {
+                folder,
+                files: AtomicU64::new(0),
+                _lock: lock,
+            }),
             Err(error) => {
                 // Nothing is in it yet.
                 let _ = std::fs::remove_dir_all(&unlocked);
@@ -55,9 +62,26 @@ impl Spill {
         &self.folder
     }
 
-    /// A new file in it, to be written and read again.
-    pub(crate) fn file(&self, name: &str) -> std::io::Result<File> {
-        create(&self.folder.join(name))
+    /// A new file in it, to be written and read again. Several may have one name.
+    pub(crate) fn file(&self, name: &str) -> std::io::Result<Spilled> {
+        let number = self.files.fetch_add(1, Ordering::Relaxed);
+        let path = self.folder.join(format!("{name}-{number}"));
+        let file = create(&path)?;
+        Ok(Spilled { file, path })
+    }
+}
+
+/// A file of a computation, which goes with its owner.
+#[derive(Debug)]
+pub(crate) struct Spilled {
+    pub(crate) file: File,
+    path: PathBuf,
+}
+
+impl Drop for Spilled {
+    fn drop(&mut self) {
+        // What stays goes with the folder.
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -120,10 +144,20 @@ mod tests {
     }
 
     #[test]
+    fn files_go_with_their_owners() {
+        let place = tempfile::TempDir::new().unwrap();
+        let spill = Spill::new(Some(place.path())).unwrap();
+        let [one, other] = ["ids", "ids"].map(|name| spill.file(name).unwrap());
+        assert_eq!(folders(spill.folder()), 3, "and the lock");
+        drop((one, other));
+        assert_eq!(folders(spill.folder()), 1);
+    }
+
+    #[test]
     fn what_was_left_behind_goes_with_the_next() {
         let place = tempfile::TempDir::new().unwrap();
         let left = Spill::new(Some(place.path())).unwrap();
-        left.file("something").unwrap();
+        std::fs::write(left.folder().join("something"), "of it").unwrap();
         // As a kill leaves it: the lock is gone, the folder is not.
         left._lock.unlock().unwrap();
         std::mem::forget(left);

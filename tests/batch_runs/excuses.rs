@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use highwater_batch::Reconciled;
 use highwater_batch::archive::Archive;
 use highwater_batch::reconcile::{Cause, Difference};
 use highwater_tests::clickhouse::ClickHouse;
@@ -96,6 +97,60 @@ fn other_rules_excuse_no_row_that_was_changed_by_hand() -> anyhow::Result<()> {
             found.different > found.unexplained,
             "the other start's are still excused: {found:?}"
         );
+        Ok(())
+    })
+}
+
+/// Where rules changed in the middle of a start, what the archive read under those of now must be in its rows as it is, and an event that one
+/// of the layers refused is found out by its place alone.
+#[test]
+fn what_was_read_under_the_rules_of_now_is_exact() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let mut world = world(&server, log(24)).await?;
+        let (now, whole) = (world.batch.definitions.datasets[0].clone(), world.log.clone());
+        world.batch.definitions.datasets[0].future = Duration::from_secs(60);
+        let store = world.batch.store.clone();
+        store.record_rules(&world.batch.definitions.datasets).await?;
+        // The last one before the change is refused too.
+        world.log.retain(|event| (event.partition, event.offset) != (0, 20));
+        world.archive_refusing([21, 16], &[(0, 20)]).await?;
+        world.batch.definitions.datasets[0] = now;
+        world.log = whole;
+        world.archive([24, 24], APART).await?;
+        speed(&world, [24, 24]).await?;
+        let found = hourly(&world).await;
+        assert!(found.different > 0 && found.unexplained == 0, "{found:?}");
+        let one = &found.differences[0];
+        assert_eq!(one.cause, Cause::DefinitionChanged, "{one:?}");
+        assert_eq!(one.contributions[0].state, "flights__count=1", "{one:?}");
+
+        // A sum beside a right count, of the one event that the cell is made of there.
+        let of_now = "WHERE _partition = 0 AND _start = 16 AND carrier = 'ZZ' AND _window = '2013-11-01 03:00:00'";
+        let table = speed_table_name(world.view("hourly"));
+        alter(&world, &table, &format!("UPDATE delay__sum = delay__sum + 5 {of_now}")).await?;
+        let wrong = |found: &Reconciled| -> Vec<_> {
+            let wrong = found.differences.iter().filter(|one| one.cause == Cause::Unexplained);
+            let said = |one: &Difference| {
+                let place = one.place.first().and_then(|place| place.start);
+                (one.measure.clone(), one.dimensions["carrier"].clone(), place)
+            };
+            wrong.map(said).collect()
+        };
+        let in_row = |measure: &str| (measure.to_owned(), Some("ZZ".to_owned()), Some(16));
+        let found = hourly(&world).await;
+        assert_eq!(wrong(&found), [in_row("delay")], "{found:?}");
+        assert!(
+            found.different > found.unexplained,
+            "the other one is still excused: {found:?}"
+        );
+
+        // An event moved to another cell of the start, so that its ledger is right.
+        alter(&world, &table, &format!("UPDATE delay__sum = delay__sum - 5 {of_now}")).await?;
+        let moved = "UPDATE flights__count = if(carrier = 'ZZ', flights__count - 1, flights__count + 1) WHERE \
+                     _partition = 0 AND _start = 16 AND _window = '2013-11-01 03:00:00' AND carrier IN ('ZZ', 'AA')";
+        alter(&world, &table, moved).await?;
+        let found = hourly(&world).await;
+        assert!(wrong(&found).contains(&in_row("flights")), "{found:?}");
         Ok(())
     })
 }

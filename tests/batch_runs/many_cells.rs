@@ -1,15 +1,20 @@
 //! More cells than there is memory: all are compared, and each difference has its cause, within the memory.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::pin::pin;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context;
+use highwater_batch::reconcile::Cause;
+use highwater_batch::{Selection, reconcile};
 use serde_json::Value;
-use shared_schemas::store::tables::batch_table_name;
+use shared_connections::store::{Ledger, ProgressRow};
+use shared_schemas::store::tables::{batch_table_name, speed_table_name};
 use tokio_util::sync::CancellationToken;
 
+use super::causes::alter;
 use super::commands::{highwater, of};
 use super::world::{Quiet, World, log};
 use super::{on_engine, published};
@@ -89,6 +94,70 @@ fn many_wrong_cells_take_no_more_memory_than_it_may_have() -> anyhow::Result<()>
             more < 96,
             "{more} MiB beside the {} MiB that few cells take",
             base >> 20
+        );
+        Ok(())
+    })
+}
+
+/// However many slices the differences are explained in, what they are explained with is read once.
+#[test]
+fn more_slices_of_differences_take_no_more_readings() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let mut world = World::new(&server, log(1_600), LITTLE).await?;
+        // The first half was archived under other rules; of the second half filters were cut short.
+        let now = world.batch.definitions.datasets[0].clone();
+        world.batch.definitions.datasets[0].future = Duration::from_secs(60);
+        let store = world.batch.store.clone();
+        store.record_rules(&world.batch.definitions.datasets).await?;
+        world.archive([800, 800], 120).await?;
+        world.batch.definitions.datasets[0] = now;
+        world.archive([1_600, 1_600], 120).await?;
+        for number in 0..2 {
+            world.speed(number, 1_600, &BTreeSet::new()).await?;
+        }
+        let view = world.view("kinds");
+        let mut unsure = store.ledgers(view).await?;
+        unsure.retain(|(_, start, _)| start.0.0 >= 800);
+        let progress = unsure.into_iter().map(|(partition, start, ledger)| ProgressRow {
+            fingerprint: view.fingerprint,
+            partition,
+            start,
+            ledger: Ledger { unsure: 1, ..ledger },
+        });
+        store.record_progress(&progress.collect::<Vec<_>>()).await?;
+        let change = "UPDATE distance__sum = distance__sum + 1000, mean_distance__sum = mean_distance__sum + 1000, \
+                      fare__sum = fare__sum + 1000, mean_fare__sum = mean_fare__sum + 1000 WHERE 1";
+        alter(&world, &speed_table_name(view), change).await?;
+
+        let mut all = Vec::new();
+        for memory in [16_u64 << 20, 96 << 20] {
+            world.batch.config.batch.memory = memory;
+            let only = Selection {
+                views: vec!["kinds".to_owned()],
+                datasets: Vec::new(),
+            };
+            let views = world.batch.selected(&only).unwrap();
+            let mut found = reconcile(&world.batch, &views, &Quiet, &CancellationToken::new()).await;
+            all.push(found.remove(0));
+        }
+        let [little, much] = &all[..] else { anyhow::bail!("two") };
+        assert!(little.different > 4_000, "{:?}", little.causes);
+        assert_eq!(
+            (&little.causes, little.different, little.unexplained),
+            (&much.causes, much.different, much.unexplained)
+        );
+        for cause in [Cause::DefinitionChanged, Cause::Unexplained] {
+            assert!(little.causes[&cause] > 1_000, "{:?}", little.causes);
+        }
+        assert!(
+            little.reads.slices > 2 * much.reads.slices,
+            "{:?} {:?}",
+            little.reads,
+            much.reads
+        );
+        assert_eq!(
+            (little.reads.archive, little.reads.store),
+            (much.reads.archive, much.reads.store)
         );
         Ok(())
     })

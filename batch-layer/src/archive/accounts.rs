@@ -147,6 +147,14 @@ impl Accounts {
         self.of(partition, range).map(|account| account.accepted())
     }
 
+    /// By which rules offsets were read, piece by piece.
+    pub(crate) fn by_rules(&self) -> impl Iterator<Item = (Partition, OffsetRange, &str)> {
+        self.0.iter().flat_map(|(partition, accounts)| {
+            let told = accounts.iter().filter(|account| account.read > 0);
+            told.map(|account| (*partition, account.range, account.rules.as_str()))
+        })
+    }
+
     /// From which offset on they tell of a partition.
     pub(super) fn first(&self, partition: Partition) -> Option<Offset> {
         Some(self.0.get(&partition)?.first()?.range.from)

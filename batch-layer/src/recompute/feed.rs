@@ -313,12 +313,27 @@ pub(crate) fn identifying(dataset: &Dataset) -> BTreeSet<String> {
     columns
 }
 
-/// Sees all events that a plan reads and that count. Is told how many events each batch has.
+/// Which of the events that are read are looked at for repeats.
+pub(crate) trait Among: Send + Sync + 'static {
+    /// Calls with the row, the index of its partition, the offset, and how much later than Kafka's time it counts, of each row that is.
+    ///
+    /// # Errors
+    /// The caller's, and a batch that does not say where its rows come from.
+    fn each(&self, batch: &RecordBatch, take: impl FnMut(usize, usize, u64, i64) -> Result<()>) -> Result<()>;
+}
+
+impl Among for Counted {
+    fn each(&self, batch: &RecordBatch, mut take: impl FnMut(usize, usize, u64, i64) -> Result<()>) -> Result<()> {
+        Self::each(self, batch, |row, place, offset| take(row, place, offset, 0))
+    }
+}
+
+/// Sees all events that a plan reads and that are looked at. Is told how many events each batch has.
 pub(crate) async fn see(
     plan: &Arc<dyn ExecutionPlan>,
     context: &Arc<TaskContext>,
     dataset: &Dataset,
-    counted: &Arc<Counted>,
+    among: &Arc<impl Among>,
     sightings: Sightings,
     looked: impl Fn(u64) + Clone + Send + 'static,
 ) -> Result<Arc<Sightings>> {
@@ -328,7 +343,7 @@ pub(crate) async fn see(
     let mut work = JoinSet::new();
     for partition in 0..plan.output_partitioning().partition_count() {
         let mut batches = plan.execute(partition, Arc::clone(context))?;
-        let (sightings, identities, counted) = (Arc::clone(&sightings), Arc::clone(&identities), Arc::clone(counted));
+        let (sightings, identities, among) = (Arc::clone(&sightings), Arc::clone(&identities), Arc::clone(among));
         let looked = looked.clone();
         work.spawn(async move {
             let mut hand = Hand::default();
@@ -338,8 +353,8 @@ pub(crate) async fn see(
                 let times = batch.column_by_name(KAFKA_TIME_COLUMN);
                 let times = times.and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>());
                 let times = times.ok_or_else(|| internal_datafusion_err!("events without Kafka's time"))?;
-                counted.each(&batch, |row, place, offset| match ids.id(row) {
-                    Some(id) => sightings.take(&mut hand, id, place, offset, times.value(row)),
+                Among::each(&*among, &batch, |row, place, offset, later| match ids.id(row) {
+                    Some(id) => sightings.take(&mut hand, id, place, offset, times.value(row).saturating_add(later)),
                     None => Ok(()),
                 })?;
                 looked(batch.num_rows() as u64);

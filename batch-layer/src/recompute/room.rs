@@ -89,6 +89,12 @@ impl Room {
         self.memory
     }
 
+    /// So many bytes of it are taken.
+    #[cfg(test)]
+    pub(crate) fn taken(&self) -> usize {
+        self.runtime.memory_pool.reserved()
+    }
+
     pub(crate) fn cores(&self) -> usize {
         self.cores
     }

@@ -9,37 +9,29 @@
 //! | all other rows | equal |
 //! | the filter was cut short | more than it should be by just what some of the archived repeats come to |
 //! | other keys | what no key changes is equal, in the cell or over all values of hashed dimensions |
-//! | other rules | nothing but the next line: which events there are may differ, and what they say |
+//! | other rules | what the archive read under the rules of now is in it, whole; all of it, where no event more is counted than that; and no more events than there are offsets of other rules |
 //! | all but the first | a plain `count()` over all rows of the start comes to what the start's ledger says |
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::{Array, ArrayRef, RecordBatch};
-use arrow::compute::filter_record_batch;
 use arrow::row::OwnedRow;
 use datafusion::common::{DataFusionError, Result, ScalarValue};
-use futures::TryStreamExt;
+use futures::StreamExt;
 use shared_connections::store::{Ledger, RulesDiffer};
-use shared_schemas::handoff::{ChunkSize, OffsetRange, Partition, Start, TopicId};
+use shared_schemas::handoff::{ChunkSize, OffsetRange, OffsetSet, Partition, Start};
 use shared_schemas::plan::MergePlan;
-use shared_schemas::store::cells::{Among, Starts, totals_of_starts};
+use shared_schemas::store::cells::Starts;
 use shared_schemas::view::View;
 
 use super::cause::{Cause, Contribution};
-use super::classes::{Classes, Places, rows_of};
+use super::classes::rows_of;
 use super::comparable::Comparable;
 use super::compare::{Cells, Compared as Measure, Difference, Row, count, measures};
-use super::explain::Compared;
+use super::laid::Laid;
 use super::ledgers::{KEYS, Placed};
 use super::reach::{Reach, Touch};
 use super::sorted::{Stream, key_converter};
-use super::{OfView, computing};
-use crate::error::RunError;
-use crate::recompute::Recompute;
-use crate::retry::patiently;
-
-/// So many repeats are looked at: of more nothing is proved.
-const MOST_KNOWN: usize = 50_000;
 
 /// Why rows of a start may differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +48,28 @@ pub(super) enum Kind {
 pub(super) type Apart = BTreeMap<Kind, Starts>;
 
 /// Where the archive was read under other rules.
-pub(super) type Other = Vec<(Partition, OffsetRange, RulesDiffer)>;
+#[derive(Debug, Clone, Default)]
+pub(super) struct Other(pub(super) Vec<(Partition, OffsetRange, RulesDiffer)>);
+
+impl Other {
+    /// Of these offsets those that the archive read under the rules of now, and how many the others are.
+    pub(super) fn parted(&self, offsets: &BTreeMap<Partition, OffsetSet>) -> (BTreeMap<Partition, OffsetSet>, u64) {
+        let mut others: BTreeMap<Partition, OffsetSet> = BTreeMap::new();
+        for (partition, range, _) in &self.0 {
+            others.entry(*partition).or_default().insert(*range);
+        }
+        let mut count: u64 = 0;
+        let mut of_now = offsets.clone();
+        for (partition, of_partition) in &mut of_now {
+            let Some(others) = others.get(partition) else { continue };
+            let kept = of_partition.without(others);
+            let size = |set: &OffsetSet| set.ranges().iter().map(|range| range.to.0 - range.from.0).sum::<u64>();
+            count = count.saturating_add(size(of_partition) - size(&kept));
+            *of_partition = kept;
+        }
+        (of_now, count)
+    }
+}
 
 /// Which of the compared starts may differ, and why.
 pub(super) fn apart(
@@ -77,7 +90,7 @@ pub(super) fn apart(
             let touches = |(of, range, _): &&(Partition, OffsetRange, RulesDiffer)| {
                 of == partition && range.from < end && range.to > start.0
             };
-            let by = |differ| other.iter().filter(touches).any(|(_, _, found)| *found == differ);
+            let by = |differ| other.0.iter().filter(touches).any(|(_, _, found)| *found == differ);
             let is_unsure = unsure.contains(&(*partition, start));
             let kind = if by(RulesDiffer::Otherwise) || (by(RulesDiffer::ByKeys) && is_unsure) {
                 Kind::Rules
@@ -134,10 +147,14 @@ pub(super) struct Piece {
     pub(super) kind: Option<Kind>,
     pub(super) held: Cells,
     pub(super) predicted: Cells,
+    /// What the archive gives of those offsets alone that it read under the rules of now.
+    pub(super) present: Option<Cells>,
     /// Both over all values of dimensions that a key changes.
     pub(super) totals: Option<Totals>,
     /// Repeats that may be counted.
     pub(super) known: Option<Known>,
+    /// So many events may be counted that are not of the rules of now.
+    pub(super) most: u64,
 }
 
 /// Cells made one over all values of some dimensions.
@@ -181,12 +198,12 @@ impl Known {
 
 impl Totals {
     /// What is held and what should be, over all values of those dimensions that change; of those that these cells are in.
-    pub(super) async fn of(
+    pub(super) fn of(
         view: &View,
         merge: &MergePlan,
         changes: &[bool],
         cells: &BTreeSet<OwnedRow>,
-        [held, predicted]: [Stream; 2],
+        [held, predicted]: &mut [Laid; 2],
     ) -> Result<Self> {
         let keys = 1 + view.dimensions.len();
         let converter = key_converter(merge.schema(), keys)?;
@@ -202,11 +219,22 @@ impl Totals {
             .collect();
         let wanted: BTreeSet<_> = of.values().cloned().collect();
         Ok(Self {
-            held: totals(view, merge, changes, &wanted, held).await?,
-            predicted: totals(view, merge, changes, &wanted, predicted).await?,
+            held: Cells::new(view, merge.schema(), &held.of(&wanted)?)?,
+            predicted: Cells::new(view, merge.schema(), &predicted.of(&wanted)?)?,
             of,
         })
     }
+}
+
+/// Cells in the columns that are merged, with one value in all rows of the dimensions that change.
+pub(super) fn in_total(merge: &MergePlan, changes: &[bool], cells: Stream) -> Stream {
+    let (merge, changes) = (merge.clone(), changes.to_vec());
+    let in_total = move |cells: RecordBatch| {
+        let mut columns = as_merged(&merge, &cells)?.columns().to_vec();
+        make_one(&mut columns, &changes)?;
+        Ok(RecordBatch::try_new(merge.schema().clone(), columns)?)
+    };
+    cells.map(move |cells| in_total(cells?)).boxed()
 }
 
 /// Has one value in all rows of the dimensions that change; these are columns of keys.
@@ -246,7 +274,10 @@ impl Judge<'_> {
                     difference.set(Cause::DefinitionChanged);
                     difference.explained = Some(KEYS);
                 }
-                Some(Kind::Rules) => difference.set(Cause::DefinitionChanged),
+                Some(Kind::Rules) => {
+                    difference.set(Cause::DefinitionChanged);
+                    difference.contributions.extend(self.of_other_rules(&cell));
+                }
             }
         }
     }
@@ -262,7 +293,7 @@ impl Judge<'_> {
             }
             let kind = piece.kind?;
             let may = match kind {
-                Kind::Rules => true,
+                Kind::Rules => self.may_by_rules(piece, measure, cell),
                 Kind::Keys => self.may_by_keys(piece, measure, cell),
                 Kind::CutShort => self.may_by_repeats(piece, measure, cell),
             };
@@ -272,6 +303,47 @@ impl Judge<'_> {
             found = found.max(Some(kind));
         }
         found
+    }
+
+    /// What the archive read under the rules of now is in the rows, and what more there is can be of the other offsets.
+    fn may_by_rules(&self, piece: &Piece, measure: &Measure<'_>, cell: &OwnedRow) -> bool {
+        let Some(present) = &piece.present else { return false };
+        let held = (&piece.held, piece.held.at(cell));
+        let present = (present, present.at(cell));
+        match self.more_events(piece, cell) {
+            // Fewer than there must be, or more than there can be.
+            Some(None) => false,
+            Some(Some(more)) if more > piece.most => false,
+            // No event of other offsets is in it.
+            Some(Some(0)) => agree(measure, held, present),
+            Some(Some(more)) => measure.may_have_more(held, present, Some(more)),
+            None => measure.may_have_more(held, present, None),
+        }
+    }
+
+    /// How many events more a cell's rows hold than the archive gives of the offsets that it read under the rules of now; none within, if it
+    /// is fewer; none at all, if nobody counts them.
+    fn more_events(&self, piece: &Piece, cell: &OwnedRow) -> Option<Option<u64>> {
+        let plain = self.view.plain_count()?.name;
+        let present = piece.present.as_ref()?;
+        let of = |cells: &Cells| {
+            let count = cells.at(cell).and_then(|at| cells.state(&plain, at)).and_then(count);
+            count.unwrap_or_default()
+        };
+        Some(of(&piece.held).checked_sub(of(present)))
+    }
+
+    /// How many events of a cell are of offsets that the archive read under other rules: of these nothing is proved.
+    fn of_other_rules(&self, cell: &OwnedRow) -> Option<Contribution> {
+        let plain = self.view.plain_count()?.name;
+        let of_rules = self.pieces.iter().filter(|piece| piece.kind == Some(Kind::Rules));
+        let more: u64 = of_rules
+            .filter_map(|piece| self.more_events(piece, cell)??.into())
+            .sum();
+        Some(Contribution {
+            cause: Cause::DefinitionChanged,
+            state: format!("{plain}={more}"),
+        })
     }
 
     fn may_by_keys(&self, piece: &Piece, measure: &Measure<'_>, cell: &OwnedRow) -> bool {
@@ -359,152 +431,9 @@ fn as_merged(merge: &MergePlan, cells: &RecordBatch) -> Result<RecordBatch> {
     )?)
 }
 
-/// So many rows are gathered before they are merged: there are no more keys than cells that are looked at.
-const GATHERED: usize = 1 << 16;
-
-/// Those cells over all values of some dimensions.
-async fn totals(
-    view: &View,
-    merge: &MergePlan,
-    changes: &[bool],
-    wanted: &BTreeSet<OwnedRow>,
-    mut cells: Stream,
-) -> Result<Cells> {
-    let keys = 1 + view.dimensions.len();
-    let (mut gathered, mut rows, mut most) = (Vec::new(), 0, GATHERED);
-    while let Some(batch) = cells.try_next().await? {
-        let mut columns = as_merged(merge, &batch)?.columns().to_vec();
-        make_one(&mut columns, changes)?;
-        let batch = RecordBatch::try_new(merge.schema().clone(), columns)?;
-        let is_wanted = rows_of(&batch, keys)?
-            .into_iter()
-            .map(|row| Some(wanted.contains(&row)));
-        let batch = filter_record_batch(&batch, &is_wanted.collect())?;
-        rows += batch.num_rows();
-        gathered.push(batch);
-        if rows > most {
-            let merged = merge.run(std::mem::take(&mut gathered)).await?;
-            rows = merged.num_rows();
-            most = GATHERED.max(2 * rows);
-            gathered.push(merged);
-        }
-    }
-    let merged = merge.run(gathered).await?;
-    Ok(Cells::new(view, merge.schema(), &[merged])?)
-}
-
-impl OfView<'_> {
-    /// Takes cells apart that differ and that nothing explains, and puts them down to what their pieces prove.
-    pub(super) async fn take_apart(
-        &self,
-        of: &Compared<'_>,
-        different: &mut [Difference],
-        (of_both, merge): (&Recompute, &MergePlan),
-        (classes, places): (&Classes, &Places),
-    ) -> Result<(), RunError> {
-        let is_open = |one: &&Difference| one.cause == Cause::Unexplained;
-        let open: BTreeSet<_> = different
-            .iter()
-            .filter(is_open)
-            .filter_map(|one| one.cell.clone())
-            .collect();
-        if open.is_empty() {
-            return Ok(());
-        }
-        let chunk = self.chunk()?;
-        let apart = apart(&of.ground.partitions, chunk, of.ledgers, of.other);
-        let apart = self.without_broken(apart, of).await?;
-        if apart.is_empty() {
-            return Ok(());
-        }
-        let failed = |error| computing(of.days, &error);
-        let reach = Reach::of_keys(self.view, self.dataset);
-        let mut all = Starts::new();
-        for (partition, starts) in apart.values().flatten() {
-            all.entry(*partition).or_default().extend(starts);
-        }
-        let kinds = apart.iter().map(|(kind, starts)| (Some(*kind), Among::Only(starts)));
-        let mut pieces = Vec::new();
-        for (kind, among) in std::iter::once((None, Among::Without(&all))).chain(kinds) {
-            let mut piece = Piece {
-                kind,
-                held: self.held_of(of, among, &open).await?,
-                predicted: self.predicted_of(of, (of_both, merge), among, &open).await?,
-                totals: None,
-                known: None,
-            };
-            if kind == Some(Kind::Keys) && reach.is_of_cells() {
-                // The store's answer is asked for last: it is read from then on, and not kept waiting.
-                let predicted = self.predicted(of_both, of, among).await?;
-                let held = self.held(&of.rooms.held_apart, of, among).await.map_err(failed)?;
-                let sides = [held.rows(), predicted];
-                let totals = Totals::of(self.view, merge, &reach.dimensions, &open, sides).await;
-                piece.totals = Some(totals.map_err(failed)?);
-            }
-            if kind == Some(Kind::CutShort) {
-                let offsets = of.ground.of_starts(chunk, among);
-                let events = of.ground.pinned.events(of.days);
-                let most = MOST_KNOWN.min(of.rooms.most());
-                let events = classes
-                    .known(events, of.days, places, &open, &offsets, most)
-                    .await
-                    .map_err(failed)?;
-                if events.len() < most {
-                    let cells = events.into_iter().map(|event| event.cell).collect();
-                    let known = Known::of(self.view, merge, &piece.predicted, cells).await;
-                    piece.known = Some(known.map_err(failed)?);
-                }
-            }
-            pieces.push(piece);
-        }
-        let rules: BTreeSet<_> = of
-            .ground
-            .pinned
-            .rules()
-            .into_keys()
-            .map(|(_, rules)| rules.to_owned())
-            .collect();
-        let judge = Judge {
-            view: self.view,
-            reach,
-            rules: rules.len().max(1),
-            pieces,
-        };
-        judge.judge(different);
-        Ok(())
-    }
-
-    /// Without starts whose rows don't come to what their ledgers say.
-    async fn without_broken(&self, apart: Apart, of: &Compared<'_>) -> Result<Apart, RunError> {
-        let Some(plain) = self.view.plain_count().map(|plain| plain.name) else {
-            return Ok(apart);
-        };
-        let mut held = BTreeMap::new();
-        for starts in apart.values() {
-            let database = self.batch.store.database();
-            let Some(statement) = totals_of_starts(database, self.view, &plain, starts) else {
-                continue;
-            };
-            let answer = patiently(|| self.batch.store.answer(&statement, "TabSeparated")).await?;
-            held.extend(String::from_utf8_lossy(&answer.body).lines().filter_map(total_of_start));
-        }
-        let is_whole = self.view.keep.is_none() && of.ground.pinned.horizon.is_none();
-        Ok(without_broken(apart, of.ledgers, &held, is_whole))
-    }
-}
-
-/// A line of [`totals_of_starts`].
-fn total_of_start(line: &str) -> Option<((Partition, Start), u64)> {
-    let mut words = line.split('\t');
-    let topic = TopicId(words.next()?.parse().ok()?);
-    let number = words.next()?.parse().ok()?;
-    let start = Start(shared_schemas::handoff::Offset(words.next()?.parse().ok()?));
-    Some(((Partition { topic, number }, start), words.next()?.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
-    use shared_schemas::handoff::{Mark, Offset, OffsetSet, SpeedProgress};
+    use shared_schemas::handoff::{Mark, Offset, SpeedProgress, TopicId};
 
     use super::*;
 
@@ -555,12 +484,18 @@ mod tests {
             topic: TopicId(6),
             ..PARTITION
         };
-        let other = vec![
+        let other = Other(vec![
             (PARTITION, range(17, 18), RulesDiffer::ByKeys),
             (PARTITION, range(31, 34), RulesDiffer::ByKeys),
             (PARTITION, range(39, 90), RulesDiffer::Otherwise),
             (elsewhere, range(0, 90), RulesDiffer::Otherwise),
-        ];
+        ]);
+        let offsets = BTreeMap::from([(PARTITION, OffsetSet::from_iter([range(16, 40)]))]);
+        let (of_now, others) = other.parted(&offsets);
+        assert_eq!(
+            (of_now[&PARTITION].ranges(), others),
+            (&[range(16, 17), range(18, 31), range(34, 39)][..], 5)
+        );
         let found = apart(&partitions, chunk, &ledgers, &other);
         let of = |kind| {
             found

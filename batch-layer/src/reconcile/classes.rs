@@ -32,12 +32,12 @@ use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use shared_schemas::dataset::{Dataset, EVENT_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
-use shared_schemas::handoff::{EventDay, Offset, OffsetSet, Partition, TopicId};
+use shared_schemas::handoff::{EventDay, OffsetSet, Partition, TopicId};
 use shared_schemas::plan::{CellKey, CellPlan, MergePlan, START_COLUMN, WINDOW_COLUMN};
 use shared_schemas::store::tables::TOPIC_COLUMN;
 use shared_schemas::view::{UTC, View};
 
-use super::classified::{CLASS, classified};
+use super::classified::{CLASS, Classified};
 use super::sorted::key_converter;
 use crate::recompute::{Room, at_offsets, of_days, settled, topic_text};
 
@@ -81,7 +81,7 @@ impl Class {
         Self::ALL.into_iter().find(|class| *class as u64 == number)
     }
 
-    pub(super) fn lit(self) -> Expr {
+    fn lit(self) -> Expr {
         lit(self as i64)
     }
 }
@@ -99,7 +99,7 @@ pub(crate) struct Places {
 
 impl Places {
     /// The topics' incarnations, each once. Two may have the same partition numbers and offsets.
-    fn topics(&self) -> Vec<TopicId> {
+    pub(super) fn topics(&self) -> Vec<TopicId> {
         let partitions = self.batch.keys().chain(self.speed.keys()).chain(self.gaps.keys());
         let topics: BTreeSet<_> = partitions.map(|partition| partition.topic).collect();
         topics.into_iter().collect()
@@ -117,6 +117,7 @@ impl Places {
 
 /// Cells by class, or by event.
 pub(crate) struct Classes {
+    room: Room,
     session: SessionContext,
     plan: CellPlan,
     merge: MergePlan,
@@ -140,6 +141,7 @@ pub(crate) type ByClass = BTreeMap<Class, Vec<RecordBatch>>;
 impl Classes {
     pub(crate) fn new(view: &View, dataset: &Dataset, room: &Room) -> Result<Self> {
         Ok(Self {
+            room: room.clone(),
             session: room.session(),
             plan: CellPlan::new(view, dataset, CellKey::Start)?,
             merge: MergePlan::new(view, CellKey::OneStart)?,
@@ -163,10 +165,10 @@ impl Classes {
         &self,
         events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
-        places: &Places,
+        classified: &Arc<Classified>,
     ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
         let class = cast(ident(CLASS), DataType::UInt64);
-        self.started(events, days, places, [None, None], class).await
+        self.started(events, days, classified, [None, None], class).await
     }
 
     /// The columns of cells by class: with a partition and, as their start, the class.
@@ -195,15 +197,38 @@ impl Classes {
         &self,
         events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
-        places: &Places,
+        classified: &Arc<Classified>,
         window: i64,
         wanted: &BTreeSet<OwnedRow>,
         most: usize,
     ) -> Result<Vec<EventCell>> {
-        let within = self.of_window(window);
-        let mut found = self
-            .each(events, days, places, [Some(within), None], wanted, most, |_| true)
-            .await?;
+        let topics = classified.places.topics();
+        let incarnations = topics.len().max(1) as u64;
+        let only = [Some(self.of_window(window)), None];
+        let mut cells = self.started(events, days, classified, only, placed(&topics)?).await?;
+        let keys = 1 + self.view.dimensions.len();
+        let mut found = Vec::new();
+        while let Some(batch) = cells.try_next().await? {
+            let rows = rows_of(&batch, keys)?;
+            let is_wanted: BooleanArray = rows.iter().map(|row| Some(wanted.contains(row))).collect();
+            let (plain, starts, partitions) = self.plain(&filter_record_batch(&batch, &is_wanted)?)?;
+            for (row, (start, partition)) in starts.iter().zip(partitions).enumerate() {
+                let place = start / CLASSES;
+                let topic = usize::try_from(place % incarnations).ok().and_then(|at| topics.get(at));
+                let (Some(class), Some(topic)) = (Class::of(start % CLASSES), topic) else {
+                    continue;
+                };
+                let number = u32::try_from(partition).unwrap_or_default();
+                if found.len() < most {
+                    found.push(EventCell {
+                        partition: Partition { topic: *topic, number },
+                        offset: place / incarnations,
+                        class,
+                        cell: plain.slice(row, 1),
+                    });
+                }
+            }
+        }
         found.sort_by_key(|event| (event.partition, event.offset));
         Ok(found)
     }
@@ -222,12 +247,14 @@ impl Classes {
         &self,
         events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
-        places: &Places,
+        places: Places,
         window: i64,
         values: Vec<Expr>,
         most: usize,
     ) -> Result<Vec<RecordBatch>> {
-        let classified = self.classified(events, days, places, Some(self.of_window(window)))?;
+        let only = self.of_window(window);
+        let classified = Classified::find(&self.room, &events, &self.dataset, days, places, Some(only.clone())).await?;
+        let classified = self.classified(events, days, &Arc::new(classified), Some(only))?;
         let is_counted = [Class::Kept, Class::Gap].map(|class| ident(CLASS).eq(class.lit()));
         let is_counted = is_counted.into_iter().reduce(Expr::or).unwrap_or_else(|| lit(false));
         let mut rows = LogicalPlanBuilder::from(classified).filter(is_counted)?;
@@ -244,70 +271,29 @@ impl Classes {
         self.session.execute_logical_plan(rows).await?.collect().await
     }
 
-    /// The repeats that the speed layer's rule drops, at these offsets and of these cells. At most so many.
+    /// The repeats that the speed layer's rule drops, at these offsets, each in a row of its own, in no order; in the columns of
+    /// [`Classes::columns`].
     pub(crate) async fn known(
         &self,
         events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
-        places: &Places,
-        wanted: &BTreeSet<OwnedRow>,
+        classified: &Arc<Classified>,
         offsets: &BTreeMap<Partition, OffsetSet>,
-        most: usize,
-    ) -> Result<Vec<EventCell>> {
-        let is_known = ident(CLASS).eq(Class::Known.lit());
-        let is_in = |event: &EventCell| {
-            let of = offsets.get(&event.partition);
-            of.is_some_and(|of| of.contains(Offset(event.offset)))
-        };
-        self.each(events, days, places, [None, Some(is_known)], wanted, most, is_in)
+    ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
+        let is_known = ident(CLASS).eq(Class::Known.lit()).and(at_offsets(offsets));
+        let each = placed(&classified.places.topics())?;
+        self.started(events, days, classified, [None, Some(is_known)], each)
             .await
     }
 
-    /// Events, each with its cell.
-    #[expect(clippy::too_many_arguments, reason = "two callers, each with all of them")]
-    async fn each(
-        &self,
-        events: Arc<dyn TableProvider>,
-        days: &BTreeSet<EventDay>,
-        places: &Places,
-        only: [Option<Expr>; 2],
-        wanted: &BTreeSet<OwnedRow>,
-        most: usize,
-        is_meant: impl Fn(&EventCell) -> bool,
-    ) -> Result<Vec<EventCell>> {
-        let topics = places.topics();
-        // Events at the same offset of two incarnations are two.
-        let count = lit(topics.len().max(1) as u64);
-        let mut topic = lit(0_u64);
-        for (at, of) in (0_u64..).zip(&topics).skip(1) {
-            topic = when(ident(TOPIC_COLUMN).eq(lit(topic_text(*of))), lit(at)).otherwise(topic)?;
+    /// The rows of cells that are of one event each, without their place.
+    pub(crate) fn one_by_one(&self, cells: &[RecordBatch]) -> Result<Vec<RecordBatch>> {
+        let mut events = Vec::new();
+        for batch in cells {
+            let (plain, _, _) = self.plain(batch)?;
+            events.extend((0..plain.num_rows()).map(|row| plain.slice(row, 1)));
         }
-        let offset = cast(ident(OFFSET_COLUMN), DataType::UInt64);
-        let start = (offset * count + topic) * lit(CLASSES) + cast(ident(CLASS), DataType::UInt64);
-        let mut found = Vec::new();
-        let take = |batch: &RecordBatch, starts: &[u64], partitions: &[i32]| {
-            for (row, (start, partition)) in starts.iter().zip(partitions).enumerate() {
-                let place = start / CLASSES;
-                let incarnations = topics.len().max(1) as u64;
-                let topic = usize::try_from(place % incarnations).ok().and_then(|at| topics.get(at));
-                let (Some(class), Some(topic)) = (Class::of(start % CLASSES), topic) else {
-                    continue;
-                };
-                let number = u32::try_from(*partition).unwrap_or_default();
-                let event = EventCell {
-                    partition: Partition { topic: *topic, number },
-                    offset: place / incarnations,
-                    class,
-                    cell: batch.slice(row, 1),
-                };
-                if found.len() < most && is_meant(&event) {
-                    found.push(event);
-                }
-            }
-            Ok(())
-        };
-        self.run(events, days, places, only, start, wanted, take).await?;
-        Ok(found)
+        Ok(events)
     }
 
     /// The archive's rows of these events.
@@ -327,43 +313,17 @@ impl Classes {
         self.session.execute_logical_plan(rows).await?.collect().await
     }
 
-    /// Runs the view's plan with `start` in a start's place; calls for each batch of wanted cells, with starts and partitions. Which
-    /// events there are is said before they are classified, and which are looked at after it.
-    #[expect(clippy::too_many_arguments, reason = "one caller, with all of them")]
-    async fn run(
-        &self,
-        events: Arc<dyn TableProvider>,
-        days: &BTreeSet<EventDay>,
-        places: &Places,
-        which: [Option<Expr>; 2],
-        start: Expr,
-        wanted: &BTreeSet<OwnedRow>,
-        mut call: impl FnMut(&RecordBatch, &[u64], &[i32]) -> Result<()>,
-    ) -> Result<()> {
-        let mut cells = self.started(events, days, places, which, start).await?;
-        let keys = 1 + self.view.dimensions.len();
-        while let Some(batch) = cells.try_next().await? {
-            let rows = rows_of(&batch, keys)?;
-            let is_wanted: BooleanArray = rows.iter().map(|row| Some(wanted.contains(row))).collect();
-            let batch = filter_record_batch(&batch, &is_wanted)?;
-            if batch.num_rows() > 0 {
-                let (plain, starts, partitions) = self.plain(&batch)?;
-                call(&plain, &starts, &partitions)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The view's plan with `start` in a start's place.
+    /// The view's plan with `start` in a start's place. Which events there are is said before they are classified, and which are
+    /// looked at after it.
     async fn started(
         &self,
         events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
-        places: &Places,
+        classified: &Arc<Classified>,
         [only, of_these]: [Option<Expr>; 2],
         start: Expr,
     ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
-        let classified = self.classified(events, days, places, only)?;
+        let classified = self.classified(events, days, classified, only)?;
         let classified = match of_these {
             Some(of_these) => LogicalPlanBuilder::from(classified).filter(of_these)?.build()?,
             None => classified,
@@ -392,22 +352,42 @@ impl Classes {
         Ok((plain, starts, partitions))
     }
 
+    /// Tells the classes of all events of those days.
+    pub(crate) async fn classify(
+        &self,
+        events: &Arc<dyn TableProvider>,
+        days: &BTreeSet<EventDay>,
+        places: Places,
+    ) -> Result<Classified> {
+        Classified::find(&self.room, events, &self.dataset, days, places, None).await
+    }
+
     /// The events of those days, or some of them, with their class.
     fn classified(
         &self,
         events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
-        places: &Places,
+        classified: &Arc<Classified>,
         only: Option<Expr>,
     ) -> Result<LogicalPlan> {
+        let events = classified.table(events);
         let scan = LogicalPlanBuilder::scan("events", provider_as_source(events), None)?.filter(of_days(days))?;
-        let scan = match only {
-            // Equal events have equal times: none that matters is left out.
-            Some(only) => scan.filter(only)?,
-            None => scan,
-        };
-        classified(scan.build()?, &self.dataset, places)
+        match only {
+            Some(only) => scan.filter(only)?.build(),
+            None => scan.build(),
+        }
     }
+}
+
+/// A number for each offset of each incarnation with each class: events at the same offset of two incarnations are two.
+fn placed(topics: &[TopicId]) -> Result<Expr> {
+    let mut topic = lit(0_u64);
+    for (at, of) in (0_u64..).zip(topics).skip(1) {
+        topic = when(ident(TOPIC_COLUMN).eq(lit(topic_text(*of))), lit(at)).otherwise(topic)?;
+    }
+    let count = lit(topics.len().max(1) as u64);
+    let offset = cast(ident(OFFSET_COLUMN), DataType::UInt64);
+    Ok((offset * count + topic) * lit(CLASSES) + cast(ident(CLASS), DataType::UInt64))
 }
 
 fn moment(micros: i64) -> Expr {

@@ -5,8 +5,8 @@
 //!                    ├─▶ beside each other ─▶ equal: counted
 //!   archive ▶ sorted ┘                     └▶ different ─▶ a slice of so many ─▶ explained ─▶ counted by cause, the first ones listed
 //!                                                              ▲
-//!                  archive ─▶ what the rules give ─▶ sorted ───┤
-//!                  archive ─▶ what each class gives ▶ sorted ──┘
+//!              archive ─▶ what the rules give ─▶ sorted ▶ disk ┤
+//!              archive ─▶ what each class gives ▶ sorted ▶ disk ┘
 //! ```
 //!
 //! Each part has its share of the memory, and spills what exceeds it. So what is held does not grow with the number of cells, nor with
@@ -44,8 +44,8 @@ const SLICE: std::ops::RangeInclusive<usize> = 256..=50_000;
 pub(super) struct Rooms {
     /// For what the store holds.
     pub(super) held: Room,
-    /// The same of some rows, while differences are explained.
-    pub(super) held_apart: Room,
+    /// For sorting what explains differences, one after the other.
+    pub(super) apart: Room,
     /// For what the archive gives.
     pub(super) exact: Room,
     /// For what the layers' rules give.
@@ -66,7 +66,7 @@ impl Rooms {
         // The last eighth is for a slice of differences.
         Ok(Self {
             held: part(1)?,
-            held_apart: part(1)?,
+            apart: part(1)?,
             exact: part(2)?,
             predicted: part(1)?,
             classes: part(2)?,
@@ -321,7 +321,7 @@ impl OfView<'_> {
             .chunk()
             .map_err(|error| datafusion::common::DataFusionError::External(Box::new(error)))?;
         let counted = of.ground.places(chunk).all();
-        let events = of.ground.pinned.lean_events(of.days);
+        let events = self.lean_events(of);
         let cells = recompute.cells(events, of.days, &counted).await?;
         let keys = 1 + self.view.dimensions.len();
         let cells = sorted(&of.rooms.exact, of.schema, keys, cells.boxed()).await?;

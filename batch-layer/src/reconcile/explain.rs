@@ -8,6 +8,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow::row::OwnedRow;
+use datafusion::catalog::TableProvider;
 use datafusion::common::DataFusionError;
 use datafusion::logical_expr::Expr;
 use futures::{StreamExt, TryStreamExt};
@@ -20,16 +21,20 @@ use shared_schemas::store::cells::{Among, HeldCells, times_of};
 use super::apart::Other;
 use super::calibration::{self, Calibration};
 use super::cause::Proof;
-use super::classes::{Classes, EventCell, Places};
+use super::classes::{Classes, EventCell};
+use super::classified::Classified;
 use super::compare::{Cells, Compare, Difference, with_layers};
 use super::days::{Left, Rooms, Sample};
+use super::laid::Laid;
 use super::ledgers::Placed;
+use super::pieces::Source;
 use super::place::{self, MOST_EVENTS, Narrow};
 use super::read::{Batches, Unread};
-use super::sorted::{Side, Stream, of_keys, sorted};
+use super::sorted::{Stream, of_keys, sorted};
 use super::{Ground, OfView, computing};
+use crate::archive::Accounts;
 use crate::error::RunError;
-use crate::recompute::{Recompute, Room, below};
+use crate::recompute::{Recompute, below};
 use crate::retry::patiently;
 
 /// So many unexplained differences of a view are narrowed down, and so many explained ones: each takes a statement and a scan of its day.
@@ -54,16 +59,21 @@ pub(super) struct Compared<'a> {
     pub(super) other: &'a Other,
 }
 
-/// What cells that differ are explained with. Their slices come in the order of keys, and so does all that is read for them: once.
+/// What cells that differ are explained with. It is read once, however many slices of them there are, and laid down on disk.
 pub(super) struct Explaining {
-    of_both: Recompute,
-    merge: MergePlan,
-    classes: Classes,
-    places: Places,
+    pub(super) of_both: Recompute,
+    pub(super) merge: MergePlan,
+    pub(super) classes: Classes,
+    /// Which class each event is of.
+    pub(super) classified: Arc<Classified>,
+    /// Which cells, where all of them are known.
+    pub(super) only: Option<Arc<BTreeSet<OwnedRow>>>,
     /// What both layers should hold by their own rules; a cell may come in two rows.
-    predicted: Side,
+    predicted: Laid,
     /// What the events of each class come to.
-    by_class: Side,
+    by_class: Laid,
+    /// What cells are taken apart with, once that was asked for.
+    pub(super) sources: Option<Vec<Source>>,
 }
 
 /// Cells that differ, with what the store holds of them.
@@ -91,29 +101,38 @@ impl OfView<'_> {
         let of_both = Recompute::of_both_layers(self.view, self.dataset, &of.rooms.predicted).map_err(plan_error)?;
         let merge = MergePlan::new(self.view, CellKey::OneStart).map_err(plan_error)?;
         let classes = Classes::new(self.view, self.dataset, &of.rooms.classes).map_err(plan_error)?;
-        let places = of.ground.places(self.chunk()?);
         let only = only.map(Arc::new);
         let keys = 1 + self.view.dimensions.len();
-        let side = async |room: &Room, schema: &SchemaRef, cells: Stream| {
+        let spill = of.rooms.apart.spill();
+        let laid = async |schema: &SchemaRef, cells: Stream| {
             let cells = match &only {
                 Some(only) => of_keys(schema, keys, cells, Arc::clone(only))?,
                 None => cells,
             };
-            Side::new(schema, keys, sorted(room, schema, keys, cells).await?)
+            let cells = sorted(&of.rooms.apart, schema, keys, cells).await?;
+            Laid::of_sorted(&spill, schema, keys, cells).await
         };
-        let predicted = self.predicted(&of_both, of, Among::All).await?;
-        let predicted = side(&of.rooms.predicted, merge.schema(), predicted).await;
-        let by_class = classes
-            .by_class(of.ground.pinned.events(of.days), of.days, &places)
+        let counted = of.ground.of_starts(self.chunk()?, Among::All);
+        let predicted = self.predicted(&of_both, of, Among::All, counted);
+        let predicted = laid(merge.schema(), predicted).await.map_err(failed)?;
+        let events = self.events(of, of.days);
+        let classified = classes
+            .classify(&events, of.days, of.ground.places(self.chunk()?))
             .await;
-        let by_class = side(&of.rooms.classes, classes.columns(), by_class.map_err(failed)?).await;
+        let classified = Arc::new(classified.map_err(failed)?);
+        let by_class = classes.by_class(events, of.days, &classified).await;
+        let by_class = laid(classes.columns(), by_class.map_err(failed)?)
+            .await
+            .map_err(failed)?;
         Ok(Explaining {
-            predicted: predicted.map_err(failed)?,
-            by_class: by_class.map_err(failed)?,
             of_both,
             merge,
             classes,
-            places,
+            classified,
+            only,
+            predicted,
+            by_class,
+            sources: None,
         })
     }
 
@@ -127,11 +146,12 @@ impl OfView<'_> {
     ) -> Result<(), RunError> {
         let failed = |error| computing(of.days, &error);
         let wanted = wanted(found);
-        let predicted = with.predicted.of(&wanted).await.map_err(failed)?;
+        self.reads.slice();
+        let predicted = with.predicted.of(&wanted).map_err(failed)?;
         let predicted = self.as_cells(&with.merge, predicted, of.days).await?;
         found.explain(self.view, held, &predicted);
 
-        let by_class = with.by_class.of(&wanted).await.map_err(failed)?;
+        let by_class = with.by_class.of(&wanted).map_err(failed)?;
         let by_class = with.classes.parted(&by_class).map_err(failed)?;
         let mut proof = Proof {
             classes: BTreeMap::new(),
@@ -147,9 +167,7 @@ impl OfView<'_> {
         }
         proof.counted = self.as_cells(&with.merge, counted, of.days).await?;
         found.prove(self.view, held, &proof);
-        let merge = (&with.of_both, &with.merge);
-        self.take_apart(of, &mut found.different, merge, (&with.classes, &with.places))
-            .await?;
+        Box::pin(self.take_apart(of, with, &mut found.different)).await?;
         found.excuse_gaps(self.view, held, &predicted, &mut left.in_gaps);
 
         found.different.sort_by_key(|difference| difference.explained.is_some());
@@ -163,14 +181,13 @@ impl OfView<'_> {
             windows.entry(difference.begins).or_default().push(difference);
         }
         for (window, differences) in windows {
-            self.narrow(of, &with.classes, &with.places, window, differences)
-                .await?;
+            self.narrow(of, with, window, differences).await?;
         }
         Ok(())
     }
 
     /// Cells that may be several for a key, as one for each.
-    async fn as_cells(
+    pub(super) async fn as_cells(
         &self,
         merge: &MergePlan,
         cells: Vec<RecordBatch>,
@@ -183,56 +200,37 @@ impl OfView<'_> {
         Cells::new(self.view, merge.schema(), &merged).map_err(|error| RunError::Plan(error.to_string()))
     }
 
-    /// What the store holds of some cells, of rows of some starts.
-    pub(super) async fn held_of(
-        &self,
-        of: &Compared<'_>,
-        among: Among<'_>,
-        wanted: &BTreeSet<OwnedRow>,
-    ) -> Result<Cells, RunError> {
-        let failed = |error| computing(of.days, &error);
-        let mut held = self.held(&of.rooms.held_apart, of, among).await.map_err(failed)?;
-        let found = held.of(wanted).await.map_err(|error| held.failed(of.days, &error))?;
-        Cells::new(self.view, &with_layers(of.schema), &found).map_err(|error| RunError::Plan(error.to_string()))
-    }
-
-    /// What the layers should hold of some cells, in rows of some starts.
-    pub(super) async fn predicted_of(
-        &self,
-        of: &Compared<'_>,
-        (of_both, merge): (&Recompute, &MergePlan),
-        among: Among<'_>,
-        wanted: &BTreeSet<OwnedRow>,
-    ) -> Result<Cells, RunError> {
-        let failed = |error| computing(of.days, &error);
-        let cells = self.predicted(of_both, of, among).await?;
-        let keys = 1 + self.view.dimensions.len();
-        let cells = of_keys(merge.schema(), keys, cells, Arc::new(wanted.clone())).map_err(failed)?;
-        let cells = cells.try_filter(|batch| std::future::ready(batch.num_rows() > 0));
-        let cells: Vec<_> = cells.try_collect().await.map_err(failed)?;
-        self.as_cells(merge, cells, of.days).await
-    }
-
-    /// What both layers should hold by their own rules: batch below the marks, speed from there on; or that of some starts. A cell may
-    /// come in two rows, in any order.
-    pub(super) async fn predicted(
+    /// What both layers should hold by their own rules: batch below the marks, speed from there on, of these offsets; or of some starts
+    /// alone. A cell may come in two rows, in any order. The layers come one after the other, so that neither has memory while the other
+    /// asks for it.
+    pub(super) fn predicted(
         &self,
         recompute: &Recompute,
         of: &Compared<'_>,
         among: Among<'_>,
-    ) -> Result<Stream, RunError> {
-        let failed = |error| computing(of.days, &error);
-        let (ground, days) = (of.ground, of.days);
-        let mut parts = Vec::new();
-        if !matches!(among, Among::Only(_)) {
-            let counted = below(&ground.marks());
-            let batch = recompute.cells(ground.pinned.lean_events(days), days, &counted);
-            parts.push(batch.await.map_err(failed)?);
-        }
-        let counted = ground.of_starts(self.chunk()?, among);
-        let speed = recompute.cells_of_speed(ground.pinned.lean_events(days), days, &counted);
-        parts.push(speed.await.map_err(failed)?);
-        Ok(futures::stream::iter(parts).flatten().boxed())
+        counted: BTreeMap<Partition, OffsetSet>,
+    ) -> Stream {
+        let batch = (!matches!(among, Among::Only(_))).then(|| {
+            let (recompute, days, counted) = (recompute.clone(), of.days.clone(), below(&of.ground.marks()));
+            let events = self.lean_events(of);
+            futures::stream::once(async move { recompute.cells(events, &days, &counted).await }).try_flatten()
+        });
+        let (recompute, days, events) = (recompute.clone(), of.days.clone(), self.lean_events(of));
+        let speed = async move { recompute.cells_of_speed(events, &days, &counted).await };
+        let speed = futures::stream::once(speed).try_flatten();
+        futures::stream::iter(batch).flatten().chain(speed).boxed()
+    }
+
+    /// The archived events of some days, to be read once.
+    pub(super) fn events(&self, of: &Compared<'_>, days: &BTreeSet<EventDay>) -> Arc<dyn TableProvider> {
+        self.reads.of_archive();
+        of.ground.pinned.events(days)
+    }
+
+    /// The same without what was not declared.
+    pub(super) fn lean_events(&self, of: &Compared<'_>) -> Arc<dyn TableProvider> {
+        self.reads.of_archive();
+        of.ground.pinned.lean_events(of.days)
     }
 
     /// How quantiles lie to the values of one of the compared windows, if there is any.
@@ -251,10 +249,10 @@ impl OfView<'_> {
         let held = Cells::new(self.view, &with_layers(of.schema), held).map_err(|error| failed(error.into()))?;
         let classes = Classes::new(self.view, self.dataset, &of.rooms.classes).map_err(plan_error)?;
         let places = of.ground.places(self.chunk()?);
-        let events = of.ground.pinned.events(&days);
+        let events = self.events(of, &days);
         let most = MOST_VALUES.min(of.rooms.most() * VALUES);
         let events = classes
-            .values(events, &days, &places, window, values, most)
+            .values(events, &days, places, window, values, most)
             .await
             .map_err(failed)?;
         let rows: usize = events.iter().map(RecordBatch::num_rows).sum();
@@ -270,25 +268,28 @@ impl OfView<'_> {
         Ok(known.with(self.dataset))
     }
 
-    /// Where the archive was read under other rules than the speed layer reads by now, as far as an answer can tell.
-    pub(super) async fn other_rules(&self, ground: &Ground) -> Result<Other, RunError> {
+    /// Where the archive was read under other rules than the speed layer reads by now, as far as an answer can tell: what its files say, and its
+    /// commits, which tell of records too that were refused.
+    pub(super) async fn other_rules(&self, ground: &Ground, accounts: &Accounts) -> Result<Other, RunError> {
         let known = self.rules_known().await?;
         let now = Fingerprint::of_rules(self.dataset).to_string();
-        let rules = ground.pinned.rules().into_iter();
-        Ok(rules
-            .filter_map(|((partition, rules), range)| Some((partition, range, known.differ(rules, &now)?)))
-            .collect())
+        let of_files = ground.pinned.rules().into_iter();
+        let of_files = of_files.map(|((partition, rules), range)| (partition, range, rules));
+        let others = of_files
+            .chain(accounts.by_rules())
+            .filter_map(|(partition, range, rules)| Some((partition, range, known.differ(rules, &now)?)));
+        Ok(Other(others.collect()))
     }
 
     /// Finds the places of differences of one window.
     async fn narrow(
         &self,
         of: &Compared<'_>,
-        classes: &Classes,
-        places: &Places,
+        with: &Explaining,
         window: i64,
         differences: Vec<&mut Difference>,
     ) -> Result<(), RunError> {
+        let classes = &with.classes;
         // A row under a day that its window is not of should hold nothing.
         let days = differences.iter().map(|difference| difference.day());
         let days: BTreeSet<_> = days.filter(|day| of.days.contains(day)).collect();
@@ -311,6 +312,7 @@ impl OfView<'_> {
         let mut parts = Vec::new();
         if let Some(statement) = cells.parts(window) {
             let read = async || {
+                self.reads.of_store();
                 let mut found = Vec::new();
                 let mut answer = Batches::of(&self.batch.store, &statement)?;
                 while let Some(batch) = answer.next().await? {
@@ -327,9 +329,9 @@ impl OfView<'_> {
             };
             parts = patiently(told).await??;
         }
-        let provider = || of.ground.pinned.events(&days);
+        let provider = || self.events(of, &days);
         let events = classes
-            .events(provider(), &days, places, window, &wanted, MOST_EVENTS)
+            .events(provider(), &days, &with.classified, window, &wanted, MOST_EVENTS)
             .await
             .map_err(failed)?;
         let marks = of.ground.marks();

@@ -34,6 +34,12 @@ impl Ground {
             .collect()
     }
 
+    /// The first offset of each partition that the speed layer answers for.
+    pub(super) fn from(&self) -> BTreeMap<Partition, Offset> {
+        let marks = self.marks().into_iter();
+        marks.map(|(partition, mark)| (partition, mark.0)).collect()
+    }
+
     /// What either layer recorded of a log that ended below what it had read.
     pub(super) fn cut_off(&self, partition: Partition) -> Option<(u64, u64)> {
         let of_speed = self.facts.truncations.get(&partition);

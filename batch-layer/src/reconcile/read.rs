@@ -85,6 +85,7 @@ impl OfView<'_> {
     /// The cells that an answer is made of, or some rows of them, each once and in the order of their keys. Their columns are the
     /// schema's, and the layers'.
     pub(super) async fn held(&self, room: &Room, of: &Compared<'_>, among: Among<'_>) -> Result<Side> {
+        self.reads.of_store();
         let schema = with_layers(of.schema);
         let reader = Reader {
             store: self.batch.store.clone(),

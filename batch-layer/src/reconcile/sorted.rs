@@ -92,6 +92,8 @@ pub(super) struct Side {
     /// The last key of the batch before, where each key is to come once.
     last: Option<OwnedRow>,
     is_each_once: bool,
+    /// Only rows with these keys, where some are named.
+    wanted: Option<Arc<BTreeSet<OwnedRow>>>,
     broken: Broken,
 }
 
@@ -106,6 +108,7 @@ impl Side {
             from: 0,
             last: None,
             is_each_once: false,
+            wanted: None,
             broken: Broken::default(),
         })
     }
@@ -113,6 +116,12 @@ impl Side {
     /// Of rows with equal keys only the first.
     pub(super) fn each_once(mut self) -> Self {
         self.is_each_once = true;
+        self
+    }
+
+    /// Of the rows that are still to come only those with these keys.
+    pub(super) fn with_keys(mut self, wanted: Arc<BTreeSet<OwnedRow>>) -> Self {
+        self.wanted = Some(wanted);
         self
     }
 
@@ -141,7 +150,11 @@ impl Side {
                 return Ok(());
             };
             self.from = 0;
-            self.at_hand = Some(self.with_rows(batch?)?);
+            let batch = match &self.wanted {
+                Some(wanted) => only(&self.converter, self.keys, &batch?, wanted)?,
+                None => batch?,
+            };
+            self.at_hand = Some(self.with_rows(batch)?);
         }
     }
 
@@ -155,7 +168,9 @@ impl Side {
             None => self.last.as_ref().is_none_or(|last| last.row() != rows.row(at)),
         };
         let new: BooleanArray = (0..rows.num_rows()).map(|at| Some(is_new(at))).collect();
-        self.last = rows.num_rows().checked_sub(1).map(|at| rows.row(at).owned());
+        if let Some(last) = rows.num_rows().checked_sub(1) {
+            self.last = Some(rows.row(last).owned());
+        }
         if new.true_count() == batch.num_rows() {
             return Ok((batch, rows));
         }
@@ -189,51 +204,27 @@ impl Side {
         cut
     }
 
-    /// Of all up to that key the rows with those keys. What was passed does not come again.
-    pub(super) async fn of(&mut self, wanted: &BTreeSet<OwnedRow>) -> Result<Vec<RecordBatch>> {
-        let mut found = Vec::new();
-        let Some(bound) = wanted.last() else {
-            return Ok(found);
+    /// The next rows, in batches as they come; `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<RecordBatch>> {
+        self.fill().await?;
+        let Some((batch, _)) = self.at_hand.take() else {
+            return Ok(None);
         };
-        loop {
-            self.fill().await?;
-            if self.at_hand.is_none() {
-                return Ok(found);
-            }
-            let cut = self.cut(bound);
-            let of_these = self.only(&cut, wanted)?;
-            if of_these.num_rows() > 0 {
-                found.push(of_these);
-            }
-            if self
-                .at_hand
-                .as_ref()
-                .is_some_and(|(batch, _)| self.from < batch.num_rows())
-            {
-                return Ok(found);
-            }
-        }
+        Ok(Some(batch.slice(self.from, batch.num_rows() - self.from)))
     }
 
-    /// All rows that are left.
-    pub(super) fn rows(self) -> Stream {
-        let next = |mut side: Self| async move {
-            if let Err(error) = side.fill().await {
-                return Some((Err(error), side));
-            }
-            let (batch, _) = side.at_hand.take()?;
-            let rows = batch.slice(side.from, batch.num_rows() - side.from);
-            Some((Ok(rows), side))
-        };
-        futures::stream::unfold(self, next).boxed()
+    pub(super) fn schema(&self) -> &SchemaRef {
+        &self.schema
     }
 
-    fn only(&self, batch: &RecordBatch, wanted: &BTreeSet<OwnedRow>) -> Result<RecordBatch> {
-        only(&self.converter, self.keys, batch, wanted)
+    /// How many columns tell rows apart: the first ones.
+    pub(super) fn keys(&self) -> usize {
+        self.keys
     }
 }
 
-fn only(
+/// Of a batch the rows with those keys.
+pub(super) fn only(
     converter: &RowConverter,
     keys: usize,
     batch: &RecordBatch,
@@ -284,7 +275,9 @@ mod tests {
     use proptest::prelude::*;
     use shared_schemas::handoff::EventDay;
 
+    use super::super::laid::Laid;
     use super::*;
+    use crate::spill::Spill;
 
     fn batch(rows: &[(Option<String>, i64)]) -> RecordBatch {
         let names: ArrayRef = Arc::new(rows.iter().map(|(name, _)| name.clone()).collect::<StringArray>());
@@ -307,6 +300,40 @@ mod tests {
             futures::stream::iter(parts)
         });
         Side::new(&empty.schema(), 1, cells.boxed()).unwrap().each_once()
+    }
+
+    /// A sort that is read in part keeps its memory; what is laid down keeps none, and the next one has all of it.
+    #[tokio::test]
+    async fn what_is_laid_down_takes_no_memory_from_others() {
+        let room = Room::with_cores(4 << 20, 1, Arc::new(Spill::new(None).unwrap())).unwrap();
+        let empty = batch(&[]);
+        let schema = empty.schema();
+        let cells = || {
+            let of = |at: i64| (Some(format!("{:0100}", at * 7919 % 50_000)), at);
+            let batches =
+                (0..100).map(move |number| Ok(batch(&(number * 500..(number + 1) * 500).map(of).collect::<Vec<_>>())));
+            futures::stream::iter(batches).boxed()
+        };
+        let mut in_part = sorted(&room, &schema, 1, cells()).await.unwrap();
+        in_part.next().await.unwrap().unwrap();
+        assert!(room.taken() > 0);
+        drop(in_part);
+        let mut all = Vec::new();
+        for _ in 0..4 {
+            let cells = sorted(&room, &schema, 1, cells()).await.unwrap();
+            all.push(Laid::of_sorted(&room.spill(), &schema, 1, cells).await.unwrap());
+            assert_eq!(room.taken(), 0);
+        }
+        // Read in part, all of them side by side.
+        for laid in &mut all {
+            let mut rows = laid.rows().unwrap();
+            let first = rows.next().await.unwrap().unwrap();
+            assert_eq!(read(&first)[0].0, Some(format!("{:0100}", 0)));
+            let wanted = crate::reconcile::classes::rows_of(&batch(&[(Some(format!("{:0100}", 4711)), 0)]), 1).unwrap();
+            let found = laid.of(&wanted.into_iter().collect()).unwrap();
+            assert_eq!(found.iter().map(RecordBatch::num_rows).sum::<usize>(), 1);
+            assert_eq!(room.taken(), 0);
+        }
     }
 
     fn read(batch: &RecordBatch) -> Vec<(Option<String>, i64)> {
@@ -348,13 +375,15 @@ mod tests {
                 let all: BTreeSet<_> = held.iter().chain(&exact).map(|(name, _)| name.clone()).collect();
                 prop_assert_eq!(&seen, &all);
 
-                let mut again = side(&exact, lengths.1).await;
+                let mut laid = Laid::down(&Spill::new(None).unwrap(), side(&exact, lengths.1).await, &days).await.unwrap();
                 let rows = crate::reconcile::classes::rows_of(&batch(&exact), 1).unwrap();
-                for wanted in rows.chunks(7) {
+                for wanted in rows.chunks(7).rev() {
                     let wanted: BTreeSet<_> = wanted.iter().step_by(every).cloned().collect();
-                    let found: usize = again.of(&wanted).await.unwrap().iter().map(RecordBatch::num_rows).sum();
+                    let found: usize = laid.of(&wanted).unwrap().iter().map(RecordBatch::num_rows).sum();
                     prop_assert_eq!(found, wanted.len());
                 }
+                let all: Vec<_> = laid.rows().unwrap().map(|batch| read(&batch.unwrap())).collect().await;
+                prop_assert_eq!(all.concat(), exact);
                 Ok(())
             })?;
         }

@@ -9,7 +9,7 @@ use std::cmp::Ordering;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, make_comparator};
 use arrow::compute::SortOptions;
 use arrow::datatypes::{Decimal128Type, Int64Type, UInt64Type};
-use shared_schemas::measure::State;
+use shared_schemas::measure::{Held, State};
 
 use super::compare::{Compared, Row, count, float, same};
 
@@ -71,6 +71,39 @@ impl Compared<'_> {
                 Some(less) if !state.is_additive() => is_of_more(state, held, less),
                 _ => true,
             }
+        })
+    }
+}
+
+impl Compared<'_> {
+    /// Whether what is held can be of all events that `least` is of, and of so many more at most, of which nothing is known. A sum is
+    /// what it is where its own count says that no value is added.
+    pub(crate) fn may_have_more(&self, held: Row<'_>, least: Row<'_>, more: Option<u64>) -> bool {
+        self.states.iter().all(|of_aggregate| {
+            let of_both = || of_aggregate.iter().filter(|(_, state)| state.held == Held::Both);
+            let own = of_both().find(|(_, state)| state.is_count());
+            let own = own.map(|(name, _)| {
+                let [held, least] = [held, least].map(|row| state_of(row, name).and_then(count).unwrap_or_default());
+                held.checked_sub(least)
+            });
+            match own {
+                Some(None) => return false,
+                Some(Some(values)) if more.is_some_and(|more| values > more) => return false,
+                Some(Some(0)) if held.1.is_some() && least.1.is_some() => {
+                    let alone = Compared {
+                        name: self.name,
+                        states: vec![of_aggregate.clone()],
+                    };
+                    return alone.is_equal(held.0, held.1, least.0, least.1);
+                }
+                _ => {}
+            }
+            of_both().all(|(name, state)| match (state_of(held, name), state_of(least, name)) {
+                (Some(held), Some(least)) if !state.is_additive() => tells_more(state, held, least).unwrap_or(true),
+                // The row is gone, and events were in it.
+                (None, Some(_)) => false,
+                _ => true,
+            })
         })
     }
 }
@@ -187,26 +220,31 @@ impl Amount for f64 {
     }
 }
 
-/// Whether a state that does not add up can be of all values that another is of, and of more.
-fn is_of_more(state: &State, (held, at): At<'_>, (less, less_at): At<'_>) -> bool {
+/// Whether a state that does not add up can be of all values that another is of, and of more; not where nobody can tell.
+fn is_of_more(state: &State, held: At<'_>, less: At<'_>) -> bool {
+    tells_more(state, held, less).unwrap_or(false)
+}
+
+/// The same; none where nobody can tell.
+fn tells_more(state: &State, (held, at): At<'_>, (less, less_at): At<'_>) -> Option<bool> {
     if same(held, at, less, less_at) {
-        return true;
+        return Some(true);
     }
     if state.is_serialized() {
         let bytes = |column: &ArrayRef, at| column.as_binary_opt::<i32>().map(|states| states.value(at).to_vec());
-        let contained = bytes(held, at)
-            .zip(bytes(less, less_at))
-            .and_then(|(held, less)| state.contains(&held, &less));
-        return matches!(contained, Some(Ok(true)));
+        let (held, less) = bytes(held, at).zip(bytes(less, less_at))?;
+        return Some(matches!(state.contains(&held, &less)?, Ok(true)));
     }
-    match state.leans() {
-        // Any value is further than none.
-        Some(_) if less.is_null(less_at) => true,
-        Some(_) if held.is_null(at) => false,
-        Some(way) => make_comparator(held.as_ref(), less.as_ref(), SortOptions::default())
-            .is_ok_and(|compare| compare(at, less_at) == way),
-        None => false,
+    let way = state.leans()?;
+    // Any value is further than none.
+    if less.is_null(less_at) {
+        return Some(true);
     }
+    if held.is_null(at) {
+        return Some(false);
+    }
+    let compare = make_comparator(held.as_ref(), less.as_ref(), SortOptions::default());
+    Some(compare.is_ok_and(|compare| compare(at, less_at) == way))
 }
 
 #[cfg(test)]

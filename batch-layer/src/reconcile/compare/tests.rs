@@ -9,9 +9,11 @@ use shared_schemas::definitions::Definitions;
 use shared_schemas::plan::{CellKey, FAILED_COLUMN, MergePlan};
 use shared_schemas::sketch::{DdSketch, Uniq};
 
-use super::super::apart::{Judge, Kind, Known, Piece, Totals};
+use super::super::apart::{Judge, Kind, Known, Piece, Totals, in_total};
+use super::super::laid::{Laid, merged};
 use super::super::reach::Reach;
 use super::*;
+use crate::spill::Spill;
 
 const DEFINITIONS: &str = r#"
 [dataset.flights]
@@ -101,8 +103,10 @@ fn judge<'a>(view: &'a View, dataset: &Dataset, piece: Piece) -> Judge<'a> {
         kind: None,
         held: nothing(view),
         predicted: nothing(view),
+        present: None,
         totals: None,
         known: None,
+        most: 0,
     };
     Judge {
         view,
@@ -130,7 +134,9 @@ async fn causes(view: &str, kind: Option<Kind>, held: &[(i64, i64)], known: &[(i
         kind,
         held: cells(view, SPEED, held),
         predicted: cells(view, SPEED, &EVENTS),
+        present: None,
         totals: None,
+        most: 0,
         known: Some(
             Known::of(view, &merge, &cells(view, SPEED, &EVENTS), events)
                 .await
@@ -218,9 +224,68 @@ async fn another_key_excuses_what_it_can_change() {
     assert_eq!(keys("hashed", &[(1, 5), (2, 8)]).await, changed(&[("total", false)]));
     // More different hashes than values that were hashed; fewer there may not be, with one key.
     assert_eq!(keys("hashed", &[(11, 5), (11, 7)]).await, changed(&[("planes", false)]));
-    // Other rules may change all of it.
-    let any = causes("hashed", Some(Kind::Rules), &[(1, 5), (2, 8)], &[]).await;
-    assert_eq!(any, changed(&[("total", true)]));
+}
+
+/// Other rules excuse what is of offsets that were read under them, and no more; what was read under those of now is exact.
+#[test]
+fn other_rules_excuse_what_was_read_under_them() {
+    let definitions = definitions();
+    let causes = |view: &str, held: &[(i64, i64)], of_now: &[(i64, i64)], others: &[(i64, i64)], most| {
+        let view = definitions.view(view).unwrap();
+        let some = |events: &[(i64, i64)]| match events {
+            [] => nothing(view),
+            _ => cells(view, SPEED, events),
+        };
+        let piece = Piece {
+            kind: Some(Kind::Rules),
+            held: some(held),
+            predicted: some(&[of_now, others].concat()),
+            present: Some(some(of_now)),
+            totals: None,
+            known: None,
+            most,
+        };
+        let mut found = Compare::of(view, &piece.held, &piece.predicted);
+        judge(view, &definitions.datasets[0], piece).judge(&mut found.different);
+        found.different
+    };
+    let said = |found: &[Difference]| -> Vec<_> { found.iter().map(|one| (one.measure.clone(), one.cause)).collect() };
+    let changed = |found: &[_]| named(found, Cause::DefinitionChanged);
+    // One more, or another value, than the archive read under other rules; or the row alone, or none.
+    let found = causes("counted", &[(1, 5), (2, 7), (3, 9)], &[(1, 5)], &[(2, 7)], 2);
+    assert_eq!(said(&found), changed(&[("flights", true), ("total", true)]));
+    assert_eq!(found[0].contributions[0].state, "flights__count=2");
+    let found = causes("counted", &[(1, 5), (2, 8)], &[(1, 5)], &[(2, 7)], 1);
+    assert_eq!(said(&found), changed(&[("total", true)]));
+    let found = causes("counted", &[(2, 8)], &[], &[], 1);
+    assert_eq!(said(&found), changed(&[("flights", true), ("total", true)]));
+    let found = causes("counted", &[], &[], &[(2, 8)], 1);
+    assert_eq!(said(&found), changed(&[("flights", true), ("total", true)]));
+    // No event of other offsets is in it, and the sum is another; or there are more than there can be, or fewer.
+    let found = causes("counted", &[(1, 5), (2, 8)], &[(1, 5), (2, 7)], &[(3, 4)], 1);
+    assert_eq!(said(&found), changed(&[("flights", true), ("total", false)]));
+    let found = causes("counted", &[(1, 5), (2, 7), (3, 9)], &[(1, 5)], &[(2, 7)], 1);
+    assert_eq!(said(&found), changed(&[("flights", false), ("total", false)]));
+    let found = causes("counted", &[], &[(1, 5)], &[(2, 7)], 1);
+    assert_eq!(said(&found), changed(&[("flights", false), ("total", false)]));
+    // Without a plain count: what must be in it is, and what more there is nobody knows.
+    let sketched = |held: &[_]| said(&causes("sketched", held, &[(1, 5), (2, 7)], &[(3, 1)], 1));
+    let found = sketched(&[(1, 5), (2, 7), (4, 9)]);
+    assert!(
+        !found.is_empty() && found.iter().all(|(_, cause)| *cause == Cause::DefinitionChanged),
+        "{found:?}"
+    );
+    let found = sketched(&[(1, 5), (3, 1)]);
+    let unexplained: Vec<_> = found
+        .iter()
+        .filter(|(_, cause)| *cause == Cause::Unexplained)
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert_eq!(
+        unexplained,
+        ["worst", "planes", "delays"],
+        "what must be in it is not: {found:?}"
+    );
 }
 
 /// Where keys change the dimensions, cells are others; over all values of them it is as many events.
@@ -252,19 +317,25 @@ async fn another_key_of_a_dimension_moves_events_and_loses_none() {
         let mut found = Compare::of(view, &held, &predicted);
         assert_eq!(found.different.len(), 80);
         let differ: BTreeSet<_> = found.different.iter().filter_map(|one| one.cell.clone()).collect();
-        let sides = [&held, &predicted].map(|cells| {
+        let spill = Spill::new(None).unwrap();
+        let total = async |cells: &Cells| {
             // In pieces, as they come.
             let rows = 0..cells.batch().num_rows();
             let pieces: Vec<_> = rows.map(|row| Ok(cells.batch().slice(row, 1))).collect();
-            futures::stream::iter(pieces).boxed()
-        });
-        let totals = Totals::of(view, &merge, &[true], &differ, sides).await.unwrap();
+            let cells = in_total(&merge, &[true], futures::stream::iter(pieces).boxed());
+            let cells = merged(merge.clone(), 2, cells, 1000);
+            Laid::of_sorted(&spill, merge.schema(), 2, cells).await.unwrap()
+        };
+        let mut sides = [total(&held).await, total(&predicted).await];
+        let totals = Totals::of(view, &merge, &[true], &differ, &mut sides).unwrap();
         let piece = Piece {
             kind: Some(Kind::Keys),
             held,
             predicted,
+            present: None,
             totals: Some(totals),
             known: None,
+            most: 0,
         };
         judge(view, &definitions.datasets[0], piece).judge(&mut found.different);
         assert!(
