@@ -313,10 +313,8 @@ fn a_clock_that_is_years_ahead_lets_nothing_go() -> anyhow::Result<()> {
         assert_eq!(world.answer().await?, whole);
 
         // A file that an archiver is writing, and has not named yet.
-        let folder = super::world::files(&world.archive_folder()).into_iter();
-        let one = folder
-            .filter(|path| path.extension().is_some_and(|end| end == "parquet"))
-            .next();
+        let mut written = super::world::files(&world.archive_folder()).into_iter();
+        let one = written.find(|path| path.extension().is_some_and(|end| end == "parquet"));
         let one = one.context("no file of events")?;
         let unnamed = one.with_file_name("unnamed.zstd.parquet");
         std::fs::copy(&one, &unnamed)?;
