@@ -1,7 +1,7 @@
 //! What must hold in every answer at every moment, and what must be whole once faults end.
 
 use std::collections::HashSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::batch::{Collector, Run};
@@ -48,14 +48,15 @@ impl Reader {
 /// What was found to become whole, by hash. Many ways lead to the same rest: each is gone to its end once, which takes longer by far
 /// than a step.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Seen(Arc<Mutex<HashSet<u64>>>);
+pub(super) struct Seen {
+    hashes: RandomState,
+    whole: Arc<Mutex<HashSet<u64>>>,
+}
 
 impl Seen {
     fn or_sees(&self, of: &impl Hash, sees: impl FnOnce() -> bool) -> bool {
-        let mut hasher = DefaultHasher::new();
-        of.hash(&mut hasher);
-        let key = hasher.finish();
-        let seen = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = self.hashes.hash_one(of);
+        let seen = || self.whole.lock().unwrap_or_else(PoisonError::into_inner);
         if seen().contains(&key) {
             return true;
         }
@@ -245,18 +246,18 @@ impl Protocol {
         self.deliver(&mut ended);
         self.seen.or_sees(&ended, || {
             let alone = self.ended(&ended, false);
-            self.ends_whole(self.at_rest(ended.clone(), true), true)
-                && self.ends_whole(self.at_rest(alone, false), false)
+            self.ends_whole(&self.at_rest(ended.clone(), true), true)
+                && self.ends_whole(&self.at_rest(alone, false), false)
         })
     }
 
     /// Whether a rested world is right and whole, and will be after its runs came to an end, and one more.
-    fn ends_whole(&self, rested: World, speed: bool) -> bool {
+    fn ends_whole(&self, rested: &World, speed: bool) -> bool {
         let whole = |world: &World| !speed || self.workers == 0 || self.is_whole(world);
-        self.seen.or_sees(&(&rested, speed), || {
+        self.seen.or_sees(&(rested, speed), || {
             let settled = self.settled(rested.clone(), speed);
             let right = rested.violated.is_none() && settled.violated.is_none();
-            right && whole(&rested) && whole(&settled) && self.is_caught_up(&settled)
+            right && whole(rested) && whole(&settled) && self.is_caught_up(&settled)
         })
     }
 
