@@ -20,6 +20,7 @@ async fn optimize(archive: &mut Archive, target: u64, keep: Duration, dry_run: b
         target_file: target,
         keep_removed: keep,
         horizon: None,
+        deletes: true,
         dry_run,
     };
     Ok(archive.optimize(&upkeep, &CancellationToken::new()).await?)

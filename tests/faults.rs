@@ -5,7 +5,7 @@
 //! `HIGHWATER_SEED` repeats one. `make test` takes one seed of each, `make faults` (`HIGHWATER_FAULTS=all`) more, for longer.
 
 mod brokers;
-mod clock;
+pub(crate) mod clock;
 mod ground;
 mod killed;
 mod mock;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use highwater_batch::archive::{Archive, ArchiveError, Upkeep, held_archives, remove_archive};
-use highwater_batch::{Batch, Logs, Outcome, Selection, reconcile};
+use highwater_batch::{Batch, Logs, Outcome, Selection, Today, reconcile};
 use highwater_tests::platform::{Platform, cells, events};
 use highwater_tests::proxy::{Act, Gate, Proxy, Then, Way};
 use highwater_tests::s3::S3;
@@ -148,7 +148,7 @@ async fn days_and_whole_archives_go() -> anyhow::Result<()> {
         let first = table.pin().await?.ranges().iter().map(|range| range.day).min();
         let upkeep = Upkeep {
             horizon: first.map(|day| EventDay(day.0 + 1)),
-            ..Upkeep::of(&table.config, &table.dataset, false)
+            ..Upkeep::of(&table.config, &table.dataset, &Today::Is(EventDay(0)), false)
         };
         let done = archive.optimize(&upkeep, &CancellationToken::new()).await?;
         assert!(done.let_go.files > 0, "{done:?}");

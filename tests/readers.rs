@@ -93,6 +93,7 @@ async fn other_programs_read_the_same() -> anyhow::Result<()> {
         target_file: 1 << 20,
         keep_removed: Duration::from_secs(3600),
         horizon: None,
+        deletes: true,
         dry_run: false,
     };
     let done = archive.optimize(&upkeep, &CancellationToken::new()).await?;

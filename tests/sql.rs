@@ -134,6 +134,29 @@ async fn a_dataset_is_a_table_of_its_events_once_and_one_as_they_arrived() -> an
     Ok(())
 }
 
+/// Each round of a recursive query reads the table again.
+#[tokio::test]
+async fn a_recursive_query_reads_events_once_in_each_round() -> anyhow::Result<()> {
+    let site = site().await?;
+    for (table, condition, last) in [
+        ("flights", "true", 29),
+        ("flights", "f._date = '2013-01-01'", 9),
+        ("flights", "f.origin <> 'LGA' AND f.at < '2013-01-03T00:00:00Z'", 19),
+        ("flights_raw", "true", 29),
+    ] {
+        let sql = format!(
+            "WITH RECURSIVE chain AS (SELECT 0 AS flight, 1 AS rows UNION ALL SELECT f.flight, before.rows FROM \
+             (SELECT flight, max(rows) AS rows FROM chain GROUP BY flight) before JOIN {table} f \
+             ON f.flight = before.flight + 1 WHERE {condition}) \
+             SELECT max(flight) AS last, count(*) AS rows, count(DISTINCT flight) AS flights FROM chain"
+        );
+        let repeats = if table == "flights" { 0 } else { 9 };
+        let expected = json!([{"last": last, "rows": last + 1 + repeats, "flights": last + 1}]);
+        assert_eq!(rows(&site, &sql).await?, expected, "{sql}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn only_files_that_can_hold_what_is_asked_for_are_read() -> anyhow::Result<()> {
     let site = site().await?;

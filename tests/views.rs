@@ -58,6 +58,28 @@ fn a_view_that_no_definition_names_can_be_removed_and_comes_back_as_new() -> any
             )
         );
 
+        // As it was published by a build whose rows this one does not read: told in the list, and in the log of whatever starts.
+        let plan = async |plan: u32| {
+            let of_old = format!("fingerprint = '{}' SETTINGS mutations_sync = 2", old.fingerprint);
+            let table = format!("`{}`.definitions", store.database());
+            let sql = format!("ALTER TABLE {table} UPDATE plan = {plan} WHERE {of_old}");
+            store.execute("change what is kept", &sql).await
+        };
+        plan(0).await?;
+        let why = "it was computed by plan version 0, and this version of Highwater reads version 1";
+        let earlier = views(&site, &["list"]).await?;
+        assert_eq!(
+            (&earlier[1]["state"], &earlier[1]["unreadable"]),
+            (&"unused".into(), &format!("can't answer for departures: {why}").into())
+        );
+        let (_, _, stderr) = site.run(&["batch", "list"]).await?;
+        assert!(
+            stderr.contains(&format!("can't answer for it, and it has no publication yet: {why}; `highwater batch run --view departures` computes it anew")),
+            "{stderr}"
+        );
+        plan(1).await?;
+        assert_eq!(views(&site, &["list"]).await?[1]["state"], "answers");
+
         let (code, _, stderr) = site.run(&["views", "remove", "departures", "--yes"]).await?;
         assert_eq!(code, Some(2));
         assert!(

@@ -72,4 +72,5 @@ pub use quarantine::Quarantined;
 pub use restore::Restored;
 pub use serve::{ServeError, serve};
 pub use table::Archive;
+pub use upkeep::tidy;
 pub use whole::{HeldArchive, held_archives, remove_archive};

@@ -24,11 +24,12 @@ use shared_schemas::handoff::{EventDay, Floor, Publication, newest};
 use shared_schemas::view::View;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::Today;
 use crate::error::RunError;
 use crate::lease::LeaseError;
 use crate::progress::{Step, Watcher};
 use crate::publish::{Line, line};
-use crate::report::{day_text, today};
+use crate::report::day_text;
 use crate::retry::patiently;
 use crate::run::Batch;
 
@@ -43,6 +44,9 @@ pub struct Collected {
     pub floor: u64,
     /// The first event day that is held, as in 2013-01-31; none where all are.
     pub horizon: Option<String>,
+    /// Why it did not rise, where that can't be told today.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<String>,
     /// Rows that went, or would go.
     pub rows: RowsGone,
     /// How many runs they are of, or are forgotten.
@@ -107,11 +111,6 @@ fn settled(raised: &[Raised], wait: Duration) -> Floor {
 /// How long until all rows of these ages are old enough.
 fn left(ages: impl Iterator<Item = Duration>, wait: Duration) -> Duration {
     ages.map(|age| wait.saturating_sub(age)).max().unwrap_or_default()
-}
-
-/// The first event day that a view holds on that day.
-fn horizon_of(view: &View, today: EventDay) -> Option<EventDay> {
-    Some(today.first_kept(view.keep?))
 }
 
 /// Rows that say nothing which another one, old enough too, does not say. Each is checked against one other row alone: the
@@ -205,13 +204,23 @@ impl Batch {
         report.floor = floor.number.0;
         let (found, gone) = self.found(view, floor, &all).await?;
         let horizon = patiently(|| self.store.horizon(view)).await?;
-        let horizon = horizon.max(horizon_of(view, today()));
+        let horizon = horizon.max(self.horizon_today(view, report).await?);
         report.horizon = horizon.map(day_text);
         let before = self.before(view, horizon).await?;
         report.rows = RowsGone::of(&found, &before);
         report.bytes = found.bytes + before.bytes;
         report.runs = gone.runs.len();
         Ok(())
+    }
+
+    /// The first event day that a view holds today; none where it holds all, or where which day it is can't be told.
+    async fn horizon_today(&self, view: &View, report: &mut Collected) -> Result<Option<EventDay>, RunError> {
+        let Some(keep) = view.keep else {
+            return Ok(None);
+        };
+        let today = Today::of(Ok(patiently(|| self.store.clock()).await?));
+        report.doubt = today.doubt();
+        Ok(today.first_kept(keep))
     }
 
     /// Rows before the horizon. Those that are below the floor as well are counted with both: as they lie on disk they are
@@ -274,7 +283,8 @@ impl Batch {
         }
         let horizons = patiently(|| self.store.raised_horizons(view)).await?;
         let held = horizons.last().map(|row| row.day);
-        let risen = horizon_of(view, today()).filter(|day| Some(*day) > held);
+        let risen = self.horizon_today(view, report).await?;
+        let risen = risen.filter(|day| Some(*day) > held);
         if let Some(day) = risen {
             watcher.step(&view.name, &Step::RaisesHorizon { day });
             patiently(|| self.store.raise_horizon(view, day)).await?;
@@ -364,6 +374,9 @@ fn record(report: &Collected) {
 fn tell(report: &Collected) {
     let Collected { view, floor, bytes, .. } = report;
     let rows = report.rows.total();
+    if let Some(doubt) = &report.doubt {
+        tracing::warn!(view, "{doubt}");
+    }
     match &report.error {
         Some(error) => tracing::warn!(
             view,

@@ -3,16 +3,22 @@
 //! Days that both have from the same run are the same. Of the others the totals are compared day by day, and the first cells that
 //! differ are shown with their states. Sets and sketches are compared by what they hold: ClickHouse writes a set in the order of its hash
 //! table, so the bytes of equal ones may differ.
+//!
+//! That can't be told by the server, so cells are read from it: day by day, both runs' side by side in the order of their keys, and no
+//! further than to the last that is shown. Neither side holds more than what it is at.
+//!
+//! Of days before the view's horizon one publication may have rows that are gone from the other: they are counted, not compared.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
-use shared_connections::store::{Pace, Store};
-use shared_schemas::handoff::{EventDay, PublicationNumber};
+use shared_connections::store::{AtLength, Pace, Store};
+use shared_schemas::handoff::{EventDay, PublicationNumber, RunId};
 use shared_schemas::measure::State;
 use shared_schemas::plan::WINDOW_COLUMN;
 use shared_schemas::store::Statement;
-use shared_schemas::store::compared::{DaysOfRuns, additive, day_totals, different_cells};
+use shared_schemas::store::compared::{DaysOfRuns, additive, cells_of_day, day_totals};
 use shared_schemas::view::View;
 
 use crate::checks::DayTotals;
@@ -37,6 +43,10 @@ pub struct Differences {
     pub from: u64,
     /// The number of the second.
     pub to: u64,
+    /// The first event day that the view still holds, as in 2013-01-31; none where it holds all.
+    pub held_from: Option<String>,
+    /// How many event days before that either has: their rows are let go, and not compared.
+    pub let_go_days: usize,
     /// How many event days are the same rows in both.
     pub same_days: usize,
     /// How many were computed again and came out with the same totals.
@@ -92,9 +102,17 @@ pub async fn diff(store: &Store, view: &View, from: u64, to: u64) -> Result<Diff
             let view = view.name.clone();
             return Err(LookError::LetGo { view, number });
         }
-        Ok(found.clone().kept_from(horizon).days)
+        Ok::<_, LookError>(found.days.clone())
     };
     let (mut before, mut after) = (days_of(from)?, days_of(to)?);
+    let gone: BTreeSet<EventDay> = before
+        .keys()
+        .chain(after.keys())
+        .copied()
+        .filter(|day| horizon.is_some_and(|horizon| *day < horizon))
+        .collect();
+    before.retain(|day, _| !gone.contains(day));
+    after.retain(|day, _| !gone.contains(day));
     let same: BTreeSet<EventDay> = before
         .iter()
         .filter(|(day, run)| after.get(day) == Some(run))
@@ -109,22 +127,26 @@ pub async fn diff(store: &Store, view: &View, from: u64, to: u64) -> Result<Diff
         .iter()
         .filter_map(|day| day_differs(*day, &columns, had.get(day), has.get(day)))
         .collect();
-    let cells = if all_days.is_empty() {
-        Vec::new()
-    } else {
-        let statement = different_cells(store.database(), view, [&before, &after], CELLS);
-        patiently(|| async {
-            match first_cells(store, view, &statement).await {
+    let mut cells = Vec::new();
+    for day in &all_days {
+        let runs = [before.get(day), after.get(day)].map(Option::<&RunId>::copied);
+        let of_day = patiently(|| async {
+            match cells_that_differ(store, view, *day, runs, CELLS - cells.len()).await {
                 Err(LookError::Store(error)) => Err(error),
                 other => Ok(other),
             }
-        })
-        .await??
-    };
+        });
+        cells.extend(of_day.await??);
+        if cells.len() == CELLS {
+            break;
+        }
+    }
     Ok(Differences {
         view: view.name.clone(),
         from,
         to,
+        held_from: horizon.map(day_text),
+        let_go_days: gone.len(),
         same_days: same.len(),
         equal_days: all_days.len() - differ.len(),
         days: differ.into_iter().take(DAYS).collect(),
@@ -138,28 +160,126 @@ async fn lines(store: &Store, statement: &Statement, format: &str) -> Result<Vec
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-/// The first cells that differ; read no further than to the last of them.
-async fn first_cells(store: &Store, view: &View, statement: &Statement) -> Result<Vec<CellDiffers>, LookError> {
-    let mut answer = store.begin_at_length(statement, "JSONCompactEachRow", Pace::AT_LENGTH)?;
-    let (mut cells, mut begun) = (Vec::new(), Vec::new());
-    while let Some(bytes) = answer.next().await? {
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            begun.extend_from_slice(piece);
-            if begun.last() != Some(&b'\n') {
-                continue;
+/// Of a day the first so many cells that differ; read no further than to the last of them.
+async fn cells_that_differ(
+    store: &Store,
+    view: &View,
+    day: EventDay,
+    runs: [Option<RunId>; 2],
+    limit: usize,
+) -> Result<Vec<CellDiffers>, LookError> {
+    let statements = runs.map(|run| run.map(|run| cells_of_day(store.database(), view, day, run)));
+    let [mut had, mut has] = [Lines::of(store, &statements[0])?, Lines::of(store, &statements[1])?];
+    let mut found = Vec::new();
+    let (mut from, mut to) = (had.next().await?, has.next().await?);
+    while found.len() < limit {
+        let read = |line: &Option<String>| line.as_deref().map(Cell::read).transpose();
+        let order = match (&from, &to) {
+            (None, None) => break,
+            (from, to) if from == to => Ordering::Equal,
+            _ => {
+                let (one, other) = (read(&from)?, read(&to)?);
+                let order = match (&one, &other) {
+                    (Some(one), Some(other)) => one.order.cmp(&other.order),
+                    // What is over comes last.
+                    _ => one.is_none().cmp(&other.is_none()),
+                };
+                let [one, other] = [one.filter(|_| order.is_le()), other.filter(|_| order.is_ge())];
+                found.extend(cell_differs(view, one.as_ref(), other.as_ref())?);
+                order
             }
-            let line = String::from_utf8_lossy(&begun).into_owned();
-            begun.clear();
-            cells.extend(cell_differs(view, &line)?);
-            if cells.len() == CELLS {
-                return Ok(cells);
+        };
+        if order.is_le() {
+            from = had.next().await?;
+        }
+        if order.is_ge() {
+            to = has.next().await?;
+        }
+    }
+    Ok(found)
+}
+
+/// The lines of an answer, as it comes; none without a statement.
+struct Lines<'a> {
+    answer: Option<AtLength<'a>>,
+    bytes: Vec<u8>,
+    /// So many of them are given out.
+    given: usize,
+}
+
+impl<'a> Lines<'a> {
+    fn of(store: &'a Store, statement: &Option<Statement>) -> Result<Self, LookError> {
+        let begin = |statement| store.begin_at_length(statement, "JSONCompactEachRow", Pace::AT_LENGTH);
+        Ok(Self {
+            answer: statement.as_ref().map(begin).transpose()?,
+            bytes: Vec::new(),
+            given: 0,
+        })
+    }
+
+    async fn next(&mut self) -> Result<Option<String>, LookError> {
+        let mut looked_at = self.given;
+        loop {
+            let end = self.bytes[looked_at..].iter().position(|byte| *byte == b'\n');
+            if let Some(end) = end.map(|end| looked_at + end + 1) {
+                let line = String::from_utf8_lossy(&self.bytes[self.given..end]).into_owned();
+                self.given = end;
+                return Ok(Some(line));
+            }
+            self.bytes.drain(..self.given);
+            self.given = 0;
+            looked_at = self.bytes.len();
+            let more = match &mut self.answer {
+                Some(answer) => answer.next().await?,
+                None => None,
+            };
+            match more {
+                Some(more) => self.bytes.extend_from_slice(&more),
+                None if self.bytes.is_empty() => return Ok(None),
+                // An answer that ends within a line was cut off.
+                None => return Err(LookError::Answer(shortened(&String::from_utf8_lossy(&self.bytes)))),
             }
         }
     }
-    if begun.is_empty() {
-        Ok(cells)
-    } else {
-        Err(LookError::Answer(shortened(&String::from_utf8_lossy(&begun))))
+}
+
+/// A line of `cells_of_day`.
+#[derive(Debug)]
+struct Cell {
+    /// The key for people.
+    key: Vec<String>,
+    order: Vec<Part>,
+    states: Vec<String>,
+}
+
+/// A value of a key, in ClickHouse's order.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Number(i64),
+    Text(String),
+    Null,
+}
+
+impl Cell {
+    fn read(line: &str) -> Result<Self, LookError> {
+        let part = |value: &serde_json::Value| match value {
+            serde_json::Value::Null => Some(Part::Null),
+            serde_json::Value::String(text) => Some(Part::Text(text.clone())),
+            value => value.as_i64().map(Part::Number),
+        };
+        let text = |value: &serde_json::Value| Some(value.as_str()?.to_owned());
+        let fields = || {
+            let fields: Vec<serde_json::Value> = serde_json::from_str(line).ok()?;
+            let [key, order, states @ ..] = &fields[..] else {
+                return None;
+            };
+            Some(Self {
+                key: key.as_array()?.iter().map(text).collect::<Option<_>>()?,
+                order: order.as_array()?.iter().map(part).collect::<Option<_>>()?,
+                states: states.iter().map(text).collect::<Option<_>>()?,
+            })
+        };
+        fields().ok_or_else(|| LookError::Answer(shortened(line)))
     }
 }
 
@@ -197,28 +317,19 @@ fn day_differs(
     })
 }
 
-/// Of a line of `different_cells`; none where the two sides mean the same.
-fn cell_differs(view: &View, line: &str) -> Result<Option<CellDiffers>, LookError> {
-    let strange = || LookError::Answer(shortened(line));
-    let fields: Vec<serde_json::Value> = serde_json::from_str(line).map_err(|_| strange())?;
-    let [key, from, to, states @ ..] = &fields[..] else {
-        return Err(strange());
-    };
+/// A cell as either side has it, at least one of them; none where the two mean the same.
+fn cell_differs(view: &View, from: Option<&Cell>, to: Option<&Cell>) -> Result<Option<CellDiffers>, LookError> {
     let names = std::iter::once(WINDOW_COLUMN).chain(view.dimensions.iter().map(|dimension| dimension.name.as_str()));
-    let values = key.as_array().ok_or_else(strange)?;
-    let values = values.iter().map(|value| value.as_str().unwrap_or_default().to_owned());
-    let (Some(had), Some(has)) = (from.as_u64(), to.as_u64()) else {
-        return Err(strange());
-    };
+    let values = from.or(to).into_iter().flat_map(|cell| cell.key.iter().cloned());
     let mut columns = Vec::new();
-    for (column, sides) in view.states().zip(states.chunks_exact(2)) {
-        let side = |at: usize, rows: u64| {
-            let text = sides[at].as_str().unwrap_or_default();
-            let held = (rows > 0).then(|| meaning(&column.state, text)).transpose();
+    for (at, column) in view.states().enumerate() {
+        let side = |cell: Option<&Cell>| {
+            let text = cell.map(|cell| cell.states.get(at).map_or("", String::as_str));
+            let held = text.map(|text| meaning(&column.state, text)).transpose();
             held.map_err(|error| LookError::Answer(error.to_string()))
         };
-        let (from, to) = (side(0, had)?, side(1, has)?);
-        if had == has && from == to {
+        let (from, to) = (side(from)?, side(to)?);
+        if from == to {
             continue;
         }
         let shown = |of: &Option<Meaning>, other: &Option<Meaning>| {
@@ -323,14 +434,12 @@ planes = "distinct(tail)"
         let definitions = Definitions::parse([("flights.toml", DEFINITIONS)]).unwrap();
         let view = definitions.view("planes").unwrap();
         let differs = |sides: [&dyn Fn(&str) -> String; 2]| {
-            let states = view
-                .states()
-                .flat_map(|column| sides.map(|side| side(column.state.suffix)));
-            let states: Vec<_> = states.collect();
-            let line = serde_json::json!([["2013-01-01 00:00:00"], 1, 1]);
-            let line = line.as_array().unwrap().iter().cloned();
-            let line: Vec<_> = line.chain(states.into_iter().map(serde_json::Value::String)).collect();
-            cell_differs(view, &serde_json::to_string(&line).unwrap()).unwrap()
+            let [from, to] = sides.map(|side| Cell {
+                key: vec!["2013-01-01 00:00:00".to_owned()],
+                order: vec![Part::Number(0)],
+                states: view.states().map(|column| side(column.state.suffix)).collect(),
+            });
+            cell_differs(view, Some(&from), Some(&to)).unwrap()
         };
         let of = |values: std::ops::Range<u64>, order: usize| {
             move |suffix: &str| match suffix {
@@ -355,6 +464,25 @@ planes = "distinct(tail)"
                 "{column:?}"
             );
         }
-        assert!(cell_differs(view, "[1]").is_err());
+    }
+
+    #[test]
+    fn cells_sort_as_the_store_sorts_them() {
+        let cell = |key: serde_json::Value| Cell::read(&serde_json::json!([["x"], key, "1"]).to_string()).unwrap();
+        let sorted = [
+            serde_json::json!([-5, "b", 0]),
+            serde_json::json!([7, "", 1]),
+            serde_json::json!([7, "Z", 1]),
+            serde_json::json!([7, "a", -9_223_372_036_854_775_808_i64]),
+            serde_json::json!([7, "a", 9_223_372_036_854_775_807_i64]),
+            serde_json::json!([7, "a", null]),
+            serde_json::json!([7, null, 0]),
+        ];
+        for pair in sorted.windows(2) {
+            assert!(cell(pair[0].clone()).order < cell(pair[1].clone()).order, "{pair:?}");
+        }
+        for line in ["[1]", "[[1], [1]]", "[[\"x\"], [1.5]]", "[[\"x\"], [1], 1]", ""] {
+            assert!(Cell::read(line).is_err(), "{line}");
+        }
     }
 }

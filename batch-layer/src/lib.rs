@@ -17,7 +17,7 @@
 //! - [`schedule`](Batch::schedule): runs by the clock
 //! - [`list`], [`show`], [`diff`], [`rollback`]: what was published, what changed, and going back
 //! - [`repair`]: some days computed again at the published marks
-//! - [`collect`]: what nobody may use any more is let go
+//! - [`collect`]: what nobody may use any more is let go; [`clock`]: on which day
 //! - [`reconcile`]: what the store answers from, beside a computation from the archive
 //! - [`sql`], [`replay`]: queries over the archive, and its events as records again
 //! - [`progress`], [`report`]: what a run says on its way, and in the end
@@ -26,6 +26,7 @@
 
 pub mod archive;
 pub mod checks;
+pub mod clock;
 pub mod collect;
 pub mod diff;
 pub mod error;
@@ -53,6 +54,7 @@ pub mod sql;
 mod together;
 mod write;
 
+pub use clock::Today;
 pub use collect::Collected;
 pub use diff::{Differences, diff};
 pub use lease::{Lease, LeaseError};

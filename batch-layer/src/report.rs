@@ -146,12 +146,6 @@ impl MarkMoved {
     }
 }
 
-/// The event day that it is now.
-pub(crate) fn today() -> EventDay {
-    let days = chrono::Utc::now().timestamp().div_euclid(86_400);
-    EventDay(i32::try_from(days).unwrap_or(i32::MAX))
-}
-
 /// A day as text.
 pub(crate) fn day_text(day: EventDay) -> String {
     date(day).map_or_else(|| format!("day {}", day.0), |date| date.to_string())

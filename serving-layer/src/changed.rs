@@ -11,6 +11,7 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use shared_connections::store::{Counted, Facts, FreshnessOfPartition, Known, Store, StoreError};
 use shared_schemas::definitions::KeptView;
+use shared_schemas::fingerprint::PLAN_VERSION;
 use shared_schemas::handoff::{Answering, EventDay};
 use shared_schemas::view::View;
 
@@ -52,13 +53,17 @@ pub(crate) enum Building {
 }
 
 impl Definition {
-    fn of(view: &View, answered_by: Option<&View>, counted: Option<Counted>) -> Self {
+    fn of(view: &View, answered_by: Option<&KeptView>, counted: Option<Counted>) -> Self {
         let far = counted.map_or_else(
             || "no speed layer counts it yet".to_owned(),
             |counted| format!("the speed layer has counted {} % of the log for it", counted.percent()),
         );
         let name = &view.name;
         let detail = match answered_by {
+            Some(kept) if kept.plan != PLAN_VERSION => format!(
+                "view `{name}` is computed in another way since Highwater was updated: what was published before answers until a \
+                 batch run publishes it anew; {far}"
+            ),
             Some(_) => format!(
                 "view `{name}` was changed: its old definition answers until a batch run publishes the new one; {far}"
             ),
@@ -67,7 +72,7 @@ impl Definition {
         Self {
             state: "building",
             building: view.fingerprint.to_string(),
-            answered_by: answered_by.map(|view| view.fingerprint.to_string()),
+            answered_by: answered_by.map(|kept| kept.view.fingerprint.to_string()),
             counted,
             detail,
         }
@@ -121,7 +126,7 @@ impl Building {
             Answering::Itself => None,
             Answering::ItselfUnpublished => Some(Self::New(definition(None))),
             Answering::Another(instead) => Some(Self::Changed(Box::new(Changed {
-                definition: definition(Some(&instead.view)),
+                definition: definition(Some(&instead)),
                 instead: *instead,
                 keep: view.keep,
             }))),
@@ -182,6 +187,7 @@ mod tests {
         let instead = Box::new(KeptView {
             view: old,
             has_event_id: true,
+            plan: PLAN_VERSION,
         });
         let freshness = [fresh(0, 12, 16, PartitionState::Behind, None)];
         let facts = facts(&[], &[], &[(0, 0, 8), (0, 8, 12)]);
@@ -201,6 +207,15 @@ mod tests {
                 "detail": "view `departures` was changed: its old definition answers until a batch run publishes the new one; \
                            the speed layer has counted 75 % of the log for it",
             })
+        );
+        let mut earlier = changed();
+        earlier.instead.plan -= 1;
+        assert!(
+            Definition::of(view(), Some(&earlier.instead), None)
+                .detail()
+                .starts_with(
+                    "view `departures` is computed in another way since Highwater was updated: what was published"
+                )
         );
         let new = Building::of(Answering::ItselfUnpublished, view(), &facts(&[], &[], &[]), &[]).unwrap();
         assert_eq!(

@@ -20,7 +20,7 @@ use crate::mistake::{Mistake, Mistakes};
 use crate::section::{Entry, Findings, Section, TomlFile};
 use crate::view::View;
 use datasets::DatasetReading;
-pub use kept::{KEPT_FORM, KeptDefinition, KeptView};
+pub use kept::{KEPT_FORM, KeptDefinition, KeptView, Unreadable};
 use keys::KeyUse;
 
 /// All datasets and views of an installation.

@@ -29,6 +29,10 @@ pub const DECODER_VERSION: u32 = crate::decode::VERSION;
 /// Which rules expressions, windows and states follow. Raised when any of them gives another result than before.
 pub const PLAN_VERSION: u32 = 1;
 
+/// The oldest plan version whose rows the merging statement still reads as they were meant, so that what was published by it answers
+/// until the views are computed anew. Raised to [`PLAN_VERSION`] where that is raised for states in another form.
+pub const OLDEST_PLAN_ANSWERED: u32 = 1;
+
 /// A hash of 128 bits, written as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Fingerprint(pub u128);
@@ -56,9 +60,10 @@ impl Fingerprint {
         Self::of_text(&view_text(view, dataset))
     }
 
-    /// The same from the fingerprint of the rules that the view can see, where it is known and their keys are not.
-    pub fn of_view_by(view: &View, event_rules: Self) -> Self {
-        Self::of_text(&view_text_by(view, event_rules))
+    /// The same from the fingerprint of the rules that the view can see, where it is known and their keys are not; as a build of that
+    /// plan version writes it.
+    pub fn of_view_by(view: &View, event_rules: Self, plan: u32) -> Self {
+        Self::of_text(&view_text_by(view, event_rules, plan))
     }
 
     /// From its text, as it is written.
@@ -142,12 +147,12 @@ fn event_rules_text(dataset: &Dataset) -> String {
 
 /// The canonical text of a view.
 pub fn view_text(view: &View, dataset: &Dataset) -> String {
-    view_text_by(view, Fingerprint::of_event_rules(dataset))
+    view_text_by(view, Fingerprint::of_event_rules(dataset), PLAN_VERSION)
 }
 
-fn view_text_by(view: &View, rules: Fingerprint) -> String {
+fn view_text_by(view: &View, rules: Fingerprint, plan: u32) -> String {
     let mut text = Text::new("highwater view 1");
-    text.line(format_args!("plan {PLAN_VERSION}"));
+    text.line(format_args!("plan {plan}"));
     text.line(format_args!("rules {rules}"));
     text.line(format_args!("grain {} s", view.grain.as_secs()));
     if let Some(filter) = &view.filter {

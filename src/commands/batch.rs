@@ -299,7 +299,8 @@ impl Command {
                         "ended before anything was deleted: the floors stand, and the next collection goes on"
                     );
                 }
-                let failed = waits || collected.iter().any(|report| report.error.is_some());
+                let is_whole = |report: &highwater_batch::Collected| report.error.is_none() && report.doubt.is_none();
+                let failed = waits || !collected.iter().all(is_whole);
                 Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
             }
             Self::Schedule => {

@@ -76,6 +76,9 @@ struct Row {
     /// The views for which it answers, until the first publication of what they are now.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     answers: Vec<String>,
+    /// Why it can't answer for a view that is building, although it was published under its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreadable: Option<String>,
     /// How far the speed layer has come with what is building; none where it has not begun.
     #[serde(skip_serializing_if = "Option::is_none")]
     counted: Option<Counted>,
@@ -122,6 +125,8 @@ struct Names {
     defined: BTreeMap<String, String>,
     /// Those for which a fingerprint answers.
     answers: BTreeMap<String, Vec<String>>,
+    /// Why others, that were published, can't.
+    unreadable: BTreeMap<String, String>,
 }
 
 impl Row {
@@ -131,6 +136,7 @@ impl Row {
         let answers = names.answers.get(&fingerprint).cloned().unwrap_or_default();
         Self {
             state: State::of(view.is_some(), held.publications > 0, !answers.is_empty()),
+            unreadable: names.unreadable.get(&fingerprint).cloned(),
             view,
             fingerprint,
             answers,
@@ -152,7 +158,10 @@ impl Row {
             (State::Building, Some(counted)) => format!("building, {} % counted", counted.percent()),
             (State::Building, None) => "building".to_owned(),
             (State::Answers, _) => format!("answers for {}", self.answers.join(", ")),
-            (State::Unused, _) => "unused".to_owned(),
+            (State::Unused, _) => match &self.unreadable {
+                Some(why) => format!("unused, {why}"),
+                None => "unused".to_owned(),
+            },
         }
     }
 }
@@ -217,7 +226,9 @@ impl Command {
 /// Defined ones first, by name.
 async fn rows(store: &Store, definitions: &Definitions) -> anyhow::Result<Vec<Row>> {
     let views = definitions.views.iter();
-    let answers = store.known().await?.answering_for_others(definitions);
+    let known = store.known().await?;
+    let answers = known.answering_for_others(definitions);
+    let unreadable = known.unanswerable(definitions).into_iter();
     let names = Names {
         defined: views
             .map(|view| (view.fingerprint.to_string(), view.name.clone()))
@@ -225,6 +236,9 @@ async fn rows(store: &Store, definitions: &Definitions) -> anyhow::Result<Vec<Ro
         answers: answers
             .into_iter()
             .map(|(fingerprint, views)| (fingerprint.to_string(), views))
+            .collect(),
+        unreadable: unreadable
+            .map(|(fingerprint, view, why)| (fingerprint.to_string(), format!("can't answer for {view}: {why}")))
             .collect(),
     };
     let held = store.held_views().await?;
@@ -321,6 +335,7 @@ mod tests {
         let names = Names {
             defined: BTreeMap::from([("aa".to_owned(), "hourly".to_owned())]),
             answers: BTreeMap::from([("dd".to_owned(), vec!["hourly".to_owned()])]),
+            unreadable: BTreeMap::from([("cc".to_owned(), "can't answer for hourly: why".to_owned())]),
         };
         let rows = || {
             let row = |fingerprint: &str| Row::of(fingerprint.to_owned(), &HeldView::default(), &names);
@@ -342,7 +357,12 @@ mod tests {
         );
         assert_eq!(
             rows().iter().map(Row::state).collect::<Vec<_>>(),
-            ["building", "unused", "unused", "answers for hourly"]
+            [
+                "building",
+                "unused",
+                "unused, can't answer for hourly: why",
+                "answers for hourly"
+            ]
         );
         for defined in ["aa", "hourly"] {
             assert!(

@@ -1,8 +1,10 @@
 //! What a run computes is what was asked for, said before and shown afterwards.
 
+use anyhow::Context;
 use highwater_batch::diff::Changed;
-use highwater_batch::{Outcome, Planned, Scope, ViewReport, diff, show};
-use shared_schemas::handoff::{Mark, Offset};
+use highwater_batch::{Outcome, Planned, Scope, ViewReport, diff, list, show};
+use shared_schemas::handoff::{Mark, Offset, RunId};
+use shared_schemas::store::compared::cells_of_day;
 use shared_schemas::view::View;
 use tokio_util::sync::CancellationToken;
 
@@ -119,4 +121,83 @@ async fn looked_back(world: &World, third: &ViewReport) -> anyhow::Result<()> {
     );
     assert!(cell.columns.iter().any(|column| column.from != column.to), "{cell:?}");
     Ok(())
+}
+
+/// The cells of a view with sets and sketches, compared in the order of their keys, nulls among them: what the oracle here finds in the
+/// rows of both runs, in that order, and no more than is shown.
+#[test]
+fn a_diff_of_sets_finds_the_first_cells_that_differ() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let mut world = World::new(&server, log(160), "[batch]\ncut_wait = \"0s\"\n").await?;
+        let cancel = CancellationToken::new();
+        world.archive([80, 80], 1).await?;
+        published(&world.run(&["kinds"], &Quiet, &cancel).await);
+        world.batch.scope = Scope::Full;
+        published(&world.run(&["kinds"], &Quiet, &cancel).await);
+        world.archive([160, 160], 1).await?;
+        published(&world.run(&["kinds"], &Quiet, &cancel).await);
+        let (store, view) = (&world.batch.store, world.view("kinds"));
+
+        let same = diff(store, view, 1, 2).await?;
+        assert_eq!((same.same_days, same.equal_days, same.cells), (0, 2, Vec::new()));
+        let more = diff(store, view, 2, 3).await?;
+        assert_eq!(more.cells.len(), 20);
+        let back = diff(store, view, 3, 2).await?;
+        for (one, other) in more.cells.iter().zip(&back.cells) {
+            assert_eq!(one.cell, other.cell);
+            for (there, again) in one.columns.iter().zip(&other.columns) {
+                assert_eq!((&there.from, &there.to), (&again.to, &again.from));
+            }
+        }
+
+        // Each event is a cell of its own: those of publication 3 alone are what differs.
+        let newest = world.newest("kinds").await?;
+        let (first, run) = newest.days.iter().next().context("no day")?;
+        let key = |cell: &std::collections::BTreeMap<String, String>| {
+            ["_window", "day", "late", "flight"].map(|name| cell[name].clone())
+        };
+        let held = |number: u64| async move {
+            let publications = list(store, view).await?;
+            let one = publications
+                .iter()
+                .find(|one| one.number == number)
+                .context("it is listed")?;
+            let run = u128::from_str_radix(&one.run, 16)?;
+            let statement = cells_of_day(store.database(), view, *first, RunId(run));
+            let lines = store.answer(&statement, "JSONCompactEachRow").await?.body;
+            let lines = String::from_utf8(lines.to_vec())?;
+            let keys = lines
+                .lines()
+                .map(|line| Ok(serde_json::from_str::<Vec<serde_json::Value>>(line)?[0].to_string()));
+            keys.collect::<anyhow::Result<Vec<_>>>()
+        };
+        let (before, after) = (held(2).await?, held(3).await?);
+        assert!(
+            before.len() < after.len() && after.iter().any(|key| key.contains("null")),
+            "{after:?}"
+        );
+        let expected = after.iter().filter(|key| !before.contains(key));
+        let expected: Vec<_> = expected.take(20).cloned().collect();
+        let found = more
+            .cells
+            .iter()
+            .map(|cell| serde_json::json!(key(&cell.cell)).to_string());
+        assert_eq!(found.collect::<Vec<_>>(), expected);
+        let column = |name: &str| more.cells[0].columns.iter().find(|column| column.column == name);
+        let fares = column("fares__sketch").or_else(|| column("carriers__sketch"));
+        assert!(
+            fares.is_some_and(|column| column.from.is_none() && column.to.is_some()),
+            "{more:?}"
+        );
+
+        // The server reads on as it is read: it sorts nothing.
+        let mut plan = cells_of_day(store.database(), view, *first, *run);
+        plan.sql = format!("EXPLAIN actions = 1 {}", plan.sql);
+        let plan = String::from_utf8(store.answer(&plan, "TabSeparatedRaw").await?.body.to_vec())?;
+        assert!(
+            plan.contains("ReadType: InOrder") && plan.contains("Prefix sort description"),
+            "{plan}"
+        );
+        Ok(())
+    })
 }

@@ -1,11 +1,21 @@
 //! What the archive lacks: days whose last file went, and gaps that no file ever held, until a person has decided.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use highwater_batch::archive::{Archive, ArchiveError, Commit};
-use highwater_batch::{Outcome, Scope, ViewReport};
+use highwater_batch::{Clock, Outcome, Scope, ViewReport};
+use highwater_tests::stack::PATIENCE;
+use metrics_exporter_prometheus::PrometheusBuilder;
+use serde_json::{Value, json};
+use shared_connections::store::{FreshnessOfPartition, PartitionState, Timetable};
 use shared_schemas::handoff::{ChunkSize, Mark, Offset, OffsetRange};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::world::{Quiet, World, files, log, partition};
@@ -149,6 +159,178 @@ fn a_gap_that_no_file_held_is_named_until_it_is_accepted() -> anyhow::Result<()>
         let newest = world.newest("hourly").await?;
         assert_eq!(newest.mark(partition(0)), Mark(Offset(24)));
         assert_eq!(newest.gaps[&partition(0)].ranges(), [gap], "answers say so");
+        Ok(())
+    })
+}
+
+/// A clock that is waited for as far as it may go, and stands there.
+struct Until {
+    now: Arc<Mutex<DateTime<Utc>>>,
+    may_go: watch::Receiver<DateTime<Utc>>,
+}
+
+impl Clock for Until {
+    fn now(&self) -> DateTime<Utc> {
+        *self.now.lock().unwrap()
+    }
+
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        let (now, mut may_go) = (Arc::clone(&self.now), self.may_go.clone());
+        async move {
+            let then = *now.lock().unwrap() + time;
+            // Whoever moves it has gone: the test is over.
+            if may_go.wait_for(|end| *end >= then).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            *now.lock().unwrap() = then;
+        }
+        .boxed()
+    }
+}
+
+async fn ask(api: &str, path: &str) -> anyhow::Result<Value> {
+    let response = reqwest::get(format!("{api}{path}")).await?;
+    ensure!(response.status().is_success(), "{path}: {}", response.text().await?);
+    Ok(response.json().await?)
+}
+
+/// Asks `/readyz` until what it complains of is so.
+async fn until_degraded(api: &str, is_so: impl Fn(&[Value]) -> bool) -> anyhow::Result<Vec<Value>> {
+    let began = tokio::time::Instant::now();
+    loop {
+        let ready = ask(api, "/readyz").await?;
+        let degraded = ready["degraded"].as_array().cloned().context("a list")?;
+        if is_so(&degraded) {
+            return Ok(degraded);
+        }
+        ensure!(began.elapsed() < PATIENCE, "{ready}");
+        // sleeps: the API looks again every few seconds
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// What a schedule says of a mark that a gap holds is named by the query API until it is accepted; meanwhile answers are whole, since
+/// the speed layer has what the archive lacks, and from then on they say `gap`.
+#[test]
+fn a_mark_that_a_gap_holds_is_told_over_http() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let more = "[batch]\nschedule = \"0 2 * * *\"\ncut_wait = \"0s\"\n[serve]\nlisten = \"127.0.0.1:0\"\n";
+        let world = World::new(&server, log(24), more).await?;
+        let (store, view) = (&world.batch.store, world.view("hourly"));
+        world.archive([8, 16], 1).await?;
+        published(&world.run(&[], &Quiet, &CancellationToken::new()).await);
+        for number in 0..2 {
+            world.speed(number, 24, &BTreeSet::new()).await?;
+        }
+        let said = |number| FreshnessOfPartition {
+            partition: partition(number),
+            next: Offset(24),
+            log_end: Offset(24),
+            watermark: None,
+            kafka_time: None,
+            state: PartitionState::Idle,
+            reason: String::new(),
+            seen: 0,
+        };
+        store
+            .record_freshness(&[0, 1].map(|number| (view.fingerprint, said(number))))
+            .await?;
+        let mut archive = Archive::open_or_create(&world.batch.config.archive, world.dataset()).await?;
+        let gap = OffsetRange {
+            from: Offset(8),
+            to: Offset(12),
+        };
+        let mut commit = Commit::default();
+        commit.ranges.insert(partition(0), gap);
+        commit.gaps.insert(partition(0), [gap].into_iter().collect());
+        commit.accounts.add_gap(partition(0), ChunkSize::new(8)?, gap);
+        archive.commit(&commit).await?;
+        world.archive([24, 24], 1).await?;
+
+        let cancel = CancellationToken::new();
+        let serving = highwater_serving::serve(
+            &world.batch.config.serve,
+            Arc::new(world.batch.definitions.clone()),
+            store.clone(),
+            PrometheusBuilder::new().build_recorder().handle(),
+            cancel.clone(),
+        )
+        .await?;
+        let api = format!("http://{}", serving.address());
+        let serving = tokio::spawn(serving.run());
+
+        // Ten seconds before a start, some days ahead, so that no moment of the timetable has passed.
+        let day = (Utc::now() + TimeDelta::days(3)).date_naive();
+        let start = day.and_hms_opt(2, 0, 0).context("a moment")?.and_utc();
+        let before = Timetable {
+            next: start.timestamp(),
+            ..Timetable::default()
+        };
+        store.record_timetable(&before).await?;
+        let (go, may_go) = watch::channel(start + TimeDelta::seconds(10));
+        let clock = Until {
+            now: Arc::new(Mutex::new(start - TimeDelta::seconds(10))),
+            may_go,
+        };
+        let asking = async {
+            let names = |degraded: &[Value]| {
+                degraded
+                    .iter()
+                    .any(|one| one.to_string().contains("scheduled batch runs failed"))
+            };
+            let degraded = until_degraded(&api, names).await?;
+            let told = degraded
+                .iter()
+                .filter_map(Value::as_str)
+                .find(|one| one.starts_with("scheduled batch runs failed"));
+            let told = told.context("it is named")?;
+            for part in [
+                "scheduled batch runs failed 1 times, for hourly (",
+                "partition 0",
+                "8..12",
+                "`highwater archive accept-gap flights 0 8..12`",
+                "the next is at ",
+            ] {
+                ensure!(told.contains(part), "{told}");
+            }
+            let all = "/api/v1/views/hourly/query?from=2013-10-31T00:00:00Z&to=2013-11-03T00:00:00Z&measures=flights";
+            let answer = ask(&api, all).await?;
+            let events = world.log.iter().filter(|event| event.offset < 24).count();
+            assert_eq!(answer["data"][0]["flights"], events, "{answer:#}");
+            assert_eq!(answer["publication"]["marks"], json!({"0": 8, "1": 24}));
+            assert_ne!(answer["data"][0]["coverage"], "gap", "{answer:#}");
+            assert_eq!(answer.get("gaps").unwrap_or(&json!({})), &json!({}));
+            assert_eq!(
+                answer["freshness"]["speed"]["partitions"]["0"]["gap_offsets"], 0,
+                "{answer:#}"
+            );
+
+            // A person says that they are lost: the next try publishes, and nothing is to be complained of.
+            ensure!(archive.accept_gap(0, gap, true).await?.done, "it was not accepted");
+            go.send(start + TimeDelta::minutes(5))?;
+            until_degraded(&api, |degraded| !names(degraded)).await?;
+            let answer = ask(&api, all).await?;
+            let archived = world
+                .log
+                .iter()
+                .filter(|event| event.partition != 0 || !(8..12).contains(&event.offset));
+            assert_eq!(answer["data"][0]["flights"], archived.count(), "{answer:#}");
+            assert_eq!(answer["publication"]["marks"], json!({"0": 24, "1": 24}));
+            let bucket = &answer["data"][0];
+            assert_eq!(
+                (&bucket["coverage"], &bucket["coverage_reason"]),
+                (&json!("gap"), &json!("lost"))
+            );
+            assert_eq!(answer["gaps"], json!({"0": [[8, 12]]}), "{answer:#}");
+            anyhow::Ok(())
+        };
+        let ends = CancellationToken::new();
+        tokio::select! {
+            () = world.batch.schedule_by(&clock, &Quiet, &ends) => anyhow::bail!("the schedule ended"),
+            asked = asking => asked?,
+        }
+        cancel.cancel();
+        serving.await??;
         Ok(())
     })
 }

@@ -1,17 +1,23 @@
 //! Retention: event days that a view no longer keeps go from both layers, and nobody answers them from the moment that is said.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Context;
 use highwater_batch::archive::{Archive, Optimized, Upkeep};
-use highwater_batch::{DayRange, Outcome, Scope, Selection, reconcile};
+use highwater_batch::{DayRange, Outcome, Scope, Selection, Today, diff, reconcile};
+use highwater_tests::stack::PATIENCE;
+use serde_json::Value;
 use shared_schemas::handoff::{EventDay, Offset};
 use shared_schemas::store::tables::{batch_table_name, speed_table_name};
 use tokio_util::sync::CancellationToken;
 
 use super::collection::{collect, rows};
+use super::commands::{highwater, of};
 use super::world::{Quiet, World, log};
 use super::{on_engine, published};
+use crate::faults::clock::Clock;
 
 /// 2013-11-01: the log has events of two days, in two months.
 const SECOND_DAY: i32 = 16_010;
@@ -78,6 +84,29 @@ fn days_before_the_horizon_go_from_both_layers() -> anyhow::Result<()> {
         assert_eq!(world.answer().await?, kept);
         assert_eq!(world.batch.store.horizon(&view).await?, Some(EventDay(SECOND_DAY)));
 
+        // Of the day that went the first publication has rows, as its row says, and the second will not: nothing of it differs.
+        world.batch.scope = Scope::Full;
+        published(&world.run(&["hourly"], &Quiet, &CancellationToken::new()).await);
+        world.batch.scope = Scope::Dirty;
+        let found = diff(&world.batch.store, &view, 1, 2).await?;
+        assert_eq!(
+            (found.held_from.as_deref(), found.let_go_days),
+            (Some("2013-11-01"), 1),
+            "{found:?}"
+        );
+        assert_eq!((found.same_days, found.equal_days), (0, 1), "{found:?}");
+        assert!(found.days.is_empty() && found.cells.is_empty(), "{found:?}");
+        let site = world.site(server.url(), more)?;
+        let told = highwater(&site, &["batch", "diff", "1", "2", "--view", "hourly"])?
+            .output()
+            .await?;
+        let told = String::from_utf8(told.stdout)?;
+        assert!(
+            told.contains("\n  event days before 2013-11-01 are let go and not compared: 1\n")
+                && told.lines().count() == 2,
+            "{told}"
+        );
+
         // A run after it computes no day before; reconciliation misses none.
         world.archive([80, 80], 1).await?;
         let reports = world.run(&["hourly"], &Quiet, &CancellationToken::new()).await;
@@ -99,9 +128,10 @@ fn days_before_the_horizon_go_from_both_layers() -> anyhow::Result<()> {
 async fn optimize(world: &World, keep_removed: Duration, dry_run: bool) -> anyhow::Result<Optimized> {
     let config = &world.batch.config.archive;
     let mut archive = Archive::open_or_create(config, world.dataset()).await?;
+    let today = Today::ask(&world.batch.store).await;
     let upkeep = Upkeep {
         keep_removed,
-        ..Upkeep::of(config, world.dataset(), dry_run)
+        ..Upkeep::of(config, world.dataset(), &today, dry_run)
     };
     Ok(archive.optimize(&upkeep, &CancellationToken::new()).await?)
 }
@@ -218,6 +248,124 @@ fn days_that_a_dataset_no_longer_keeps_go_from_the_archive_too() -> anyhow::Resu
         let gone = world.run(&["hourly"], &Quiet, &CancellationToken::new()).await;
         assert_eq!(gone[0].result, Outcome::NothingToDo, "{:?}", gone[0]);
         assert_eq!(world.answer().await?, kept);
+        Ok(())
+    })
+}
+
+/// Its exit code, what it said as JSON, and what to the log.
+async fn by_clock(clock: &Clock, site: &Path, arguments: &[&str]) -> anyhow::Result<(Option<i32>, Value, String)> {
+    let arguments = [arguments, &["--output", "json"]].concat();
+    let mut command = highwater(site, &arguments)?;
+    let output = command.envs(clock.environment()).output();
+    let output = tokio::time::timeout(PATIENCE, output).await??;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let told = serde_json::from_slice(&output.stdout);
+    Ok((output.status.code(), told.with_context(|| said.clone())?, said))
+}
+
+/// A machine whose clock is years ahead runs batch runs, collections and the archive's upkeep: no day is let go, and they say why.
+/// Once it is right they go on.
+#[test]
+fn a_clock_that_is_years_ahead_lets_nothing_go() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let more = "keep_removed = \"1h\"\n[batch]\ncut_wait = \"0s\"\ngc_wait = \"0s\"\n";
+        let world = World::new(&server, log(80), more).await?;
+        for number in [0, 1] {
+            world.speed(number, 80, &BTreeSet::new()).await?;
+        }
+        world.archive([40, 40], 1).await?;
+        let site = world.site(server.url(), more)?;
+        // All is kept for another year.
+        let today = i32::try_from(chrono::Utc::now().timestamp().div_euclid(86_400))?;
+        let file = site.join("definitions/flights.toml");
+        let keep = format!("[dataset.flights]\nkeep = \"{}d\"", today - SECOND_DAY + 365);
+        std::fs::write(
+            &file,
+            std::fs::read_to_string(&file)?.replacen("[dataset.flights]", &keep, 1),
+        )?;
+
+        let clock = Clock::new(&site)?;
+        clock.set(3 * 365 * 86_400)?;
+        let apart = "no further event day is let go: this machine's clock says ";
+        let (code, told, said) = by_clock(&clock, &site, &["batch", "run", "--view", "hourly"]).await?;
+        assert_eq!(
+            (code, &of(&told, "hourly")["result"]),
+            (Some(0), &"published".into()),
+            "{said}"
+        );
+        assert!(said.contains(apart), "{said}");
+        let whole = world.answer().await?;
+        assert_eq!(whole, world.truth([80, 80]));
+
+        let gc = ["batch", "gc", "--view", "hourly"];
+        for arguments in [&[&gc[..], &["--dry-run"]].concat()[..], &gc] {
+            let (code, told, said) = by_clock(&clock, &site, arguments).await?;
+            let told = of(&told, "hourly");
+            let doubt = told["doubt"].as_str().unwrap_or_default();
+            assert!(
+                doubt.starts_with(apart) && doubt.ends_with("; set the wrong one right"),
+                "{told} {said}"
+            );
+            assert_eq!((code, &told["horizon"]), (Some(1), &Value::Null), "{told} {said}");
+            assert_eq!((&told["rows"]["batch"], &told["rows"]["speed"]), (&0.into(), &0.into()));
+        }
+        assert_eq!(world.batch.store.horizon(world.view("hourly")).await?, None);
+        assert_eq!(world.answer().await?, whole);
+
+        // A file that an archiver is writing, and has not named yet.
+        let mut written = super::world::files(&world.archive_folder()).into_iter();
+        let one = written.find(|path| path.extension().is_some_and(|end| end == "parquet"));
+        let one = one.context("no file of events")?;
+        let unnamed = one.with_file_name("unnamed.zstd.parquet");
+        std::fs::copy(&one, &unnamed)?;
+        let optimize = ["archive", "optimize"];
+        let (code, told, said) = by_clock(&clock, &site, &optimize).await?;
+        assert_eq!((code, &told[0]["horizon"]), (Some(1), &Value::Null), "{told} {said}");
+        assert!(
+            told[0]["doubt"].as_str().unwrap_or_default().starts_with(apart),
+            "{told}"
+        );
+        assert_eq!(
+            (&told[0]["let_go"]["files"], &told[0]["deleted"]["files"]),
+            (&0.into(), &0.into())
+        );
+        assert!(unnamed.is_file(), "{told}");
+
+        // Without ClickHouse there is nobody to say that the day is right.
+        clock.set(0)?;
+        let two_hours = Duration::from_secs(7_200);
+        std::fs::File::options()
+            .write(true)
+            .open(&unnamed)?
+            .set_modified(std::time::SystemTime::now() - two_hours)?;
+        world.site("http://127.0.0.1:9", more)?;
+        std::fs::write(
+            &file,
+            std::fs::read_to_string(&file)?.replacen("[dataset.flights]", &keep, 1),
+        )?;
+        let (code, told, said) = by_clock(&clock, &site, &optimize).await?;
+        let doubt = told[0]["doubt"].as_str().unwrap_or_default();
+        assert!(
+            doubt.starts_with("no event day is let go before ClickHouse says"),
+            "{told} {said}"
+        );
+        assert_eq!((code, &told[0]["horizon"]), (Some(1), &Value::Null), "{told} {said}");
+        // What was never named, and is old enough, goes all the same.
+        assert!(!unnamed.exists(), "{told}");
+
+        world.site(server.url(), more)?;
+        std::fs::write(
+            &file,
+            std::fs::read_to_string(&file)?.replacen("[dataset.flights]", &keep, 1),
+        )?;
+        let (code, told, said) = by_clock(&clock, &site, &gc).await?;
+        let told = of(&told, "hourly");
+        assert_eq!((code, &told["doubt"]), (Some(0), &Value::Null), "{told} {said}");
+        assert!(told["horizon"].is_string(), "{told}");
+        let (code, told, said) = by_clock(&clock, &site, &optimize).await?;
+        assert_eq!((code, &told[0]["doubt"]), (Some(0), &Value::Null), "{told} {said}");
+        assert!(told[0]["horizon"].is_string(), "{told}");
+        assert_eq!(world.answer().await?, whole);
         Ok(())
     })
 }

@@ -23,13 +23,13 @@ const COMMIT_EVERY: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_millis(50);
 
 /// A wall clock of a process's own, ahead by as many seconds as it is told.
-struct Clock {
+pub(crate) struct Clock {
     library: PathBuf,
     seconds: PathBuf,
 }
 
 impl Clock {
-    fn new(folder: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn new(folder: &Path) -> anyhow::Result<Self> {
         let source = folder.join("skew.c");
         let clock = Self {
             library: folder.join("skew.so"),
@@ -53,7 +53,7 @@ impl Clock {
     }
 
     /// Jumps there. In place: whoever has mapped the file sees it at once.
-    fn set(&self, seconds: i64) -> anyhow::Result<()> {
+    pub(crate) fn set(&self, seconds: i64) -> anyhow::Result<()> {
         use std::os::unix::fs::FileExt as _;
         let file = std::fs::File::options()
             .create(true)
@@ -64,7 +64,7 @@ impl Clock {
         Ok(())
     }
 
-    fn environment(&self) -> [(&'static str, String); 2] {
+    pub(crate) fn environment(&self) -> [(&'static str, String); 2] {
         [
             ("LD_PRELOAD", self.library.display().to_string()),
             ("SKEW_SECONDS", self.seconds.display().to_string()),

@@ -42,7 +42,8 @@ use super::quarantine::TRIES;
 use super::scan::open_whole;
 use super::sums::FileWriter;
 use super::table::{Archive, failed};
-use crate::report::{day_text, today};
+use crate::clock::Today;
+use crate::report::day_text;
 
 /// One entry of the log replaces at most so many bytes, or makes so many files: a stop loses no more work than that.
 const ENTRY_BYTES: u64 = 1 << 30;
@@ -64,17 +65,20 @@ pub struct Upkeep {
     pub keep_removed: Duration,
     /// The first event day that is kept; none where all are.
     pub horizon: Option<EventDay>,
+    /// Whether files that no newer version names are deleted: not by a clock that is wrong.
+    pub deletes: bool,
     /// Only tell what would be done.
     pub dry_run: bool,
 }
 
 impl Upkeep {
     /// As configured, for this dataset today.
-    pub fn of(config: &ArchiveConfig, dataset: &Dataset, dry_run: bool) -> Self {
+    pub fn of(config: &ArchiveConfig, dataset: &Dataset, today: &Today, dry_run: bool) -> Self {
         Self {
             target_file: config.target_file,
             keep_removed: config.keep_removed,
-            horizon: dataset.keep.map(|keep| today().first_kept(keep)),
+            horizon: dataset.keep.and_then(|keep| today.first_kept(keep)),
+            deletes: today.is_believed(),
             dry_run,
         }
     }
@@ -115,6 +119,9 @@ pub struct Optimized {
     pub before: Files,
     /// The first event day that is kept, as in 2013-01-31; none where all are.
     pub horizon: Option<String>,
+    /// Why no further day was let go, or nothing deleted, where which day it is can't be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<String>,
     /// Files of earlier days that were taken out, or would be.
     pub let_go: Files,
     /// Small ones that were replaced, or would be.
@@ -177,7 +184,7 @@ impl Archive {
             }
         }
         self.replace(merged, upkeep, &mut done).await?;
-        if !cancel.is_cancelled() {
+        if upkeep.deletes && !cancel.is_cancelled() {
             done.deleted = self.remove_unnamed(upkeep).await?;
         }
         Ok(done)

@@ -1,9 +1,10 @@
-//! The archive kept tidy on a schedule, beside the archivers: one dataset after the other.
+//! The archive kept tidy, one dataset after the other: by command, or on a schedule beside the archivers.
 
 use std::time::Duration;
 
 use chrono::Utc;
 use shared_connections::sentence;
+use shared_connections::store::Store;
 use shared_schemas::config::Config;
 use shared_schemas::dataset::Dataset;
 use tokio_util::sync::CancellationToken;
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::ArchiveError;
 use super::optimize::{Optimized, Upkeep};
 use super::table::Archive;
+use crate::clock::Today;
 
 /// The clock may be set, or the machine sleep: how often it is looked at while a start is waited for.
 const LOOKS: Duration = Duration::from_secs(10);
@@ -33,7 +35,7 @@ pub(super) async fn keep_tidy(config: Config, datasets: Vec<Dataset>, cancel: Ca
             if cancel.is_cancelled() {
                 return;
             }
-            match tidy(&config, dataset, &cancel).await {
+            match tidy(&config, dataset, false, &cancel).await {
                 Ok(done) => tell(&done),
                 Err(error) => {
                     let said = sentence(&error);
@@ -45,14 +47,36 @@ pub(super) async fn keep_tidy(config: Config, datasets: Vec<Dataset>, cancel: Ca
     cancel.cancelled().await;
 }
 
-async fn tidy(config: &Config, dataset: &Dataset, cancel: &CancellationToken) -> Result<Optimized, ArchiveError> {
+/// Optimizes a dataset's archive, if there is one, as configured. It does without ClickHouse, which only says what time it is: then
+/// no day is let go.
+///
+/// # Errors
+/// Those of [`Archive::optimize`].
+pub async fn tidy(
+    config: &Config,
+    dataset: &Dataset,
+    dry_run: bool,
+    cancel: &CancellationToken,
+) -> Result<Optimized, ArchiveError> {
     let Some(mut archive) = Archive::open(&config.archive, dataset).await? else {
-        return Ok(Optimized::default());
+        return Ok(Optimized {
+            dataset: dataset.name.clone(),
+            ..Optimized::default()
+        });
     };
-    Box::pin(archive.optimize(&Upkeep::of(&config.archive, dataset, false), cancel)).await
+    let today = Today::ask(&Store::new(&config.clickhouse)).await;
+    let upkeep = Upkeep::of(&config.archive, dataset, &today, dry_run);
+    let mut done = Box::pin(archive.optimize(&upkeep, cancel)).await?;
+    if dataset.keep.is_some() || !upkeep.deletes {
+        done.doubt = today.doubt();
+    }
+    Ok(done)
 }
 
 fn tell(done: &Optimized) {
+    if let Some(doubt) = &done.doubt {
+        tracing::warn!(dataset = done.dataset, "{doubt}");
+    }
     for damaged in &done.damaged {
         tracing::error!(dataset = done.dataset, "{damaged}");
     }

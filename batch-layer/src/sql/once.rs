@@ -3,7 +3,10 @@
 //! What a repeat is, and how repeats are found, is the batch run's own code: the ids are read first, then the events, without those
 //! at the offsets that were found. Both readings are of the same files, and of the same rows where a condition leaves some out.
 //!
-//! The plan shows no children: both are optimized already, and what is above must not reach into one of them alone.
+//! The plan shows no children: both are optimized already, and what is above must not reach into one of them alone. So it resets
+//! them itself where it is executed again, as each round of a recursive query does: a plan inside may be good for one reading.
+//! What repeats there are is found once for all rounds, since the version of the archive is pinned; a search that failed is
+//! begun anew.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +18,7 @@ use datafusion::common::{DataFusionError, Result};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr};
-use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, reset_plan_states};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, ReplaceChildrenOptions,
@@ -108,6 +111,8 @@ async fn find(
         Some(spill) => spill,
         None => Arc::new(Spill::new(None)?),
     };
+    // Another lane may have tried before, and failed.
+    let ids = &reset_plan_states(Arc::clone(ids))?;
     let threads = ids.output_partitioning().partition_count();
     let sightings = Sightings::new(Rule::AllButOne, counted.partitions(), threads, kept.size(), spill);
     let sightings = see(ids, context, dataset, counted, sightings, |_| ()).await?;
@@ -158,6 +163,19 @@ impl ExecutionPlan for Once {
 
     fn with_new_children(self: Arc<Self>, _: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
         Ok(self)
+    }
+
+    fn reset_state(self: Arc<Self>) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(Arc::new(Self {
+            dataset: Arc::clone(&self.dataset),
+            // Reset by each search.
+            ids: Arc::clone(&self.ids),
+            events: reset_plan_states(Arc::clone(&self.events))?,
+            columns: self.columns.clone(),
+            counted: Arc::clone(&self.counted),
+            found: Arc::clone(&self.found),
+            properties: Arc::clone(&self.properties),
+        }))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

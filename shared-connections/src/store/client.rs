@@ -106,6 +106,16 @@ impl Store {
         self.within(PROBE, doing, asked).await.map(|_| ())
     }
 
+    /// What its clock says, in milliseconds since 1970.
+    ///
+    /// # Errors
+    /// It does not answer within seconds, or not with a plain answer.
+    pub async fn clock(&self) -> Result<i64, StoreError> {
+        let asked = self.client.query("SELECT toUnixTimestamp64Milli(now64(3))");
+        self.within(PROBE, "tell what time it is", asked.fetch_one::<i64>())
+            .await
+    }
+
     /// Makes the database, the control tables and those of the views, where they are not there yet. Control tables of an
     /// earlier build get the columns that they lack. What the definitions say is kept.
     ///

@@ -1,13 +1,13 @@
 //! What the fingerprints of views mean, and who answers for one that has no publication yet.
 //!
 //! Definitions are written wherever tables are made, so a view that is changed has left behind what its old fingerprint means.
-//! What cannot be read, since a later build wrote it or it fits its fingerprint no longer, is as if it were not there.
+//! What cannot be read, since a later build wrote it, or an earlier one computed otherwise, is as if it were not there; it is told.
 
 use std::collections::BTreeMap;
 
 use clickhouse::Row;
 use serde::{Deserialize, Serialize};
-use shared_schemas::definitions::{Definitions, KeptDefinition, KeptView};
+use shared_schemas::definitions::{Definitions, KeptDefinition, KeptView, Unreadable};
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{Answering, ChunkSize, Mark, OffsetSet, answering};
 use shared_schemas::store::tables::{DEFINITIONS, PUBLICATIONS};
@@ -26,6 +26,7 @@ struct DefinitionRow {
     form: u32,
     rules: String,
     definition: String,
+    plan: u32,
 }
 
 #[derive(Debug, Row, Deserialize)]
@@ -43,6 +44,7 @@ impl DefinitionRow {
             form: kept.form,
             rules: kept.rules.to_string(),
             definition: kept.text,
+            plan: kept.plan,
         }
     }
 
@@ -53,6 +55,7 @@ impl DefinitionRow {
             view: self.view,
             form: self.form,
             rules: Fingerprint::read(&self.rules)?,
+            plan: self.plan,
             text: self.definition,
         })
     }
@@ -79,12 +82,29 @@ impl Known {
                 Answering::ItselfUnpublished => return Answering::ItselfUnpublished,
                 // What cannot be read is as if it were not there.
                 Answering::Another(other) => {
-                    if let Some(kept) = of_name.remove(&other).and_then(KeptDefinition::read) {
+                    if let Some(kept) = of_name.remove(&other).and_then(|kept| kept.read().ok()) {
                         return Answering::Another(Box::new(kept));
                     }
                 }
             }
         }
+    }
+
+    /// What was published of views that are building, and can't answer for them: the fingerprint, the view, and why.
+    pub fn unanswerable(&self, definitions: &Definitions) -> Vec<(Fingerprint, String, Unreadable)> {
+        let building = definitions
+            .views
+            .iter()
+            .filter(|view| !self.published.contains_key(&view.fingerprint));
+        let of_view = |view: &View| {
+            let of_name = self.kept.iter().filter(|kept| {
+                let is_it = kept.dataset == view.dataset && kept.view == view.name;
+                is_it && self.published.contains_key(&kept.fingerprint)
+            });
+            let why = of_name.filter_map(|kept| Some((kept.fingerprint, kept.view.clone(), kept.read().err()?)));
+            why.collect::<Vec<_>>()
+        };
+        building.flat_map(of_view).collect()
     }
 
     /// The fingerprints that answer for others, and for which views.
@@ -155,7 +175,24 @@ impl Store {
         let there = self.kept("1", &[]).await?;
         keep.retain(|kept| !there.contains(kept));
         let rows: Vec<_> = keep.into_iter().map(DefinitionRow::of).collect();
-        self.record(DEFINITIONS, &rows).await
+        self.record(DEFINITIONS, &rows).await?;
+        if there.iter().any(|kept| kept.read().is_err()) {
+            self.tell_unanswerable(definitions).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes to the log which views were answered before, by rows that this build can't read.
+    async fn tell_unanswerable(&self, definitions: &Definitions) -> Result<(), StoreError> {
+        for (fingerprint, view, why) in self.known().await?.unanswerable(definitions) {
+            tracing::warn!(
+                view,
+                %fingerprint,
+                "what was published of the view before can't answer for it, and it has no publication yet: {why}; \
+                 `highwater batch run --view {view}` computes it anew"
+            );
+        }
+        Ok(())
     }
 
     /// What is known of all fingerprints.
@@ -202,7 +239,7 @@ impl Store {
         parameters: &[(&'static str, String)],
     ) -> Result<Vec<KeptDefinition>, StoreError> {
         let sql = format!(
-            "SELECT fingerprint, dataset, view, form, rules, definition FROM {} FINAL WHERE {condition}",
+            "SELECT fingerprint, dataset, view, form, rules, definition, plan FROM {} FINAL WHERE {condition}",
             self.table(DEFINITIONS)
         );
         let rows = self
@@ -249,6 +286,12 @@ mod tests {
         let mut later = known.clone();
         later.kept[1].form += 1;
         assert_eq!(who(&later), Some(fingerprint(&first)));
+        let told = vec![(fingerprint(&second), "hourly".to_owned(), Unreadable::Form)];
+        assert_eq!(
+            (known.unanswerable(&third), later.unanswerable(&third)),
+            (Vec::new(), told)
+        );
+        assert!(later.unanswerable(&first).is_empty(), "it is published itself");
         later.kept[0].text.clear();
         assert_eq!(who(&later), None);
         let mut of_another_dataset = known;

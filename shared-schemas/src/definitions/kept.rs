@@ -3,11 +3,15 @@
 //! A view's rows outlive its definition: it is changed, and what was published by the old one answers until there is a
 //! publication of the new one. What is kept is what the author wrote, so it is read by what reads files. A key is
 //! nowhere in it, only the name of its variable; in place of the keys stands the hash of the rules, which has been made with them.
-//! So what is read is compared with the fingerprint that it was kept under, and is nothing where it does not fit: kept by a
-//! later build, or read by one that computes otherwise.
+//! So what is read is compared with the fingerprint that it was kept under, and is nothing where it does not fit.
+//!
+//! A build that computes otherwise makes another fingerprint of the same definition. So the plan version is kept too: what an earlier
+//! build published goes on answering under the fingerprint that it made, as long as this one can read its rows.
+
+use std::ops::RangeInclusive;
 
 use super::Definitions;
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::{Fingerprint, OLDEST_PLAN_ANSWERED, PLAN_VERSION};
 use crate::view::View;
 
 /// How kept definitions are written. Raised when a build of before could not read one, or would read it otherwise.
@@ -26,6 +30,8 @@ pub struct KeptDefinition {
     pub form: u32,
     /// The fingerprint of those rules of the dataset that the view can see.
     pub rules: Fingerprint,
+    /// The plan version that the fingerprint was made with.
+    pub plan: u32,
     /// The dataset and the view, as TOML.
     pub text: String,
 }
@@ -37,6 +43,38 @@ pub struct KeptView {
     pub view: View,
     /// Whether its dataset says which events are repeats.
     pub has_event_id: bool,
+    /// By which plan version it was computed.
+    pub plan: u32,
+}
+
+/// Why a definition that is kept is nothing to this build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// It is written in another form.
+    #[error("its definition was kept by a later version of Highwater")]
+    Form,
+    /// Rows of its plan version are not understood.
+    #[error(
+        "it was computed by plan version {plan}, and this version of Highwater reads {}",
+        versions(readable)
+    )]
+    Plan {
+        /// Its plan version.
+        plan: u32,
+        /// Those that are.
+        readable: (u32, u32),
+    },
+    /// The text means something else than its fingerprint.
+    #[error("its definition as it is kept does not fit its fingerprint")]
+    Unfit,
+}
+
+fn versions((oldest, newest): &(u32, u32)) -> String {
+    if oldest == newest {
+        format!("version {newest}")
+    } else {
+        format!("versions {oldest} to {newest}")
+    }
 }
 
 impl Definitions {
@@ -51,6 +89,7 @@ impl Definitions {
                 view: view.name.clone(),
                 form: KEPT_FORM,
                 rules: Fingerprint::of_event_rules(dataset),
+                plan: PLAN_VERSION,
                 text: format!("{}\n{}", datasets.get(&view.dataset)?, views.get(&view.name)?),
             })
         };
@@ -59,20 +98,37 @@ impl Definitions {
 }
 
 impl KeptDefinition {
-    /// The view; `None` where this build does not read it as the one that it was kept as.
-    pub fn read(&self) -> Option<KeptView> {
+    /// The view.
+    ///
+    /// # Errors
+    /// Why this build does not read it as the one that it was kept as.
+    pub fn read(&self) -> Result<KeptView, Unreadable> {
+        self.read_by(OLDEST_PLAN_ANSWERED..=PLAN_VERSION)
+    }
+
+    fn read_by(&self, plans: RangeInclusive<u32>) -> Result<KeptView, Unreadable> {
         if self.form != KEPT_FORM {
-            return None;
+            return Err(Unreadable::Form);
         }
+        if !plans.contains(&self.plan) {
+            let (plan, readable) = (self.plan, plans.into_inner());
+            return Err(Unreadable::Plan { plan, readable });
+        }
+        self.fitting().ok_or(Unreadable::Unfit)
+    }
+
+    fn fitting(&self) -> Option<KeptView> {
         let read = Definitions::parse([("definition", self.text.as_str())]).ok()?;
         let dataset = read.dataset(&self.dataset)?;
         let view = read.view(&self.view).filter(|view| view.dataset == self.dataset)?;
-        (Fingerprint::of_view_by(view, self.rules) == self.fingerprint).then(|| KeptView {
+        let fingerprint = Fingerprint::of_view_by(view, self.rules, self.plan);
+        (fingerprint == self.fingerprint).then(|| KeptView {
             view: View {
-                fingerprint: self.fingerprint,
+                fingerprint,
                 ..view.clone()
             },
             has_event_id: !dataset.event_id.is_empty(),
+            plan: self.plan,
         })
     }
 }
@@ -149,7 +205,7 @@ origins = "distinct(origin)"
         let kept = definitions.to_keep();
         assert!(kept.len() > 1 && kept.len() == definitions.views.len());
         for kept in kept {
-            assert!(kept.read().is_some(), "{}", kept.text);
+            assert!(kept.read().is_ok(), "{}", kept.text);
         }
     }
 
@@ -157,7 +213,7 @@ origins = "distinct(origin)"
     fn what_does_not_fit_its_fingerprint_is_nothing() {
         let definitions = with_key(TEXT);
         let kept = definitions.to_keep().remove(0);
-        assert!(kept.read().is_some());
+        assert!(kept.read().is_ok());
         let later = KeptDefinition {
             form: KEPT_FORM + 1,
             ..kept.clone()
@@ -176,7 +232,38 @@ origins = "distinct(origin)"
             ..kept.clone()
         });
         for wrong in [later, other_rules, other_name].iter().chain(&other_texts) {
-            assert!(wrong.read().is_none(), "{wrong:?}");
+            assert!(wrong.read().is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn what_an_earlier_plan_computed_is_read_as_long_as_its_rows_are() {
+        let definitions = with_key(TEXT);
+        let now = definitions.to_keep().remove(0);
+        // As a build before would have kept it, under the fingerprint that it made.
+        let plan = PLAN_VERSION - 1;
+        let rules = Fingerprint::of_event_rules(&definitions.datasets[0]);
+        let before = KeptDefinition {
+            fingerprint: Fingerprint::of_view_by(&definitions.views[0], rules, plan),
+            plan,
+            ..now.clone()
+        };
+        assert_ne!(before.fingerprint, now.fingerprint);
+        let read = before.read_by(plan..=PLAN_VERSION).unwrap();
+        assert_eq!((read.view.fingerprint, read.plan), (before.fingerprint, plan));
+        let why = before.read_by(PLAN_VERSION..=PLAN_VERSION).unwrap_err();
+        assert_eq!(
+            why.to_string(),
+            format!(
+                "it was computed by plan version {plan}, and this version of Highwater reads version {PLAN_VERSION}"
+            )
+        );
+        let later = KeptDefinition {
+            plan: PLAN_VERSION + 1,
+            ..now.clone()
+        };
+        assert!(matches!(later.read(), Err(Unreadable::Plan { .. })));
+        let other = KeptDefinition { plan, ..now };
+        assert_eq!(other.read_by(plan..=PLAN_VERSION).unwrap_err(), Unreadable::Unfit);
     }
 }

@@ -12,10 +12,19 @@ use crate::dataset::PARTITION_COLUMN;
 use crate::handoff::{EventDay, Mark, Partition, RunId};
 use crate::measure::Held;
 use crate::plan::{CellKey, FAILED_COLUMN, START_COLUMN, WINDOW_COLUMN, key_fields};
-use crate::view::{StateColumn, View};
+use crate::view::{StateColumn, ValueType, View};
 
 /// A day and the run that holds it.
 pub type DaysOfRuns = BTreeMap<EventDay, RunId>;
+
+/// One thread, since states of `quantilesDD` made the engine stand still on several, in Arrow. Few rows in a block, since states may be
+/// as large as 512 KiB in digits. In the table's order, which is also what is done by itself.
+const PIECE_BY_PIECE: [(&str, &str); 4] = [
+    ("output_format_json_named_tuples_as_objects", "0"),
+    ("max_threads", "1"),
+    ("max_block_size", "512"),
+    ("optimize_read_in_order", "1"),
+];
 
 /// The columns of a view's cells that add up, in the rows of both layers: how often expressions failed, counts, and sums.
 pub fn additive(view: &View) -> Vec<String> {
@@ -94,77 +103,52 @@ pub fn speed_totals(
     }
 }
 
-/// The statement that gives the cells whose rows are not the same bytes, in the order of their keys: the values of the key as a list of
-/// texts, how many rows either side has, and then each state's text on either side, in the order of [`View::states`]. States of
-/// ClickHouse's functions come as hexadecimal digits; the bytes of two may differ and mean the same, so of a view that has
-/// any all cells come, and of others the first so many. Ask for `JSONCompactEachRow`.
-pub fn different_cells(database: &str, view: &View, sides: [&DaysOfRuns; 2], limit: usize) -> Statement {
-    let limit = if view.states().any(|column| column.state.is_serialized()) {
-        String::new()
-    } else {
-        format!(" LIMIT {limit}")
-    };
+/// The statement that gives the cells of a day as that run left them, in the order of their keys: the values of the key as a list of
+/// texts, the same as a list that sorts as the cells do (numbers, texts and nulls, which come last), and then each state's text, in
+/// the order of [`View::states`]; states of ClickHouse's functions as hexadecimal digits. Ask for `JSONCompactEachRow`.
+///
+/// Rows of a run and day lie in the table in that order. So the server reads on as its answer is read, and neither holds nor
+/// sorts a day, however large.
+pub fn cells_of_day(database: &str, view: &View, day: EventDay, run: RunId) -> Statement {
     let mut parameters = Parameters::default();
-    let keys: Vec<_> = key_fields(view, CellKey::Cell)
-        .iter()
-        .map(|field| identifier(field.name()))
-        .collect();
-    let states: Vec<_> = view
-        .states()
-        .map(|column| {
-            let name = identifier(&column.name);
-            if column.state.is_serialized() {
-                format!("hex({name})")
-            } else {
-                format!("ifNull(toString({name}), 'null')")
-            }
-        })
-        .collect();
-    let texts: Vec<_> = states
-        .iter()
-        .enumerate()
-        .map(|(at, state)| format!("{state} AS _s{at}"))
-        .collect();
-    let key_texts: Vec<_> = keys
+    let fields = key_fields(view, CellKey::Cell);
+    let keys: Vec<_> = fields.iter().map(|field| identifier(field.name())).collect();
+    let texts: Vec<_> = keys
         .iter()
         .map(|key| format!("ifNull(toString({key}), 'null')"))
         .collect();
-    let mut parts = Vec::new();
-    for (side, days) in (1..).zip(sides) {
-        parts.push(format!(
-            "SELECT {}, [{}] AS _k, {side} AS _side{} FROM {} FINAL WHERE {}",
-            keys.join(", "),
-            key_texts.join(", "),
-            texts.iter().map(|text| format!(", {text}")).collect::<String>(),
-            table(database, &batch_table_name(view)),
-            of_runs(days.iter(), &mut parameters),
-        ));
-    }
-    let of_sides =
-        (0..states.len()).map(|at| format!("anyIf(_s{at}, _side = 1) AS _a{at}, anyIf(_s{at}, _side = 2) AS _b{at}"));
-    let columns: Vec<_> = [
-        "any(_k) AS _key",
-        "countIf(_side = 1) AS _na",
-        "countIf(_side = 2) AS _nb",
-    ]
-    .map(str::to_owned)
-    .into_iter()
-    .chain(of_sides)
-    .collect();
-    let differ =
-        std::iter::once("_na != _nb".to_owned()).chain((0..states.len()).map(|at| format!("_a{at} != _b{at}")));
+    let order: Vec<_> = fields
+        .iter()
+        .zip(&keys)
+        .map(|(field, key)| match ValueType::of_arrow(field.data_type()) {
+            Some(ValueType::Timestamp) => format!("toUnixTimestamp64Micro({key})"),
+            Some(ValueType::Date) => format!("toInt32({key})"),
+            Some(ValueType::Bool) => format!("toInt8({key})"),
+            _ => key.clone(),
+        })
+        .collect();
+    let states = view.states().map(|column| {
+        let name = identifier(&column.name);
+        if column.state.is_serialized() {
+            format!(", hex({name})")
+        } else {
+            format!(", ifNull(toString({name}), 'null')")
+        }
+    });
+    let (day, run) = (parameters.add("Int32", &day.0), parameters.add("UInt128", &run.0));
     Statement {
         sql: format!(
-            "SELECT {} FROM (\n  {}\n) GROUP BY {} HAVING {} ORDER BY {}{limit}",
-            columns.join(", "),
-            parts.join("\n  UNION ALL\n  "),
-            keys.join(", "),
-            differ.collect::<Vec<_>>().join(" OR "),
+            "SELECT [{}], tuple({}){} FROM {} FINAL WHERE {} = toDate32({day}) AND {} = {run} ORDER BY {}",
+            texts.join(", "),
+            order.join(", "),
+            states.collect::<String>(),
+            table(database, &batch_table_name(view)),
+            identifier(DAY_COLUMN),
+            identifier(RUN_COLUMN),
             keys.join(", "),
         ),
         parameters: parameters.0,
-        // States of `quantilesDD` made the engine stand still on several threads, in Arrow; this statement's format was not tried.
-        settings: in_lines().into_iter().chain([("max_threads", "1")]).collect(),
+        settings: in_lines().into_iter().chain(PIECE_BY_PIECE).collect(),
     }
 }
 

@@ -270,8 +270,9 @@ pub fn control_tables() -> Vec<Table> {
         // are no part of a fingerprint, so one may have several.
         control(
             DEFINITIONS,
+            // Builds that kept no plan version had the first.
             "fingerprint String, dataset String, view String, form UInt32, rules String, definition String, \
-             known DateTime64(3, 'UTC') DEFAULT now64(3)",
+             plan UInt32 DEFAULT 1, known DateTime64(3, 'UTC') DEFAULT now64(3)",
             "known",
             &["fingerprint", "dataset", "view"],
         ),

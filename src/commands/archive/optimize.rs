@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use highwater_batch::archive::{Archive, Files, Optimized, Upkeep};
+use highwater_batch::archive::{Files, Optimized, tidy};
 use shared_schemas::config::Config;
 use shared_schemas::dataset::Dataset;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,7 @@ use crate::signals::Signals;
 /// Event days go before that which the dataset no longer keeps (`keep` in its definition). All other
 /// rows stay as they are; archivers and batch runs go on beside it. Files of days that went, files that were replaced, and those of commits that
 /// never came to be, are deleted after `archive.keep_removed`. A file that can't be read is named and stays; then it exits
-/// 1. The archiver does this by itself, whenever `archive.optimize` says so.
+/// 1, and so it does where days are to go and this machine's clock and ClickHouse's don't agree on which day it is. The archiver does this by itself, whenever `archive.optimize` says so.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     highwater archive optimize --dry-run\n  \
@@ -64,18 +64,10 @@ impl Optimize {
     ) -> anyhow::Result<ExitCode> {
         let mut all = Vec::new();
         for dataset in datasets {
-            let upkeep = Upkeep::of(&config.archive, dataset, self.dry_run);
-            let archive = Archive::open(&config.archive, dataset).await?;
-            all.push(match archive {
-                Some(mut archive) => archive.optimize(&upkeep, cancel).await?,
-                None => Optimized {
-                    dataset: dataset.name.clone(),
-                    ..Optimized::default()
-                },
-            });
+            all.push(tidy(config, dataset, self.dry_run, cancel).await?);
         }
         self.output.print_text(&all, |all| text(all))?;
-        let is_whole = all.iter().all(|one| one.damaged.is_empty());
+        let is_whole = all.iter().all(|one| one.damaged.is_empty() && one.doubt.is_none());
         Ok(if is_whole && !cancel.is_cancelled() {
             ExitCode::SUCCESS
         } else {
@@ -96,8 +88,8 @@ fn text(all: &[Optimized]) -> String {
         if let Some(horizon) = &one.horizon {
             text.push_str(&format!("{}: events before {horizon} are not kept\n", one.dataset));
         }
-        for damaged in &one.damaged {
-            text.push_str(&format!("{}: {damaged}\n", one.dataset));
+        for said in one.doubt.iter().chain(&one.damaged) {
+            text.push_str(&format!("{}: {said}\n", one.dataset));
         }
     }
     text

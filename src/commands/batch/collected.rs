@@ -35,8 +35,8 @@ pub(super) fn table(collected: &[Collected]) -> Vec<Vec<String>> {
         ]);
     }
     for report in collected {
-        let error = report.error.as_ref();
-        rows.extend(error.map(|error| vec![report.view.clone(), error.clone()]));
+        let said = report.doubt.iter().chain(&report.error);
+        rows.extend(said.map(|said| vec![report.view.clone(), said.clone()]));
     }
     rows
 }

@@ -275,6 +275,8 @@ pub(super) fn differences(found: &Differences) -> String {
         view,
         from,
         to,
+        held_from,
+        let_go_days,
         same_days,
         equal_days,
         days,
@@ -284,6 +286,11 @@ pub(super) fn differences(found: &Differences) -> String {
         "{view}: publications {from} and {to} share {same_days} event days; {equal_days} more have equal totals, {} differ\n",
         days.len()
     );
+    if let Some(held_from) = held_from.as_ref().filter(|_| *let_go_days > 0) {
+        text.push_str(&format!(
+            "  event days before {held_from} are let go and not compared: {let_go_days}\n"
+        ));
+    }
     let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
     for day in days {
         for column in &day.columns {

@@ -17,6 +17,7 @@ fn upkeep(horizon: Option<i32>, dry_run: bool) -> Upkeep {
         target_file: 1 << 20,
         keep_removed: Duration::from_secs(3600),
         horizon: horizon.map(|day| EventDay(BEFORE + day)),
+        deletes: true,
         dry_run,
     }
 }

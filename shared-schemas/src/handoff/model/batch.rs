@@ -28,7 +28,7 @@ pub(super) enum Run {
     /// `settled` once its cut was asked for long enough ago, however slow the workers were.
     Computed {
         publication: Publication,
-        fallback: Option<Mark>,
+        fallback: Option<Fallback>,
         settled: bool,
     },
     /// Its publication is on its way.
@@ -39,6 +39,13 @@ pub(super) enum Run {
     Unsure {
         publication: Publication,
     },
+}
+
+/// Where a run goes that waited for its cut in vain, and what it was made on: that may be forgotten meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Fallback {
+    mark: Mark,
+    parent: Option<Publication>,
 }
 
 impl Run {
@@ -295,9 +302,10 @@ impl Protocol {
         if self.breaks(Rule::CleanDaysOfParent) {
             publication.days.retain(|day, _| dirty.contains(day));
         }
+        let parent = parent.cloned();
         world.runs[run] = Run::Computed {
             publication,
-            fallback,
+            fallback: fallback.map(|mark| Fallback { mark, parent }),
             settled: false,
         };
     }
@@ -453,14 +461,11 @@ impl Protocol {
         }
         self.withdraw(world, &publication);
         world.runs[run] = Run::Idle;
-        let parent = world
-            .store
-            .publications
-            .iter()
-            .find(|other| Some(other.key()) == publication.parent)
-            .cloned();
+        let Some(Fallback { mark, parent }) = fallback else {
+            return;
+        };
         let before = parent.as_ref().map(|parent| parent.mark(PARTITION)).unwrap_or_default();
-        if let Some(mark) = fallback.filter(|mark| *mark > before) {
+        if mark > before {
             let id = if self.breaks(Rule::FreshRunId) {
                 publication.run
             } else {
@@ -497,6 +502,15 @@ impl Protocol {
         let store = &mut world.store;
         if raised {
             store.progress.forget_below(store.floor.mark(PARTITION));
+            // Last of a collection, and so before the runs of the next one go: here in one. None is listed for people, so
+            // whatever may be forgotten is.
+            let forgotten = if self.breaks(Rule::KeepParentsOfFloor) {
+                let below = store.publications.iter().filter(|one| one.number < store.floor.number);
+                below.map(Publication::key).collect()
+            } else {
+                store.floor.forgettable(0, &store.publications)
+            };
+            store.publications.retain(|one| !forgotten.contains(&one.key()));
             return;
         }
         let runs = store.parents.iter().map(|(run, parent)| (*run, *parent));

@@ -1,5 +1,9 @@
 //! What must hold in every answer at every moment, and what must be whole once faults end.
 
+use std::collections::HashSet;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::{Arc, Mutex, PoisonError};
+
 use super::batch::{Collector, Run};
 use super::rules::Rule;
 use super::world::{Action, Budget, Content, PARTITION, Protocol, Sender, World};
@@ -38,6 +42,29 @@ impl Reader {
 
     pub(super) fn is_outlived(&self) -> bool {
         matches!(self, Self::Checked { outlived: true, .. })
+    }
+}
+
+/// What was found to become whole, by hash. Many ways lead to the same rest: each is gone to its end once, which takes longer by far
+/// than a step.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Seen {
+    hashes: RandomState,
+    whole: Arc<Mutex<HashSet<u64>>>,
+}
+
+impl Seen {
+    fn or_sees(&self, of: &impl Hash, sees: impl FnOnce() -> bool) -> bool {
+        let key = self.hashes.hash_one(of);
+        let seen = || self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen().contains(&key) {
+            return true;
+        }
+        let whole = sees();
+        if whole {
+            seen().insert(key);
+        }
+        whole
     }
 }
 
@@ -214,31 +241,50 @@ impl Protocol {
         if world.violated.is_some() {
             return true;
         }
-        let rested = self.rested(world, true);
-        let (with, without) = (
-            self.settled(rested.clone(), true),
-            self.settled(self.rested(world, false), false),
-        );
-        let right = [&rested, &with, &without]
-            .into_iter()
-            .all(|world| world.violated.is_none());
-        let whole = self.workers == 0 || (self.is_whole(&rested) && self.is_whole(&with));
-        right && whole && self.is_caught_up(&with) && self.is_caught_up(&without)
+        // What is on its way arrives first, whoever lives on: states that differ in that alone are one from here on.
+        let mut ended = self.ended(world, true);
+        self.deliver(&mut ended);
+        self.seen.or_sees(&ended, || {
+            let alone = self.ended(&ended, false);
+            self.ends_whole(&self.at_rest(ended.clone(), true), true)
+                && self.ends_whole(&self.at_rest(alone, false), false)
+        })
     }
 
-    /// The world after faults ended, with a worker that lives on, or without, before any run goes on.
-    pub(super) fn rested(&self, world: &World, speed: bool) -> World {
+    /// Whether a rested world is right and whole, and will be after its runs came to an end, and one more.
+    fn ends_whole(&self, rested: &World, speed: bool) -> bool {
+        let whole = |world: &World| !speed || self.workers == 0 || self.is_whole(world);
+        self.seen.or_sees(&(rested, speed), || {
+            let settled = self.settled(rested.clone(), speed);
+            let right = rested.violated.is_none() && settled.violated.is_none();
+            right && whole(rested) && whole(&settled) && self.is_caught_up(&settled)
+        })
+    }
+
+    /// The world once faults end, with a worker that lives on, or without.
+    fn ended(&self, world: &World, speed: bool) -> World {
         let mut world = world.clone();
         world.left = Budget::default();
         world.reader = Reader::Idle;
+        world.collector = Collector::Idle;
         let living = usize::from(speed).min(world.workers.len());
         for worker in living..world.workers.len() {
             world.workers[worker] = super::speed::Worker::default();
             world.abandon(Sender::Worker(worker));
         }
-        self.settle(&mut world, speed);
-        self.observe(&mut world);
+        world.flights.sort();
         world
+    }
+
+    fn at_rest(&self, mut ended: World, speed: bool) -> World {
+        self.settle(&mut ended, speed);
+        self.observe(&mut ended);
+        ended
+    }
+
+    /// The world after faults ended, with a worker that lives on, or without, before any run goes on.
+    pub(super) fn rested(&self, world: &World, speed: bool) -> World {
+        self.at_rest(self.ended(world, speed), speed)
     }
 
     /// A rested world after its runs came to an end, and one more.
@@ -290,9 +336,7 @@ impl Protocol {
         world.collector = Collector::Idle;
         for _ in 0..400 {
             let before = world.clone();
-            while !world.flights.is_empty() {
-                self.act(world, &Action::Deliver(0));
-            }
+            self.deliver(world);
             if speed && !world.workers.is_empty() {
                 self.work(world);
             }
@@ -302,6 +346,13 @@ impl Protocol {
             if *world == before {
                 return;
             }
+        }
+    }
+
+    /// All that is on its way arrives.
+    fn deliver(&self, world: &mut World) {
+        while !world.flights.is_empty() {
+            self.act(world, &Action::Deliver(0));
         }
     }
 

@@ -65,10 +65,12 @@ pub(super) enum Rule {
     WaitAfterFloor,
     /// Runs that the floor's parent holds are kept.
     KeepRunsOfParent,
+    /// The floor's parents are not forgotten: they say which runs are kept.
+    KeepParentsOfFloor,
 }
 
 /// All of them.
-pub(super) const RULES: [Rule; 29] = [
+pub(super) const RULES: [Rule; 30] = [
     Rule::WholeCells,
     Rule::HighestVersionWins,
     Rule::ReadFromTheStart,
@@ -98,4 +100,5 @@ pub(super) const RULES: [Rule; 29] = [
     Rule::BatchDropsRepeats,
     Rule::WaitAfterFloor,
     Rule::KeepRunsOfParent,
+    Rule::KeepParentsOfFloor,
 ];

@@ -4,6 +4,7 @@
 
 use stateright::{Checker, Model};
 
+use super::laws::Seen;
 use super::rules::{RULES, Rule};
 use super::world::{Action, Budget, Protocol, Record, World};
 use crate::handoff::{ChunkSize, EventDay, Offset, RunId};
@@ -40,6 +41,7 @@ fn protocol(chunk: u64, text: &str, workers: usize, runs: usize, budget: Budget)
         runs,
         budget,
         broken: None,
+        seen: Seen::default(),
     }
 }
 
@@ -51,6 +53,8 @@ fn exhaust(name: &str, protocol: &Protocol) -> Option<String> {
     println!("{name}: {unique} states, {depth} steps deep, {:?}", started.elapsed());
     let discovered = checker.discoveries();
     let (whole, may_cut) = (protocol.workers > 0, protocol.budget.pins > 0);
+    // Two stay restorable, and the floor's parent stays: the fourth is the first that lets one go.
+    let forgets = protocol.budget.pins > 3 && protocol.budget.collections > 0;
     let law = ["every answer is right", "it becomes whole once faults end"]
         .into_iter()
         .find(|law| discovered.contains_key(law));
@@ -62,6 +66,10 @@ fn exhaust(name: &str, protocol: &Protocol) -> Option<String> {
         assert!(
             discovered.contains_key("a cut is a mark") || !may_cut,
             "{name}: no cut is ever a mark"
+        );
+        assert!(
+            discovered.contains_key("a publication is forgotten") || !forgets,
+            "{name}: no publication is ever forgotten"
         );
         return None;
     };
@@ -123,6 +131,21 @@ fn bounded() -> Vec<(&'static str, Protocol)> {
                 1,
                 Budget {
                     pins: 3,
+                    rollbacks: 1,
+                    collections: 1,
+                    ..NOTHING
+                },
+            ),
+        ),
+        (
+            "publications that are forgotten",
+            protocol(
+                2,
+                "ab",
+                0,
+                1,
+                Budget {
+                    pins: 4,
                     rollbacks: 1,
                     collections: 1,
                     ..NOTHING
@@ -415,7 +438,9 @@ fn every_rule_is_needed() {
                     },
                 )),
             ),
-            Rule::KeepRunsOfParent => late_at_the_floor(&broken(protocol(2, "ab", 0, 2, LATE_AT_THE_FLOOR))),
+            Rule::KeepRunsOfParent | Rule::KeepParentsOfFloor => {
+                late_at_the_floor(&broken(protocol(2, "ab", 0, 2, LATE_AT_THE_FLOOR)))
+            }
             _ => (0..50_000).find_map(|seed| walk(&broken(narrow(rule).unwrap_or_else(|| wild(seed))), seed, 300)),
         };
         match failure {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use stateright::{Model, Property};
 
 use super::batch::{Archive, Collector, Run};
-use super::laws::Reader;
+use super::laws::{Reader, Seen};
 use super::rules::Rule;
 use super::speed::Worker;
 use crate::handoff::{
@@ -57,6 +57,8 @@ pub(super) struct Protocol {
     pub(super) runs: usize,
     pub(super) budget: Budget,
     pub(super) broken: Option<Rule>,
+    /// What was found to become whole.
+    pub(super) seen: Seen,
 }
 
 /// How often each costly thing may still happen.
@@ -437,6 +439,10 @@ impl Model for Protocol {
                 world
                     .newest(model)
                     .is_some_and(|newest| !model.chunk.is_first(newest.mark(PARTITION).0))
+            }),
+            Property::sometimes("a publication is forgotten", |_, world: &World| {
+                let first = world.store.publications.iter().map(|one| one.number.0).min();
+                first.is_some_and(|first| first > 1)
             }),
             Property::sometimes("all is covered", |model: &Protocol, world: &World| {
                 model.log.iter().all(|record| world.promised & record.bit() != 0)
