@@ -270,8 +270,9 @@ fn of_views(views: &[View]) -> String {
 }
 
 /// What there is of each view, in the views' order.
-fn in_order<T: Default>(views: &[View], mut of: BTreeMap<String, T>) -> Vec<T> {
-    let of_view = |view: &View| of.remove(&view.fingerprint.to_string()).unwrap_or_default();
+fn in_order<T: Default + Clone>(views: &[View], of: &BTreeMap<String, T>) -> Vec<T> {
+    // Two views may have one fingerprint.
+    let of_view = |view: &View| of.get(&view.fingerprint.to_string()).cloned().unwrap_or_default();
     views.iter().map(of_view).collect()
 }
 
@@ -375,7 +376,7 @@ impl Store {
             let view = std::mem::take(&mut row.view);
             of.entry(view).or_default().push(row.published());
         }
-        Ok(in_order(views, of))
+        Ok(in_order(views, &of))
     }
 
     /// The union of a view's floors.
@@ -401,7 +402,7 @@ impl Store {
                 marks: marks(row.marks),
             });
         }
-        Ok(in_order(views, of))
+        Ok(in_order(views, &of))
     }
 
     /// The first event day that a view holds: what is older was let go, or will be. It only rises.
@@ -421,7 +422,7 @@ impl Store {
         );
         let rows = self.rows::<HorizonRow>("read the horizon", &sql, &[]).await?;
         let of = rows.into_iter().map(|row| (row.view, Some(EventDay(row.day))));
-        Ok(in_order(views, of.collect()))
+        Ok(in_order(views, &of.collect()))
     }
 
     /// How far the speed layer has come, for each partition, from the floor on. Without gaps: those come with
@@ -449,7 +450,7 @@ impl Store {
             let held = of_view.entry(partition(row.topic, row.partition)).or_default();
             held.record(Start(Offset(row.start)), Offset(row.next));
         }
-        Ok(in_order(views, of))
+        Ok(in_order(views, &of))
     }
 
     /// Adds the gaps to the progress. They are read last: whoever saw a row then also sees the gap that it lacks.
@@ -479,7 +480,7 @@ impl Store {
             let gap = (partition(row.topic, row.partition), Start(Offset(row.start)), range);
             of.entry(row.view).or_default().push(gap);
         }
-        for (facts, gaps) in all.iter_mut().zip(in_order(views, of)) {
+        for (facts, gaps) in all.iter_mut().zip(in_order(views, &of)) {
             for (partition, start, range) in gaps {
                 facts.progress.entry(partition).or_default().record_gap(start, range);
             }
@@ -537,7 +538,7 @@ impl Store {
                 withdrawn: row.withdrawn != 0,
             });
         }
-        Ok(in_order(views, of))
+        Ok(in_order(views, &of))
     }
 
     /// The runs of a view that were begun, the latest first.

@@ -90,7 +90,7 @@ share.coordinator.state.topic.num.partitions=4
 auto.create.topics.enable=false
 # A broker that was killed may come back when the controller has given its last life up: with the default of 9 s, every start
 # after a kill or a power cut would wait for that.
-broker.session.timeout.ms=3000
+broker.session.timeout.ms=4000
 broker.heartbeat.interval.ms=500
 # A group of one process has nobody to wait for.
 group.initial.rebalance.delay.ms=0
