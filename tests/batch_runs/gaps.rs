@@ -95,6 +95,21 @@ fn a_day_whose_last_file_went_is_published_empty_and_comes_back() -> anyhow::Res
     })
 }
 
+/// The archiver came too late for some offsets of partition 0: the archive that lacks them, and which.
+async fn with_gap(world: &World) -> anyhow::Result<(Archive, OffsetRange)> {
+    let mut archive = Archive::open_or_create(&world.batch.config.archive, world.dataset()).await?;
+    let gap = OffsetRange {
+        from: Offset(8),
+        to: Offset(12),
+    };
+    let mut commit = Commit::default();
+    commit.ranges.insert(partition(0), gap);
+    commit.gaps.insert(partition(0), [gap].into_iter().collect());
+    commit.accounts.add_gap(partition(0), ChunkSize::new(8)?, gap);
+    archive.commit(&commit).await?;
+    Ok((archive, gap))
+}
+
 /// The archiver came too late for some offsets of a partition, which the speed layer has counted.
 #[test]
 fn a_gap_that_no_file_held_is_named_until_it_is_accepted() -> anyhow::Result<()> {
@@ -103,16 +118,7 @@ fn a_gap_that_no_file_held_is_named_until_it_is_accepted() -> anyhow::Result<()>
         let cancel = CancellationToken::new();
         world.archive([8, 16], 1).await?;
         published(&world.run(&[], &Quiet, &cancel).await);
-        let mut archive = Archive::open_or_create(&world.batch.config.archive, world.dataset()).await?;
-        let gap = OffsetRange {
-            from: Offset(8),
-            to: Offset(12),
-        };
-        let mut commit = Commit::default();
-        commit.ranges.insert(partition(0), gap);
-        commit.gaps.insert(partition(0), [gap].into_iter().collect());
-        commit.accounts.add_gap(partition(0), ChunkSize::new(8)?, gap);
-        archive.commit(&commit).await?;
+        let (mut archive, gap) = with_gap(&world).await?;
         world.archive([24, 16], 1).await?;
 
         let said = why(&world.run(&[], &Quiet, &cancel).await, Outcome::NothingToDo);
@@ -235,16 +241,7 @@ fn a_mark_that_a_gap_holds_is_told_over_http() -> anyhow::Result<()> {
         store
             .record_freshness(&[0, 1].map(|number| (view.fingerprint, said(number))))
             .await?;
-        let mut archive = Archive::open_or_create(&world.batch.config.archive, world.dataset()).await?;
-        let gap = OffsetRange {
-            from: Offset(8),
-            to: Offset(12),
-        };
-        let mut commit = Commit::default();
-        commit.ranges.insert(partition(0), gap);
-        commit.gaps.insert(partition(0), [gap].into_iter().collect());
-        commit.accounts.add_gap(partition(0), ChunkSize::new(8)?, gap);
-        archive.commit(&commit).await?;
+        let (mut archive, gap) = with_gap(&world).await?;
         world.archive([24, 24], 1).await?;
 
         let cancel = CancellationToken::new();

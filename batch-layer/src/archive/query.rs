@@ -15,6 +15,7 @@ use arrow::array::{
     ArrayRef, BooleanArray, Date32Array, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray,
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::{Column, DFSchema, Result, ScalarValue};
 use datafusion::datasource::provider_as_source;
@@ -22,8 +23,6 @@ use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableProviderFilterPushDown, TableType, ident};
 use datafusion::physical_optimizer::pruning::{PruningPredicateBuilder, PruningStatistics};
 use datafusion::physical_plan::ExecutionPlan;
-use futures::FutureExt;
-use futures::future::BoxFuture;
 use shared_schemas::dataset::{
     EVENT_TIME_COLUMN, EXTRA_COLUMN, EventTime, KAFKA_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN,
 };
@@ -208,6 +207,7 @@ impl PruningStatistics for Arrived {
     }
 }
 
+#[async_trait]
 impl TableProvider for Arrived {
     fn schema(&self) -> SchemaRef {
         Arc::clone(&self.schema)
@@ -222,32 +222,21 @@ impl TableProvider for Arrived {
         Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
     }
 
-    // An async fn of the trait, as `async_trait` writes it.
-    fn scan<'life0, 'life1, 'life2, 'life3, 'async_trait>(
-        &'life0 self,
-        state: &'life1 dyn Session,
-        projection: Option<&'life2 Vec<usize>>,
-        filters: &'life3 [Expr],
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
         _limit: Option<usize>,
-    ) -> BoxFuture<'async_trait, Result<Arc<dyn ExecutionPlan>>>
-    where
-        'life0: 'async_trait,
-        'life1: 'async_trait,
-        'life2: 'async_trait,
-        'life3: 'async_trait,
-        Self: 'async_trait,
-    {
-        let plan = self.files(state, filters).and_then(|files| {
-            let events = Events::new(
-                files,
-                Arc::clone(&self.pinned.dataset),
-                Arc::clone(&self.schema),
-                Arc::clone(&self.pinned.store),
-                self.pinned.place.clone(),
-            );
-            events.plan(state.config().target_partitions(), projection)
-        });
-        futures::future::ready(plan).boxed()
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let events = Events::new(
+            self.files(state, filters)?,
+            Arc::clone(&self.pinned.dataset),
+            Arc::clone(&self.schema),
+            Arc::clone(&self.pinned.store),
+            self.pinned.place.clone(),
+        );
+        events.plan(state.config().target_partitions(), projection)
     }
 }
 
@@ -323,6 +312,7 @@ fn unqualified(filter: Expr) -> Result<Expr> {
     Ok(renamed?.data)
 }
 
+#[async_trait]
 impl TableProvider for Once {
     fn schema(&self) -> SchemaRef {
         Arc::clone(&self.arrived.schema)
@@ -343,21 +333,13 @@ impl TableProvider for Once {
         Ok(filters.iter().map(supported).collect())
     }
 
-    // An async fn of the trait, as `async_trait` writes it.
-    fn scan<'life0, 'life1, 'life2, 'life3, 'async_trait>(
-        &'life0 self,
-        state: &'life1 dyn Session,
-        projection: Option<&'life2 Vec<usize>>,
-        filters: &'life3 [Expr],
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
         _limit: Option<usize>,
-    ) -> BoxFuture<'async_trait, Result<Arc<dyn ExecutionPlan>>>
-    where
-        'life0: 'async_trait,
-        'life1: 'async_trait,
-        'life2: 'async_trait,
-        'life3: 'async_trait,
-        Self: 'async_trait,
-    {
-        self.plan(state, projection, filters).boxed()
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        self.plan(state, projection, filters).await
     }
 }

@@ -20,6 +20,7 @@ use arrow::array::{
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
 use arrow::error::ArrowError;
+use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Result, internal_err};
@@ -117,6 +118,7 @@ impl Events {
     }
 }
 
+#[async_trait]
 impl TableProvider for Events {
     fn schema(&self) -> SchemaRef {
         Arc::clone(&self.schema)
@@ -126,23 +128,14 @@ impl TableProvider for Events {
         TableType::Base
     }
 
-    // An async fn of the trait, as `async_trait` writes it.
-    fn scan<'life0, 'life1, 'life2, 'life3, 'async_trait>(
-        &'life0 self,
-        state: &'life1 dyn Session,
-        projection: Option<&'life2 Vec<usize>>,
-        _filters: &'life3 [Expr],
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        _filters: &[Expr],
         _limit: Option<usize>,
-    ) -> BoxFuture<'async_trait, Result<Arc<dyn ExecutionPlan>>>
-    where
-        'life0: 'async_trait,
-        'life1: 'async_trait,
-        'life2: 'async_trait,
-        'life3: 'async_trait,
-        Self: 'async_trait,
-    {
-        let plan = self.plan(state.config().target_partitions(), projection);
-        futures::future::ready(plan).boxed()
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        self.plan(state.config().target_partitions(), projection)
     }
 }
 

@@ -73,9 +73,7 @@ impl Compared<'_> {
             }
         })
     }
-}
 
-impl Compared<'_> {
     /// Whether what is held can be of all events that `least` is of, and of so many more at most, of which nothing is known. A sum is
     /// what it is where its own count says that no value is added.
     pub(crate) fn may_have_more(&self, held: Row<'_>, least: Row<'_>, more: Option<u64>) -> bool {

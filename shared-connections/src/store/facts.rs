@@ -260,7 +260,7 @@ pub(super) fn of(view: &View) -> [(&'static str, String); 1] {
     [("view", view.fingerprint.to_string())]
 }
 
-/// The condition on rows that are about one of these views.
+/// The condition on rows that are about one of these views, of which there is one at least.
 fn of_views(views: &[View]) -> String {
     let fingerprints: Vec<_> = views
         .iter()
@@ -276,14 +276,18 @@ fn in_order<T: Default + Clone>(views: &[View], of: &BTreeMap<String, T>) -> Vec
     views.iter().map(of_view).collect()
 }
 
+/// What there is of the only view that was asked for.
+fn of_one<T: Default>(of_views: Vec<T>) -> T {
+    of_views.into_iter().next().unwrap_or_default()
+}
+
 impl Store {
     /// All facts about a view.
     ///
     /// # Errors
     /// ClickHouse's.
     pub async fn facts(&self, view: &View) -> Result<Facts, StoreError> {
-        let facts = self.facts_of(slice::from_ref(view)).await?;
-        Ok(facts.into_iter().next().unwrap_or_default())
+        Ok(of_one(self.facts_of(slice::from_ref(view)).await?))
     }
 
     /// All facts about each of these views, in their order. It takes as many statements as for one.
@@ -291,6 +295,9 @@ impl Store {
     /// # Errors
     /// ClickHouse's.
     pub async fn facts_of(&self, views: &[View]) -> Result<Vec<Facts>, StoreError> {
+        if views.is_empty() {
+            return Ok(Vec::new());
+        }
         // Boxed: several statements at once are large to carry through every caller.
         let mut all = Box::pin(self.facts_of_before_rows(views)).await?;
         self.read_gaps_of(views, &mut all).await?;
@@ -308,14 +315,12 @@ impl Store {
     /// # Errors
     /// ClickHouse's.
     pub async fn facts_before_rows(&self, view: &View) -> Result<Facts, StoreError> {
-        let facts = Box::pin(self.facts_of_before_rows(slice::from_ref(view))).await?;
-        Ok(facts.into_iter().next().unwrap_or_default())
+        Ok(of_one(
+            Box::pin(self.facts_of_before_rows(slice::from_ref(view))).await?,
+        ))
     }
 
     async fn facts_of_before_rows(&self, views: &[View]) -> Result<Vec<Facts>, StoreError> {
-        if views.is_empty() {
-            return Ok(Vec::new());
-        }
         // Nothing is decided by the order in which these are read, but for what follows.
         let (floors, horizons, truncations, publications) = tokio::try_join!(
             self.floors(views),
@@ -355,7 +360,7 @@ impl Store {
         let all = self
             .publications_where(slice::from_ref(view), "ORDER BY number, run")
             .await?;
-        Ok(all.into_iter().next().unwrap_or_default())
+        Ok(of_one(all))
     }
 
     async fn recent_publications(&self, views: &[View]) -> Result<Vec<Vec<Published>>, StoreError> {
@@ -384,8 +389,7 @@ impl Store {
     /// # Errors
     /// ClickHouse's.
     pub async fn floor(&self, view: &View) -> Result<Floor, StoreError> {
-        let floors = self.floors(slice::from_ref(view)).await?;
-        Ok(floors.into_iter().next().unwrap_or_default())
+        Ok(of_one(self.floors(slice::from_ref(view)).await?))
     }
 
     async fn floors(&self, views: &[View]) -> Result<Vec<Floor>, StoreError> {
@@ -410,8 +414,7 @@ impl Store {
     /// # Errors
     /// ClickHouse's.
     pub async fn horizon(&self, view: &View) -> Result<Option<EventDay>, StoreError> {
-        let horizons = self.horizons(slice::from_ref(view)).await?;
-        Ok(horizons.into_iter().next().flatten())
+        Ok(of_one(self.horizons(slice::from_ref(view)).await?))
     }
 
     async fn horizons(&self, views: &[View]) -> Result<Vec<Option<EventDay>>, StoreError> {
@@ -431,8 +434,7 @@ impl Store {
     /// # Errors
     /// ClickHouse's.
     pub async fn progress(&self, view: &View, floor: &Floor) -> Result<BTreeMap<Partition, SpeedProgress>, StoreError> {
-        let progress = self.progress_of(slice::from_ref(view)).await?;
-        let mut progress = progress.into_iter().next().unwrap_or_default();
+        let mut progress = of_one(self.progress_of(slice::from_ref(view)).await?);
         forget_below(&mut progress, floor);
         Ok(progress)
     }
@@ -462,9 +464,6 @@ impl Store {
     }
 
     async fn read_gaps_of(&self, views: &[View], all: &mut [Facts]) -> Result<(), StoreError> {
-        if views.is_empty() {
-            return Ok(());
-        }
         let sql = format!(
             "SELECT fingerprint AS view, _topic AS topic, _partition AS partition, _start AS start, from, to \
              FROM {} FINAL WHERE {}",
@@ -520,9 +519,6 @@ impl Store {
     }
 
     async fn cuts(&self, views: &[View]) -> Result<Vec<Vec<Cut>>, StoreError> {
-        if views.is_empty() {
-            return Ok(Vec::new());
-        }
         let sql = format!(
             "SELECT fingerprint AS view, _topic AS topic, _partition AS partition, _start AS start, run, withdrawn \
              FROM {} FINAL WHERE {}",

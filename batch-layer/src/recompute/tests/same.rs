@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{AsArray, Decimal128Array, Float64Array};
 use arrow::datatypes::Float64Type;
+use async_trait::async_trait;
 use datafusion::catalog::Session;
 use datafusion::logical_expr::TableType;
 use datafusion::physical_plan::ExecutionPlan;
-use futures::future::{BoxFuture, join_all};
+use futures::future::join_all;
 use shared_schemas::plan::WINDOW_COLUMN;
 
 use super::super::feed::{Told, Wanted, feed};
@@ -161,6 +162,7 @@ struct Counting {
     scans: AtomicUsize,
 }
 
+#[async_trait]
 impl TableProvider for Counting {
     fn schema(&self) -> SchemaRef {
         self.table.schema()
@@ -170,22 +172,15 @@ impl TableProvider for Counting {
         TableType::Base
     }
 
-    fn scan<'life0, 'life1, 'life2, 'life3, 'async_trait>(
-        &'life0 self,
-        state: &'life1 dyn Session,
-        projection: Option<&'life2 Vec<usize>>,
-        filters: &'life3 [Expr],
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
         limit: Option<usize>,
-    ) -> BoxFuture<'async_trait, Result<Arc<dyn ExecutionPlan>>>
-    where
-        'life0: 'async_trait,
-        'life1: 'async_trait,
-        'life2: 'async_trait,
-        'life3: 'async_trait,
-        Self: 'async_trait,
-    {
+    ) -> Result<Arc<dyn ExecutionPlan>> {
         self.scans.fetch_add(1, Ordering::Relaxed);
-        self.table.scan(state, projection, filters, limit)
+        self.table.scan(state, projection, filters, limit).await
     }
 }
 
