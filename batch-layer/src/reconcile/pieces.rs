@@ -239,7 +239,18 @@ impl OfView<'_> {
 }
 
 /// A part of the memory in which cells are gathered to be made one.
-const GATHERED: usize = 8;
+pub(super) const GATHERED: usize = 8;
+
+/// How many events are archived at those offsets.
+async fn archived(of: &Compared<'_>, offsets: &BTreeMap<Partition, OffsetSet>) -> Result<u64, RunError> {
+    let mut events: u64 = 0;
+    for (partition, offsets) in offsets {
+        for range in offsets.ranges() {
+            events = events.saturating_add(of.ground.pinned.events_within(*partition, *range).await?);
+        }
+    }
+    Ok(events)
+}
 
 /// In so many cases filters of those starts did not know.
 fn unsure(of: &Compared<'_>, among: Among<'_>) -> u64 {
