@@ -307,6 +307,19 @@ impl Classes {
             .await
     }
 
+    /// The events at these offsets, each in a row of its own, in no order; in the columns of [`Classes::columns`].
+    pub(crate) async fn each(
+        &self,
+        events: Arc<dyn TableProvider>,
+        days: &BTreeSet<EventDay>,
+        classified: &Arc<Classified>,
+        offsets: &BTreeMap<Partition, OffsetSet>,
+    ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
+        let each = placed(&classified.places.topics())?;
+        let only = [None, Some(at_offsets(offsets))];
+        self.started(events, days, classified, only, each).await
+    }
+
     /// The rows of cells that are of one event each, without their place.
     pub(crate) fn one_by_one(&self, cells: &[RecordBatch]) -> Result<Vec<RecordBatch>> {
         let mut events = Vec::new();

@@ -13,12 +13,10 @@ use datafusion::common::DataFusionError;
 use datafusion::logical_expr::Expr;
 use futures::{StreamExt, TryStreamExt};
 use shared_connections::store::RulesKnown;
-use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{EventDay, Offset, OffsetRange, OffsetSet, Partition, Publication};
 use shared_schemas::plan::{CellKey, MergePlan};
 use shared_schemas::store::cells::{Among, HeldCells, times_of};
 
-use super::apart::Other;
 use super::calibration::{self, Calibration};
 use super::cause::Proof;
 use super::classes::{Classes, EventCell};
@@ -27,12 +25,12 @@ use super::compare::{Cells, Compare, Difference, with_layers};
 use super::days::{Left, Rooms, Sample};
 use super::laid::{Laid, merged};
 use super::ledgers::Placed;
+use super::other::Other;
 use super::pieces::{GATHERED, Source};
 use super::place::{self, MOST_EVENTS, Narrow};
 use super::read::{Batches, Unread};
 use super::sorted::{Stream, of_keys, sorted};
 use super::{Ground, OfView, computing};
-use crate::archive::Accounts;
 use crate::error::RunError;
 use crate::recompute::{Recompute, below};
 use crate::retry::patiently;
@@ -271,19 +269,6 @@ impl OfView<'_> {
     pub(super) async fn rules_known(&self) -> Result<RulesKnown, RunError> {
         let known = patiently(|| self.batch.store.rules()).await?;
         Ok(known.with(self.dataset))
-    }
-
-    /// Where the archive was read under other rules than the speed layer reads by now, as far as an answer can tell: what its files say, and its
-    /// commits, which tell of records too that were refused.
-    pub(super) async fn other_rules(&self, ground: &Ground, accounts: &Accounts) -> Result<Other, RunError> {
-        let known = self.rules_known().await?;
-        let now = Fingerprint::of_rules(self.dataset).to_string();
-        let of_files = ground.pinned.rules().into_iter();
-        let of_files = of_files.map(|((partition, rules), range)| (partition, range, rules));
-        let others = of_files
-            .chain(accounts.by_rules())
-            .filter_map(|(partition, range, rules)| Some((partition, range, known.differ(rules, &now)?)));
-        Ok(Other(others.collect()))
     }
 
     /// Finds the places of differences of one window.
