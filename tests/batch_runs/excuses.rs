@@ -377,3 +377,19 @@ fn it_spills_where_it_is_told_to() -> anyhow::Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn it_takes_no_more_room_on_disk_than_it_may() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let mut world = world(&server, log(24)).await?;
+        counted(&world, [24, 16]).await?;
+        let change = "UPDATE flights__count = flights__count + 1 WHERE _start = 8";
+        alter(&world, &speed_table_name(world.view("hourly")), change).await?;
+        world.batch.config.batch.spill_limit = 1_000;
+        let found = hourly(&world).await;
+        let why = found.why.as_deref().unwrap_or_default();
+        assert!(why.contains("`batch.spill_limit`"), "{found:?}");
+        assert_eq!(why.matches("on disk").count(), 1, "one sentence: {why}");
+        Ok(())
+    })
+}

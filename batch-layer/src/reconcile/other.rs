@@ -31,7 +31,7 @@ use crate::error::RunError;
 use crate::retry::patiently;
 
 /// What may make a difference of a row that holds events of which nothing is proved.
-const UNPROVED: &str = "of these events, read under other rules, not all are archived as they were counted";
+const UNPROVED: &str = "events of it were read under other rules, and what they hold is not proved";
 
 /// Offsets that the archive read under other rules.
 #[derive(Debug, Clone, Copy)]
