@@ -22,6 +22,7 @@ mod ground;
 mod keep;
 mod laid;
 mod ledgers;
+mod other;
 mod pieces;
 mod place;
 mod reach;

@@ -3,15 +3,27 @@
 //! It lies in `batch.spill`, or in the system's folder for temporary files, and goes when the computation ends. What a killed
 //! process left behind is removed by the next computation: each folder holds a file that its owner keeps locked, and the
 //! system lets go of the lock however the owner ends.
+//!
+//! What is written to such files at once is bounded, as what DataFusion writes there by itself is. A computation that would take more than that fails: a
+//! disk that is full would stop whoever else writes to it.
 
 use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How such folders are called, before an id.
 pub const PREFIX: &str = "highwater-batch-";
 const LOCK: &str = "lock";
+/// Bytes on disk where nothing else is said.
+const LIMIT: u64 = 100 << 30;
+
+/// What exceeds the memory exceeds its bound on disk too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{}", crate::write::BEYOND_LIMIT)]
+pub(crate) struct BeyondLimit;
 
 /// A folder of one computation.
 #[derive(Debug)]
@@ -19,6 +31,7 @@ pub struct Spill {
     folder: PathBuf,
     /// How many files were made in it.
     files: AtomicU64,
+    disk: Arc<Disk>,
     // Locked for as long as the folder is in use.
     _lock: File,
 }
@@ -47,6 +60,10 @@ impl Spill {
             Ok(lock) => Ok(Self {
                 folder,
                 files: AtomicU64::new(0),
+                disk: Arc::new(Disk {
+                    limit: LIMIT,
+                    taken: AtomicU64::new(0),
+                }),
                 _lock: lock,
             }),
             Err(error) => {
@@ -55,6 +72,27 @@ impl Spill {
                 Err(error)
             }
         }
+    }
+
+    /// With so many bytes on disk at most.
+    #[must_use]
+    pub fn with_limit(mut self, limit: u64) -> Self {
+        self.disk = Arc::new(Disk {
+            limit,
+            taken: AtomicU64::new(0),
+        });
+        self
+    }
+
+    /// So many bytes may be on disk.
+    pub(crate) fn limit(&self) -> u64 {
+        self.disk.limit
+    }
+
+    /// So many are, in files that are there now.
+    #[cfg(test)]
+    pub(crate) fn taken(&self) -> u64 {
+        self.disk.taken.load(Ordering::Relaxed)
     }
 
     /// The folder.
@@ -67,8 +105,20 @@ impl Spill {
         let number = self.files.fetch_add(1, Ordering::Relaxed);
         let path = self.folder.join(format!("{name}-{number}"));
         let file = create(&path)?;
-        Ok(Spilled { file, path })
+        Ok(Spilled {
+            file,
+            path,
+            disk: Arc::clone(&self.disk),
+            bytes: Arc::default(),
+        })
     }
+}
+
+/// What files of one folder take.
+#[derive(Debug)]
+struct Disk {
+    limit: u64,
+    taken: AtomicU64,
 }
 
 /// A file of a computation, which goes with its owner.
@@ -76,12 +126,66 @@ impl Spill {
 pub(crate) struct Spilled {
     pub(crate) file: File,
     path: PathBuf,
+    disk: Arc<Disk>,
+    /// Those that were written to it.
+    bytes: Arc<AtomicU64>,
+}
+
+impl Spilled {
+    /// Writes at its end, as far as there may be more on disk.
+    ///
+    /// # Errors
+    /// The system's, where it has no further name for the file.
+    pub(crate) fn writer(&self) -> std::io::Result<Writer> {
+        Ok(Writer {
+            file: self.file.try_clone()?,
+            disk: Arc::clone(&self.disk),
+            bytes: Arc::clone(&self.bytes),
+        })
+    }
+}
+
+/// Writes to a file of a computation, and counts. Beyond the bound it fails with [`BeyondLimit`].
+#[derive(Debug)]
+pub(crate) struct Writer {
+    file: File,
+    disk: Arc<Disk>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Writer {
+    /// The file.
+    pub(crate) fn into_file(self) -> File {
+        self.file
+    }
+}
+
+impl Write for Writer {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        let wanted = buffer.len() as u64;
+        let taken = self.disk.taken.fetch_add(wanted, Ordering::Relaxed);
+        let is_beyond = taken.saturating_add(wanted) > self.disk.limit;
+        let written = match is_beyond {
+            true => Err(std::io::Error::other(BeyondLimit)),
+            false => self.file.write(buffer),
+        };
+        let kept = written.as_ref().map_or(0, |written| *written as u64);
+        self.disk.taken.fetch_sub(wanted - kept, Ordering::Relaxed);
+        self.bytes.fetch_add(kept, Ordering::Relaxed);
+        written
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
 }
 
 impl Drop for Spilled {
     fn drop(&mut self) {
         // What stays goes with the folder.
         let _ = std::fs::remove_file(&self.path);
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        self.disk.taken.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -151,6 +255,24 @@ mod tests {
         assert_eq!(folders(spill.folder()), 3, "and the lock");
         drop((one, other));
         assert_eq!(folders(spill.folder()), 1);
+    }
+
+    #[test]
+    fn no_more_than_its_bound_is_on_disk_at_once() {
+        let place = tempfile::TempDir::new().unwrap();
+        let spill = Spill::new(Some(place.path())).unwrap().with_limit(100);
+        let [one, other] = ["ids", "ids"].map(|name| spill.file(name).unwrap());
+        one.writer().unwrap().write_all(&[1; 60]).unwrap();
+        other.writer().unwrap().write_all(&[2; 40]).unwrap();
+        let why = other.writer().unwrap().write_all(&[3]).unwrap_err();
+        assert!(why.to_string().contains("`batch.spill_limit`"), "{why}");
+        assert_eq!(spill.taken(), 100);
+        drop(one);
+        assert_eq!(spill.taken(), 40, "what is gone takes nothing");
+        other.writer().unwrap().write_all(&[3; 60]).unwrap();
+        assert_eq!(other.file.metadata().unwrap().len(), 100);
+        drop(other);
+        assert_eq!(spill.taken(), 0);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use shared_schemas::definitions::Definitions;
 
 use crate::archive::{Archive, ArchiveError};
 use crate::spill::Spill;
+use crate::write::{BEYOND_LIMIT, is_beyond_limit};
 
 /// What a sort keeps aside to merge what it spilled: DataFusion's default, but no more than this part of all memory.
 const SPILL_RESERVE: usize = 10 << 20;
@@ -160,11 +161,13 @@ pub(crate) fn session(config: &BatchConfig) -> Result<SessionContext, SqlError> 
         place: config.spill.clone().unwrap_or_else(std::env::temp_dir),
         source,
     })?;
+    let spill = spill.with_limit(config.spill_limit);
     let memory = usize::try_from(config.memory).unwrap_or(usize::MAX);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = RuntimeEnvBuilder::new()
         .with_memory_pool(Arc::new(FairSpillPool::new(memory)))
         .with_temp_file_path(spill.folder())
+        .with_max_temp_directory_size(spill.limit())
         .build_arc()
         .map_err(|error| told(&error, config.memory))?;
     let mut config = SessionConfig::new()
@@ -261,6 +264,7 @@ pub(crate) fn told(error: &DataFusionError, memory: u64) -> SqlError {
         DataFusionError::SchemaError(what, _) => SqlError::Query(first_line(&what.to_string())),
         DataFusionError::NotImplemented(what) => SqlError::Query(first_line(what)),
         DataFusionError::External(error) => SqlError::Broken(sentence(&**error)),
+        other if is_beyond_limit(other) => SqlError::Broken(BEYOND_LIMIT.to_owned()),
         other => SqlError::Broken(first_line(&sentence(other))),
     }
 }

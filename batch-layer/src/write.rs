@@ -444,6 +444,10 @@ pub(crate) fn span(days: &BTreeSet<EventDay>) -> String {
     }
 }
 
+/// What to do where a bound on disk was met.
+pub(crate) const BEYOND_LIMIT: &str =
+    "what exceeds the memory would take more room on disk than it may: give `batch.memory` or `batch.spill_limit` more";
+
 /// What went wrong in a plan; the archive's own error, which names the file, where it was that.
 pub(crate) fn reason(error: &datafusion::error::DataFusionError) -> String {
     match error.find_root() {
@@ -456,6 +460,7 @@ pub(crate) fn reason(error: &datafusion::error::DataFusionError) -> String {
             there, or name another folder as `batch.spill`"
                 .to_owned()
         }
+        root if is_beyond_limit(root) => BEYOND_LIMIT.to_owned(),
         datafusion::error::DataFusionError::External(error) => sentence(&**error),
         root => sentence(root),
     }
@@ -464,9 +469,20 @@ pub(crate) fn reason(error: &datafusion::error::DataFusionError) -> String {
 /// Whether a disk had no room.
 fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
     use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    of_disk(error).any(|error| matches!(error.kind(), FileTooLarge | QuotaExceeded | StorageFull))
+}
+
+/// Whether more was to be written than may be: to files of ours, or by DataFusion, which tells that in words alone.
+pub(crate) fn is_beyond_limit(error: &(dyn std::error::Error + 'static)) -> bool {
+    of_disk(error).filter_map(std::io::Error::get_ref).any(|error| {
+        error.is::<crate::spill::BeyondLimit>() || error.to_string().contains("has exceeded the allowable limit")
+    })
+}
+
+/// What a disk said.
+fn of_disk<'a>(error: &'a (dyn std::error::Error + 'static)) -> impl Iterator<Item = &'a std::io::Error> {
     std::iter::successors(Some(error), |error| error.source())
         .filter_map(|error| error.downcast_ref::<std::io::Error>())
-        .any(|error| matches!(error.kind(), FileTooLarge | QuotaExceeded | StorageFull))
 }
 
 #[cfg(test)]
@@ -484,6 +500,16 @@ mod tests {
         for fault in [Fault::IoError(full()), Fault::ArrowError(Box::new(arrow), None)] {
             let fault = Fault::Shared(Arc::new(fault.context("in a sort")));
             assert!(reason(&fault).contains("`batch.spill`"), "{}", reason(&fault));
+        }
+        let beyond = [
+            std::io::Error::other(crate::spill::BeyondLimit),
+            std::io::Error::other(
+                "The used disk space during the spilling process has exceeded the allowable limit of 1 MB.",
+            ),
+        ];
+        for beyond in beyond {
+            let fault = Fault::Shared(Arc::new(Fault::IoError(beyond).context("in a sort")));
+            assert!(reason(&fault).contains("`batch.spill_limit`"), "{}", reason(&fault));
         }
         let gone = Fault::IoError(std::io::ErrorKind::NotFound.into());
         assert!(!reason(&gone).contains("disk"), "{}", reason(&gone));

@@ -142,6 +142,8 @@ pub struct BatchConfig {
     pub memory: u64,
     /// Where a run makes its folder for what exceeds the memory; `None`: in the system's folder for temporary files.
     pub spill: Option<PathBuf>,
+    /// So many bytes may be there at once.
+    pub spill_limit: u64,
     /// A larger change of a total than this share is not published without being accepted.
     pub max_change: f64,
     /// How many publications can be restored, at least 2.
@@ -289,6 +291,7 @@ impl Config {
                 cut_wait: Duration::ZERO,
                 memory: 0,
                 spill: None,
+                spill_limit: 0,
                 max_change: 1.0,
                 keep_publications: 0,
                 reconcile: false,

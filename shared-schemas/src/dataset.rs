@@ -70,6 +70,31 @@ impl Dataset {
         self.privacy.undeclared == Undeclared::Drop || self.masks().next().is_some()
     }
 
+    /// Whether each record that these earlier rules accepted is an event by those of this dataset as well, and the same one: with the same time and
+    /// the same value in each field. It is not said of rules that may come to the same in another way.
+    pub fn takes_all_of(&self, earlier: &Self) -> bool {
+        let is_taken = |field: &Field| {
+            let before = earlier.field(&field.name);
+            before.is_some_and(|before| {
+                let as_nullable = Field {
+                    nullable: field.nullable,
+                    ..before.clone()
+                };
+                as_nullable == *field && (field.nullable || !before.nullable)
+            })
+        };
+        let hashes = self
+            .fields
+            .iter()
+            .filter_map(|field| field.mask.as_ref()?.key_variable());
+        let mut keys = hashes.map(|variable| [self, earlier].map(|of| of.privacy.key_checks.get(variable)));
+        (&self.topic, self.format, &self.event_time) == (&earlier.topic, earlier.format, &earlier.event_time)
+            && self.future >= earlier.future
+            && self.max_event_size >= earlier.max_event_size
+            && self.fields.iter().all(is_taken)
+            && keys.all(|[now, before]| now.is_some() && now == before)
+    }
+
     /// The environment variables that hold the keys of its `hash` rules.
     pub fn key_variables(&self) -> BTreeSet<&str> {
         self.masks().filter_map(Mask::key_variable).collect()
@@ -244,4 +269,78 @@ pub enum Truncate {
     Hour,
     /// A timestamp to its day in UTC.
     Day,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::definitions::Definitions;
+
+    const TEXT: &str = r#"
+[dataset.flights]
+topic = "flights"
+event_time = "at"
+future = "10m"
+max_event_size = "1MiB"
+[dataset.flights.fields]
+at = { type = "timestamp", unit = "ms" }
+n = "int64"
+tail = "string?"
+[dataset.flights.mask]
+tail = { hash = "TAIL_KEY" }
+"#;
+
+    fn dataset(changes: &[(&str, &str)]) -> Dataset {
+        let text = changes.iter().fold(TEXT.to_owned(), |text, (from, to)| {
+            assert!(text.contains(from), "{from}");
+            text.replace(from, to)
+        });
+        let mut dataset = Definitions::parse([("flights.toml", text)]).unwrap().datasets.remove(0);
+        dataset
+            .privacy
+            .key_checks
+            .insert("TAIL_KEY".to_owned(), KeyCheck([1; 8]));
+        dataset
+    }
+
+    #[test]
+    fn rules_that_take_all_of_others_are_told_from_such_as_may_not() {
+        let before = dataset(&[]);
+        assert!(before.takes_all_of(&before));
+        for wider in [
+            ("10m", "1h"),
+            ("1MiB", "2MiB"),
+            ("n = \"int64\"", "n = \"int64?\""),
+            ("n = \"int64\"", ""),
+            (
+                "future",
+                "chunk = 1024\nevent_id = [\"n\"]\ndedupe.window = \"1h\"\nfuture",
+            ),
+        ] {
+            assert!(dataset(&[wider]).takes_all_of(&before), "{wider:?}");
+        }
+        for other in [
+            ("10m", "5m"),
+            ("1MiB", "1KiB"),
+            ("string?", "string"),
+            ("n = \"int64\"", "n = \"float64\""),
+            ("n = \"int64\"", "n = { type = \"int64\", from = \"m\" }"),
+            ("n = \"int64\"", "n = \"int64\"\nmore = \"int64?\""),
+            ("unit = \"ms\"", "unit = \"s\""),
+            ("event_time = \"at\"", "event_time = \"$kafka_time\""),
+            ("{ hash = \"TAIL_KEY\" }", "\"redact\""),
+            ("topic = \"flights\"", "topic = \"trains\""),
+        ] {
+            assert!(!dataset(&[other]).takes_all_of(&before), "{other:?}");
+        }
+        let mut other_key = before.clone();
+        other_key
+            .privacy
+            .key_checks
+            .values_mut()
+            .for_each(|check| check.0 = [2; 8]);
+        assert!(!other_key.takes_all_of(&before) && !before.takes_all_of(&other_key));
+        other_key.privacy.key_checks.clear();
+        assert!(!other_key.takes_all_of(&other_key), "nobody knows with which key");
+    }
 }

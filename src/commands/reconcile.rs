@@ -196,7 +196,7 @@ fn remarks(one: &Reconciled) -> Vec<String> {
             difference.measure,
             null(difference.held.as_deref()),
             null(difference.exact.as_deref()),
-            difference.explained.unwrap_or("unexplained"),
+            difference.says(),
         ));
     }
     let places = one

@@ -112,6 +112,8 @@ fn more_slices_of_differences_take_no_more_readings() -> anyhow::Result<()> {
         world.archive([800, 800], 120).await?;
         world.batch.definitions.datasets[0] = now;
         world.archive([1_600, 1_600], 120).await?;
+        // By the rules of now some of that was refused.
+        world.log.retain(|event| event.offset >= 800 || event.offset % 4 != 1);
         for number in 0..2 {
             world.speed(number, 1_600, &BTreeSet::new()).await?;
         }

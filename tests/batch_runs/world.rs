@@ -33,7 +33,7 @@ pub(super) const TOPIC: TopicId = TopicId(u128::MAX - 11);
 /// 2013-10-31T20:00:00Z: the events lie in two months.
 const FIRST_SECOND: i64 = 1_383_249_600;
 
-const DEFINITIONS: &str = r#"
+pub(super) const DEFINITIONS: &str = r#"
 [dataset.flights]
 topic = "flights"
 partitions = 2

@@ -56,6 +56,7 @@ impl Room {
             place: config.spill.clone().unwrap_or_else(std::env::temp_dir),
             source,
         })?;
+        let spill = spill.with_limit(config.spill_limit);
         Self::new(config.memory, spill.into()).map_err(|error| RunError::Plan(error.to_string()))
     }
 
@@ -69,6 +70,7 @@ impl Room {
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(FairSpillPool::new(memory)))
             .with_temp_file_path(spill.folder())
+            .with_max_temp_directory_size(spill.limit())
             .build_arc()?;
         Ok(Self {
             memory,

@@ -9,7 +9,7 @@
 //! | all other rows | equal |
 //! | the filter was cut short | more than it should be by just what some of the archived repeats come to |
 //! | other keys | what no key changes is equal, in the cell or over all values of hashed dimensions |
-//! | other rules | what the archive read under the rules of now is in it, whole; all of it, where no event more is counted than that; and no more events than there are offsets of other rules |
+//! | other rules | what the archive read under the rules of now is in it, and of what it read under others some (see `other`) |
 //! | all but the first | a plain `count()` over all rows of the start comes to what the start's ledger says |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +19,7 @@ use arrow::row::OwnedRow;
 use datafusion::common::{DataFusionError, Result, ScalarValue};
 use futures::StreamExt;
 use shared_connections::store::{Ledger, RulesDiffer};
-use shared_schemas::handoff::{ChunkSize, OffsetRange, OffsetSet, Partition, Start};
+use shared_schemas::handoff::{ChunkSize, OffsetRange, Partition, Start};
 use shared_schemas::plan::MergePlan;
 use shared_schemas::store::cells::Starts;
 use shared_schemas::view::View;
@@ -30,6 +30,7 @@ use super::comparable::Comparable;
 use super::compare::{Cells, Compared as Measure, Difference, Row, count, measures};
 use super::laid::Laid;
 use super::ledgers::{KEYS, Placed};
+use super::other::Other;
 use super::reach::{Reach, Touch};
 use super::sorted::{Stream, key_converter};
 
@@ -47,36 +48,13 @@ pub(super) enum Kind {
 /// Starts of each kind.
 pub(super) type Apart = BTreeMap<Kind, Starts>;
 
-/// Where the archive was read under other rules.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Other(pub(super) Vec<(Partition, OffsetRange, RulesDiffer)>);
-
-impl Other {
-    /// Of these offsets those that the archive read under the rules of now, and how many the others are.
-    pub(super) fn parted(&self, offsets: &BTreeMap<Partition, OffsetSet>) -> (BTreeMap<Partition, OffsetSet>, u64) {
-        let mut others: BTreeMap<Partition, OffsetSet> = BTreeMap::new();
-        for (partition, range, _) in &self.0 {
-            others.entry(*partition).or_default().insert(*range);
-        }
-        let mut count: u64 = 0;
-        let mut of_now = offsets.clone();
-        for (partition, of_partition) in &mut of_now {
-            let Some(others) = others.get(partition) else { continue };
-            let kept = of_partition.without(others);
-            let size = |set: &OffsetSet| set.ranges().iter().map(|range| range.to.0 - range.from.0).sum::<u64>();
-            count = count.saturating_add(size(of_partition) - size(&kept));
-            *of_partition = kept;
-        }
-        (of_now, count)
-    }
-}
-
-/// Which of the compared starts may differ, and why.
+/// Which of the compared starts may differ, and why. `loose` ones lie behind offsets of other rules.
 pub(super) fn apart(
     partitions: &BTreeMap<Partition, Comparable>,
     chunk: ChunkSize,
     ledgers: &[Placed],
     other: &Other,
+    loose: &Starts,
 ) -> Apart {
     let unsure: BTreeSet<_> = ledgers
         .iter()
@@ -86,13 +64,14 @@ pub(super) fn apart(
     let mut apart = Apart::new();
     for (partition, found) in partitions {
         for start in found.starts(chunk) {
-            let end = chunk.end(start.0);
-            let touches = |(of, range, _): &&(Partition, OffsetRange, RulesDiffer)| {
-                of == partition && range.from < end && range.to > start.0
+            let among = OffsetRange {
+                from: start.0,
+                to: chunk.end(start.0),
             };
-            let by = |differ| other.0.iter().filter(touches).any(|(_, _, found)| *found == differ);
+            let by = |differ| other.differ(*partition, among).any(|found| found == differ);
+            let is_loose = loose.get(partition).is_some_and(|starts| starts.contains(&start));
             let is_unsure = unsure.contains(&(*partition, start));
-            let kind = if by(RulesDiffer::Otherwise) || (by(RulesDiffer::ByKeys) && is_unsure) {
+            let kind = if is_loose || by(RulesDiffer::Otherwise) || (by(RulesDiffer::ByKeys) && is_unsure) {
                 Kind::Rules
             } else if by(RulesDiffer::ByKeys) {
                 Kind::Keys
@@ -147,13 +126,13 @@ pub(super) struct Piece {
     pub(super) kind: Option<Kind>,
     pub(super) held: Cells,
     pub(super) predicted: Cells,
-    /// What the archive gives of those offsets alone that it read under the rules of now.
+    /// Where rules may change it, what the archive gives of those offsets alone whose events are in it for certain.
     pub(super) present: Option<Cells>,
     /// Both over all values of dimensions that a key changes.
     pub(super) totals: Option<Totals>,
-    /// Repeats that may be counted.
+    /// Archived events that may be counted: repeats, or such as were read under other rules.
     pub(super) known: Option<Known>,
-    /// So many events may be counted that are not of the rules of now.
+    /// So many events may be counted that are not archived.
     pub(super) most: u64,
 }
 
@@ -165,19 +144,19 @@ pub(super) struct Totals {
     of: BTreeMap<OwnedRow, OwnedRow>,
 }
 
-/// Repeats that a filter should have dropped.
+/// Archived events that rows may hold, or not: repeats that a filter should have dropped, or what was read under other rules.
 pub(super) struct Known {
     /// Each one's cell, by cell.
-    events: BTreeMap<OwnedRow, Vec<RecordBatch>>,
+    pub(super) events: BTreeMap<OwnedRow, Vec<RecordBatch>>,
     /// What they come to.
-    all: Cells,
-    /// That and what should be held.
-    most: Cells,
+    pub(super) all: Cells,
+    /// That and what is held in any case.
+    pub(super) most: Cells,
 }
 
 impl Known {
-    /// Of each repeat's cell, and what should be held.
-    pub(super) async fn of(view: &View, merge: &MergePlan, predicted: &Cells, cells: Vec<RecordBatch>) -> Result<Self> {
+    /// Of each one's cell, and what is held in any case.
+    pub(super) async fn of(view: &View, merge: &MergePlan, least: &Cells, cells: Vec<RecordBatch>) -> Result<Self> {
         let mut events: BTreeMap<OwnedRow, Vec<RecordBatch>> = BTreeMap::new();
         for cell in &cells {
             for key in rows_of(cell, 1 + view.dimensions.len())? {
@@ -185,9 +164,7 @@ impl Known {
             }
         }
         let all = merge.run(cells).await?;
-        let most = merge
-            .run(vec![all.clone(), as_merged(merge, predicted.batch())?])
-            .await?;
+        let most = merge.run(vec![all.clone(), as_merged(merge, least.batch())?]).await?;
         Ok(Self {
             events,
             all: Cells::new(view, merge.schema(), &[all])?,
@@ -245,6 +222,15 @@ fn make_one(columns: &mut [ArrayRef], changes: &[bool]) -> Result<()> {
     Ok(())
 }
 
+/// What comes of judging a difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is put down to that.
+    Proved(Kind),
+    /// It may be right, which is not proved.
+    Unproved(&'static str),
+}
+
 /// Judges differences by their pieces.
 pub(super) struct Judge<'a> {
     pub(super) view: &'a View,
@@ -264,18 +250,22 @@ impl Judge<'_> {
             let (Some(measure), Some(cell)) = (measure, difference.cell.clone()) else {
                 continue;
             };
-            match self.kind(measure, &cell) {
+            match self.verdict(measure, &cell) {
                 None => {}
-                Some(Kind::CutShort) => {
+                Some(Verdict::Proved(Kind::CutShort)) => {
                     difference.set(Cause::RepeatBeyondWindow);
                     difference.contributions.extend(self.contribution(measure, &cell));
                 }
-                Some(Kind::Keys) => {
+                Some(Verdict::Proved(Kind::Keys)) => {
                     difference.set(Cause::DefinitionChanged);
                     difference.explained = Some(KEYS);
                 }
-                Some(Kind::Rules) => {
+                Some(Verdict::Proved(Kind::Rules)) => {
                     difference.set(Cause::DefinitionChanged);
+                    difference.contributions.extend(self.of_other_rules(&cell));
+                }
+                Some(Verdict::Unproved(why)) => {
+                    difference.unproved = Some(why);
                     difference.contributions.extend(self.of_other_rules(&cell));
                 }
             }
@@ -283,8 +273,8 @@ impl Judge<'_> {
     }
 
     /// Why a measure of a cell may differ as it does; none where a piece of it may not.
-    fn kind(&self, measure: &Measure<'_>, cell: &OwnedRow) -> Option<Kind> {
-        let mut found = None;
+    fn verdict(&self, measure: &Measure<'_>, cell: &OwnedRow) -> Option<Verdict> {
+        let (mut found, mut unproved) = (None, None);
         for piece in &self.pieces {
             let held = (&piece.held, piece.held.at(cell));
             let predicted = (&piece.predicted, piece.predicted.at(cell));
@@ -292,58 +282,18 @@ impl Judge<'_> {
                 continue;
             }
             let kind = piece.kind?;
-            let may = match kind {
-                Kind::Rules => self.may_by_rules(piece, measure, cell),
-                Kind::Keys => self.may_by_keys(piece, measure, cell),
-                Kind::CutShort => self.may_by_repeats(piece, measure, cell),
+            let by_kind = |may: bool| may.then_some(Verdict::Proved(kind));
+            let verdict = match kind {
+                Kind::Rules => self.by_rules(piece, measure, cell),
+                Kind::Keys => by_kind(self.may_by_keys(piece, measure, cell)),
+                Kind::CutShort => by_kind(self.may_by_repeats(piece, measure, cell)),
             };
-            if !may {
-                return None;
+            match verdict? {
+                Verdict::Proved(kind) => found = found.max(Some(kind)),
+                Verdict::Unproved(why) => unproved = Some(Verdict::Unproved(why)),
             }
-            found = found.max(Some(kind));
         }
-        found
-    }
-
-    /// What the archive read under the rules of now is in the rows, and what more there is can be of the other offsets.
-    fn may_by_rules(&self, piece: &Piece, measure: &Measure<'_>, cell: &OwnedRow) -> bool {
-        let Some(present) = &piece.present else { return false };
-        let held = (&piece.held, piece.held.at(cell));
-        let present = (present, present.at(cell));
-        match self.more_events(piece, cell) {
-            // Fewer than there must be, or more than there can be.
-            Some(None) => false,
-            Some(Some(more)) if more > piece.most => false,
-            // No event of other offsets is in it.
-            Some(Some(0)) => agree(measure, held, present),
-            Some(Some(more)) => measure.may_have_more(held, present, Some(more)),
-            None => measure.may_have_more(held, present, None),
-        }
-    }
-
-    /// How many events more a cell's rows hold than the archive gives of the offsets that it read under the rules of now; none within, if it
-    /// is fewer; none at all, if nobody counts them.
-    fn more_events(&self, piece: &Piece, cell: &OwnedRow) -> Option<Option<u64>> {
-        let plain = self.view.plain_count()?.name;
-        let present = piece.present.as_ref()?;
-        let of = |cells: &Cells| {
-            let count = cells.at(cell).and_then(|at| cells.state(&plain, at)).and_then(count);
-            count.unwrap_or_default()
-        };
-        Some(of(&piece.held).checked_sub(of(present)))
-    }
-
-    /// How many events of a cell are of offsets that the archive read under other rules: of these nothing is proved.
-    fn of_other_rules(&self, cell: &OwnedRow) -> Option<Contribution> {
-        let plain = self.view.plain_count()?.name;
-        let of_rules = self.pieces.iter().filter(|piece| piece.kind == Some(Kind::Rules));
-        let more: u64 = of_rules
-            .filter_map(|piece| self.more_events(piece, cell)??.into())
-            .sum();
-        Some(Contribution {
-            cause: Cause::DefinitionChanged,
-            state: format!("{plain}={more}"),
-        })
+        unproved.or(found.map(Verdict::Proved))
     }
 
     fn may_by_keys(&self, piece: &Piece, measure: &Measure<'_>, cell: &OwnedRow) -> bool {
@@ -405,7 +355,8 @@ impl Judge<'_> {
     }
 
     fn contribution(&self, measure: &Measure<'_>, cell: &OwnedRow) -> Option<Contribution> {
-        let known = self.pieces.iter().find_map(|piece| piece.known.as_ref())?;
+        let mut of_repeats = self.pieces.iter().filter(|piece| piece.kind == Some(Kind::CutShort));
+        let known = of_repeats.find_map(|piece| piece.known.as_ref())?;
         Some(Contribution {
             cause: Cause::RepeatBeyondWindow,
             state: measure.shown(&known.all, known.all.at(cell)?),
@@ -414,7 +365,7 @@ impl Judge<'_> {
 }
 
 /// Whether two rows say the same, or neither is there.
-fn agree(measure: &Measure<'_>, held: Row<'_>, predicted: Row<'_>) -> bool {
+pub(super) fn agree(measure: &Measure<'_>, held: Row<'_>, predicted: Row<'_>) -> bool {
     (held.1.is_none() && predicted.1.is_none()) || measure.is_equal(held.0, held.1, predicted.0, predicted.1)
 }
 
@@ -433,8 +384,9 @@ fn as_merged(merge: &MergePlan, cells: &RecordBatch) -> Result<RecordBatch> {
 
 #[cfg(test)]
 mod tests {
-    use shared_schemas::handoff::{Mark, Offset, SpeedProgress, TopicId};
+    use shared_schemas::handoff::{Mark, Offset, OffsetSet, SpeedProgress, TopicId};
 
+    use super::super::other::OtherRange;
     use super::*;
 
     const PARTITION: Partition = Partition {
@@ -484,19 +436,22 @@ mod tests {
             topic: TopicId(6),
             ..PARTITION
         };
-        let other = Other(vec![
-            (PARTITION, range(17, 18), RulesDiffer::ByKeys),
-            (PARTITION, range(31, 34), RulesDiffer::ByKeys),
-            (PARTITION, range(39, 90), RulesDiffer::Otherwise),
-            (elsewhere, range(0, 90), RulesDiffer::Otherwise),
-        ]);
-        let offsets = BTreeMap::from([(PARTITION, OffsetSet::from_iter([range(16, 40)]))]);
-        let (of_now, others) = other.parted(&offsets);
-        assert_eq!(
-            (of_now[&PARTITION].ranges(), others),
-            (&[range(16, 17), range(18, 31), range(34, 39)][..], 5)
-        );
-        let found = apart(&partitions, chunk, &ledgers, &other);
+        let of_other = |partition, range, differ| OtherRange {
+            partition,
+            range,
+            differ,
+            is_same: false,
+        };
+        let other = Other {
+            ranges: vec![
+                of_other(PARTITION, range(17, 18), RulesDiffer::ByKeys),
+                of_other(PARTITION, range(31, 34), RulesDiffer::ByKeys),
+                of_other(PARTITION, range(39, 90), RulesDiffer::Otherwise),
+                of_other(elsewhere, range(0, 90), RulesDiffer::Otherwise),
+            ],
+            ..Other::default()
+        };
+        let found = apart(&partitions, chunk, &ledgers, &other, &Starts::new());
         let of = |kind| {
             found
                 .get(&kind)
@@ -509,6 +464,10 @@ mod tests {
         );
         assert_eq!(of(Kind::Keys), Some(vec![16]));
         assert_eq!(of(Kind::Rules), Some(vec![24, 32]));
+        let behind = Starts::from([(PARTITION, BTreeSet::from([start(16)]))]);
+        let with_loose = apart(&partitions, chunk, &ledgers, &other, &behind);
+        let (keys, rules) = (with_loose.get(&Kind::Keys), &with_loose[&Kind::Rules][&PARTITION]);
+        assert!(keys.is_none() && rules.contains(&start(16)) && rules.len() == 3);
 
         // A row was changed in one of them; one is gone.
         let held = BTreeMap::from([((PARTITION, start(8)), 8), ((PARTITION, start(16)), 1010)]);

@@ -125,7 +125,8 @@ impl Difference {
     /// Whether wrong batch rows make it, or may make it.
     pub(crate) fn is_of_batch(&self) -> bool {
         let placed = self.place.iter().any(|place| place.layer == "batch");
-        self.cause == Cause::Unexplained && (placed || (self.place.is_empty() && self.layer != Some("speed")))
+        let may_be = self.place.is_empty() && self.layer != Some("speed") && self.unproved.is_none();
+        self.cause == Cause::Unexplained && (placed || may_be)
     }
 
     /// The event day of its cell.
@@ -137,5 +138,18 @@ impl Difference {
     pub(crate) fn set(&mut self, cause: Cause) {
         self.cause = cause;
         self.explained = (cause != Cause::Unexplained).then(|| cause.says());
+        self.unproved = None;
+    }
+
+    /// Why it is so, or that nothing explains it, and what may, in words.
+    pub fn says(&self) -> String {
+        match (self.explained, self.unproved) {
+            (Some(explained), _) => explained.to_owned(),
+            (None, Some(unproved)) => {
+                let counts: Vec<_> = self.contributions.iter().map(|one| one.state.as_str()).collect();
+                format!("unexplained: {unproved} ({})", counts.join(", "))
+            }
+            (None, None) => "unexplained".to_owned(),
+        }
     }
 }

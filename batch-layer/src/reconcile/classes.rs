@@ -20,7 +20,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{AsArray, BooleanArray, RecordBatch};
+use arrow::array::{AsArray, BooleanArray, Int32Array, RecordBatch};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Int32Type, SchemaRef, UInt64Type};
 use arrow::row::OwnedRow;
@@ -29,8 +29,8 @@ use datafusion::common::{DataFusionError, Result, ScalarValue};
 use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, ident, lit, when};
 use datafusion::prelude::SessionContext;
-use futures::TryStreamExt;
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use shared_schemas::dataset::{Dataset, EVENT_TIME_COLUMN, OFFSET_COLUMN, PARTITION_COLUMN};
 use shared_schemas::handoff::{EventDay, OffsetSet, Partition, TopicId};
 use shared_schemas::plan::{CellKey, CellPlan, MergePlan, START_COLUMN, WINDOW_COLUMN};
@@ -38,7 +38,7 @@ use shared_schemas::store::tables::TOPIC_COLUMN;
 use shared_schemas::view::{UTC, View};
 
 use super::classified::{CLASS, Classified};
-use super::sorted::key_converter;
+use super::sorted::{Stream, key_converter};
 use crate::recompute::{Room, at_offsets, of_days, settled, topic_text};
 
 /// What an archived event is to the layers.
@@ -121,6 +121,7 @@ pub(crate) struct Classes {
     session: SessionContext,
     plan: CellPlan,
     merge: MergePlan,
+    merge_by_class: MergePlan,
     view: View,
     dataset: Dataset,
 }
@@ -145,6 +146,7 @@ impl Classes {
             session: room.session(),
             plan: CellPlan::new(view, dataset, CellKey::Start)?,
             merge: MergePlan::new(view, CellKey::OneStart)?,
+            merge_by_class: MergePlan::new(view, CellKey::Start)?,
             view: view.clone(),
             dataset: dataset.clone(),
         })
@@ -169,6 +171,25 @@ impl Classes {
     ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
         let class = cast(ident(CLASS), DataType::UInt64);
         self.started(events, days, classified, [None, None], class).await
+    }
+
+    /// Cells of [`Classes::by_class`], of all partitions as if they were of one; there may be several for a key then.
+    pub(crate) fn over_partitions(&self, cells: Stream) -> Stream {
+        let (schema, at) = (SchemaRef::clone(self.columns()), 1 + self.view.dimensions.len());
+        let as_one = move |batch: Result<RecordBatch>| {
+            let batch = batch?;
+            let mut columns = batch.columns().to_vec();
+            if let Some(partitions) = columns.get_mut(at) {
+                *partitions = Arc::new(Int32Array::from(vec![0; batch.num_rows()]));
+            }
+            Ok(RecordBatch::try_new(SchemaRef::clone(&schema), columns)?)
+        };
+        cells.map(as_one).boxed()
+    }
+
+    /// What makes one for each key of them.
+    pub(crate) fn merge_by_class(&self) -> &MergePlan {
+        &self.merge_by_class
     }
 
     /// The columns of cells by class: with a partition and, as their start, the class.
@@ -284,6 +305,19 @@ impl Classes {
         let each = placed(&classified.places.topics())?;
         self.started(events, days, classified, [None, Some(is_known)], each)
             .await
+    }
+
+    /// The events at these offsets, each in a row of its own, in no order; in the columns of [`Classes::columns`].
+    pub(crate) async fn each(
+        &self,
+        events: Arc<dyn TableProvider>,
+        days: &BTreeSet<EventDay>,
+        classified: &Arc<Classified>,
+        offsets: &BTreeMap<Partition, OffsetSet>,
+    ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
+        let each = placed(&classified.places.topics())?;
+        let only = [None, Some(at_offsets(offsets))];
+        self.started(events, days, classified, only, each).await
     }
 
     /// The rows of cells that are of one event each, without their place.

@@ -201,6 +201,12 @@ impl Classified {
         })
     }
 
+    /// How many repeats the speed layer's rule drops at these offsets.
+    pub(super) fn known(&self, partition: Partition, range: OffsetRange) -> u64 {
+        let place = self.places.all().keys().position(|of| *of == partition);
+        place.map_or(0, |place| self.counted.known.within(place, range.from.0..range.to.0))
+    }
+
     /// The class of each row; none of those at other places.
     fn classes(&self, batch: &RecordBatch) -> Result<Vec<Option<Class>>> {
         let of = &self.counted;

@@ -46,6 +46,9 @@ pub struct Difference {
     pub explained: Option<&'static str>,
     /// Why it is so.
     pub cause: Cause,
+    /// What may make it, of which nothing is proved: it is unexplained all the same. Null where nothing else speaks for it, and where it
+    /// is explained.
+    pub unproved: Option<&'static str>,
     /// What the events of each cause contribute to it.
     pub contributions: Vec<Contribution>,
     /// The smallest place that it was narrowed down to; empty where that was not done, of the first few differences only.
@@ -483,6 +486,7 @@ fn difference(
         layer: held.1.and_then(|at| held.0.layer(at)),
         explained: None,
         cause: Cause::Unexplained,
+        unproved: None,
         contributions: Vec::new(),
         place: Vec::new(),
         events: Vec::new(),

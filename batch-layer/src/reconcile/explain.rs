@@ -13,26 +13,24 @@ use datafusion::common::DataFusionError;
 use datafusion::logical_expr::Expr;
 use futures::{StreamExt, TryStreamExt};
 use shared_connections::store::RulesKnown;
-use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{EventDay, Offset, OffsetRange, OffsetSet, Partition, Publication};
 use shared_schemas::plan::{CellKey, MergePlan};
 use shared_schemas::store::cells::{Among, HeldCells, times_of};
 
-use super::apart::Other;
 use super::calibration::{self, Calibration};
 use super::cause::Proof;
 use super::classes::{Classes, EventCell};
 use super::classified::Classified;
 use super::compare::{Cells, Compare, Difference, with_layers};
 use super::days::{Left, Rooms, Sample};
-use super::laid::Laid;
+use super::laid::{Laid, merged};
 use super::ledgers::Placed;
-use super::pieces::Source;
+use super::other::Other;
+use super::pieces::{GATHERED, Source};
 use super::place::{self, MOST_EVENTS, Narrow};
 use super::read::{Batches, Unread};
 use super::sorted::{Stream, of_keys, sorted};
 use super::{Ground, OfView, computing};
-use crate::archive::Accounts;
 use crate::error::RunError;
 use crate::recompute::{Recompute, below};
 use crate::retry::patiently;
@@ -68,7 +66,7 @@ pub(super) struct Explaining {
     pub(super) classified: Arc<Classified>,
     /// Which cells, where all of them are known.
     pub(super) only: Option<Arc<BTreeSet<OwnedRow>>>,
-    /// What both layers should hold by their own rules; a cell may come in two rows.
+    /// What both layers should hold by their own rules.
     predicted: Laid,
     /// What the events of each class come to.
     by_class: Laid,
@@ -104,24 +102,29 @@ impl OfView<'_> {
         let only = only.map(Arc::new);
         let keys = 1 + self.view.dimensions.len();
         let spill = of.rooms.apart.spill();
-        let laid = async |schema: &SchemaRef, cells: Stream| {
+        // One row for each of the first so many columns: what lies on disk grows with the cells, and not with layers and partitions.
+        let laid = async |merge: &MergePlan, by: usize, cells: Stream| {
+            let schema = merge.schema();
             let cells = match &only {
                 Some(only) => of_keys(schema, keys, cells, Arc::clone(only))?,
                 None => cells,
             };
-            let cells = sorted(&of.rooms.apart, schema, keys, cells).await?;
+            let cells = sorted(&of.rooms.apart, schema, by, cells).await?;
+            let cells = merged(merge.clone(), by, cells, of.rooms.apart.memory() / GATHERED);
             Laid::of_sorted(&spill, schema, keys, cells).await
         };
         let counted = of.ground.of_starts(self.chunk()?, Among::All);
         let predicted = self.predicted(&of_both, of, Among::All, counted);
-        let predicted = laid(merge.schema(), predicted).await.map_err(failed)?;
+        let predicted = laid(&merge, keys, predicted).await.map_err(failed)?;
         let events = self.events(of, of.days);
         let classified = classes
             .classify(&events, of.days, of.ground.places(self.chunk()?))
             .await;
         let classified = Arc::new(classified.map_err(failed)?);
         let by_class = classes.by_class(events, of.days, &classified).await;
-        let by_class = laid(classes.columns(), by_class.map_err(failed)?)
+        let by_class = classes.over_partitions(by_class.map_err(failed)?);
+        // A class stands where a start would.
+        let by_class = laid(classes.merge_by_class(), keys + 2, by_class)
             .await
             .map_err(failed)?;
         Ok(Explaining {
@@ -266,19 +269,6 @@ impl OfView<'_> {
     pub(super) async fn rules_known(&self) -> Result<RulesKnown, RunError> {
         let known = patiently(|| self.batch.store.rules()).await?;
         Ok(known.with(self.dataset))
-    }
-
-    /// Where the archive was read under other rules than the speed layer reads by now, as far as an answer can tell: what its files say, and its
-    /// commits, which tell of records too that were refused.
-    pub(super) async fn other_rules(&self, ground: &Ground, accounts: &Accounts) -> Result<Other, RunError> {
-        let known = self.rules_known().await?;
-        let now = Fingerprint::of_rules(self.dataset).to_string();
-        let of_files = ground.pinned.rules().into_iter();
-        let of_files = of_files.map(|((partition, rules), range)| (partition, range, rules));
-        let others = of_files
-            .chain(accounts.by_rules())
-            .filter_map(|(partition, range, rules)| Some((partition, range, known.differ(rules, &now)?)));
-        Ok(Other(others.collect()))
     }
 
     /// Finds the places of differences of one window.

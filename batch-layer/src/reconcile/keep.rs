@@ -223,7 +223,7 @@ fn tell(page: &mut String, one: &Difference) {
             "Answered `{}`, archived `{}`: {}.\n",
             null(one.held.as_deref()),
             null(one.exact.as_deref()),
-            one.explained.unwrap_or("unexplained")
+            one.says()
         ),
     );
     for contribution in &one.contributions {

@@ -22,7 +22,7 @@ use shared_schemas::plan::MergePlan;
 
 use super::sorted::{Side, Stream, key_converter, only};
 use crate::error::RunError;
-use crate::spill::{Spill, Spilled};
+use crate::spill::{Spill, Spilled, Writer};
 
 /// Cells on disk, in the order of their keys; of a key there may be several rows.
 pub(super) struct Laid {
@@ -106,7 +106,7 @@ struct Laying {
     schema: SchemaRef,
     keys: usize,
     converter: RowConverter,
-    file: Option<(FileWriter<BufWriter<File>>, Spilled)>,
+    file: Option<(FileWriter<BufWriter<Writer>>, Spilled)>,
     bounds: Vec<(OwnedRow, OwnedRow)>,
 }
 
@@ -133,7 +133,7 @@ impl Laying {
             Some(file) => file,
             none => {
                 let spilled = spill.file("cells")?;
-                let to = BufWriter::new(spilled.file.try_clone()?);
+                let to = BufWriter::new(spilled.writer()?);
                 none.insert((FileWriter::try_new(to, &self.schema)?, spilled))
             }
         };
@@ -145,7 +145,7 @@ impl Laying {
             Some((file, spilled)) => {
                 let file = file.into_inner()?.into_inner();
                 let file = file.map_err(std::io::IntoInnerError::into_error)?;
-                Some((FileReader::try_new(file, None)?, spilled))
+                Some((FileReader::try_new(file.into_file(), None)?, spilled))
             }
             None => None,
         };

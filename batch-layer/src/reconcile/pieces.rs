@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::row::OwnedRow;
-use shared_schemas::handoff::{Offset, Partition, Start, TopicId};
+use shared_schemas::handoff::{Offset, OffsetSet, Partition, Start, TopicId};
 use shared_schemas::store::cells::{Among, Starts, totals_of_starts};
 
 use super::apart::{Apart, Judge, Kind, Known, Piece, Totals, apart, in_total, without_broken};
@@ -22,8 +22,10 @@ use super::{OfView, computing};
 use crate::error::RunError;
 use crate::retry::patiently;
 
-/// So many repeats are looked at: of more nothing is proved.
+/// So many events that may be counted are looked at for a slice: of more nothing is proved.
 const MOST_KNOWN: usize = 50_000;
+/// Of more archived events that were read under other rules none is laid down, where it is not known yet which cells differ.
+const MOST_OTHERS: u64 = 1 << 20;
 
 /// All rows of a kind, and what the archive gives for them.
 pub(super) struct Source {
@@ -31,13 +33,13 @@ pub(super) struct Source {
     kind: Option<Kind>,
     held: Laid,
     predicted: Laid,
-    /// What the archive gives of those offsets alone that it read under the rules of now.
+    /// Where rules may change it, what the archive gives of those offsets alone whose events are in it for certain.
     present: Option<Laid>,
     /// Both over all values of dimensions that a key changes.
     totals: Option<[Laid; 2]>,
-    /// Repeats that may be counted, each in a row of its own.
+    /// Archived events that may be counted, each in a row of its own; none where they are too many.
     known: Option<Laid>,
-    /// So many events may lie at other offsets.
+    /// So many events may be counted that are not archived.
     most: u64,
 }
 
@@ -82,7 +84,8 @@ impl OfView<'_> {
     /// Reads all that cells are taken apart with; nothing where no row may differ.
     async fn sources(&self, of: &Compared<'_>, with: &Explaining) -> Result<Vec<Source>, RunError> {
         let chunk = self.chunk()?;
-        let apart = apart(&of.ground.partitions, chunk, of.ledgers, of.other);
+        let loose = of.loose(chunk, |partition, range| with.classified.known(partition, range));
+        let apart = apart(&of.ground.partitions, chunk, of.ledgers, of.other, &loose);
         let apart = self.without_broken(apart, of).await?;
         if apart.is_empty() {
             return Ok(Vec::new());
@@ -94,7 +97,7 @@ impl OfView<'_> {
         let kinds = apart.iter().map(|(kind, starts)| (Some(*kind), Among::Only(starts)));
         let mut sources = Vec::new();
         for (kind, among) in std::iter::once((None, Among::Without(&all))).chain(kinds) {
-            sources.push(self.source(of, with, kind, among).await?);
+            sources.push(self.source(of, with, kind, among, &loose).await?);
         }
         Ok(sources)
     }
@@ -105,6 +108,7 @@ impl OfView<'_> {
         with: &Explaining,
         kind: Option<Kind>,
         among: Among<'_>,
+        loose: &Starts,
     ) -> Result<Source, RunError> {
         let failed = |error| computing(of.days, &error);
         let reach = Reach::of_keys(self.view, self.dataset);
@@ -123,19 +127,25 @@ impl OfView<'_> {
         };
         let counted = of.ground.of_starts(self.chunk()?, among);
         let predicted = laid(self.predicted(&with.of_both, of, among, counted.clone())).await?;
-        let mut most = 0;
-        let mut present = None;
+        let (mut present, mut known, mut most) = (None, None, 0);
+        let mut events = None;
         if kind == Some(Kind::Rules) {
-            let (of_now, others) = of.other.parted(&counted);
-            present = Some(laid(self.predicted(&with.of_both, of, among, of_now)).await?);
-            most = others.saturating_add(unsure(of, among));
+            let parted = of.other.parted(&counted, loose, self.chunk()?);
+            present = Some(laid(self.predicted(&with.of_both, of, among, parted.certain)).await?);
+            most = parted.unknown.saturating_add(unsure(of, among));
+            if only.is_some() || archived(of, &parted.possible).await? <= MOST_OTHERS {
+                let possible = self.events(of, of.days);
+                let possible = with.classes.each(possible, of.days, &with.classified, &parted.possible);
+                events = Some(possible.await.map_err(failed)?);
+            }
         }
-        let mut known = None;
         if kind == Some(Kind::CutShort) {
-            let events = self.events(of, of.days);
-            let cells = with.classes.known(events, of.days, &with.classified, &counted).await;
+            let repeats = self.events(of, of.days);
+            let repeats = with.classes.known(repeats, of.days, &with.classified, &counted).await;
+            events = Some(repeats.map_err(failed)?);
+        }
+        if let Some(cells) = events {
             let schema = with.classes.columns();
-            let cells = cells.map_err(failed)?;
             let cells = match only {
                 Some(only) => of_keys(schema, keys, cells, Arc::clone(only)).map_err(failed)?,
                 None => cells,
@@ -203,7 +213,8 @@ impl OfView<'_> {
             let events = events.at_most(open, most).map_err(failed)?;
             if events.iter().map(RecordBatch::num_rows).sum::<usize>() < most {
                 let events = with.classes.one_by_one(&events).map_err(failed)?;
-                let found = Known::of(self.view, &with.merge, &predicted, events).await;
+                let least = present.as_ref().unwrap_or(&predicted);
+                let found = Known::of(self.view, &with.merge, least, events).await;
                 known = Some(found.map_err(failed)?);
             }
         }
@@ -239,7 +250,18 @@ impl OfView<'_> {
 }
 
 /// A part of the memory in which cells are gathered to be made one.
-const GATHERED: usize = 8;
+pub(super) const GATHERED: usize = 8;
+
+/// How many events are archived at those offsets.
+async fn archived(of: &Compared<'_>, offsets: &BTreeMap<Partition, OffsetSet>) -> Result<u64, RunError> {
+    let mut events: u64 = 0;
+    for (partition, offsets) in offsets {
+        for range in offsets.ranges() {
+            events = events.saturating_add(of.ground.pinned.events_within(*partition, *range).await?);
+        }
+    }
+    Ok(events)
+}
 
 /// In so many cases filters of those starts did not know.
 fn unsure(of: &Compared<'_>, among: Among<'_>) -> u64 {

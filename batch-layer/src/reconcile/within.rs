@@ -2,7 +2,7 @@
 //!
 //! Where a filter was cut short, some of the repeats that it should have dropped are counted, nobody knows which. They are
 //! archived, so it is known what each of them would add. A count tells how many there are; a sum then lies between that of so many of the
-//! smallest contributions and that of so many of the largest, and of few events it must be what some of them add up to.
+//! smallest contributions and that of so many of the largest, and where there are few choices it must be what one of them adds up to.
 
 use std::cmp::Ordering;
 
@@ -15,6 +15,8 @@ use super::compare::{Compared, Row, count, float, same};
 
 /// Of at most so many events every choice is tried.
 const TRIED: usize = 12;
+/// And of more, where there are at most so many choices: where few of them are chosen, or few left out.
+const CHOICES: usize = 1 << TRIED;
 
 impl Compared<'_> {
     /// Whether what is held can be of `least` and of some of the events that these cells are of, one each. `most` is of all of them
@@ -189,7 +191,44 @@ pub(crate) fn can_be_of<N: Amount>(values: &[N], chosen: Option<u64>, wanted: N,
             (sum(&sorted[..negative]), sum(&sorted[negative..]))
         }
     };
-    lowest.less(slack) <= wanted && wanted <= highest.plus(slack)
+    if wanted < lowest.less(slack) || wanted > highest.plus(slack) {
+        return false;
+    }
+    let Some(chosen) = chosen else { return true };
+    let (few, is_left_out) = match values.len() - chosen {
+        left_out if left_out < chosen => (left_out, true),
+        _ => (chosen, false),
+    };
+    if choices(values.len(), few) > CHOICES {
+        return true;
+    }
+    let all = sum(values);
+    any_sum(values, few, N::default(), &|of_few| {
+        near(if is_left_out { all.less(of_few) } else { of_few })
+    })
+}
+
+/// In how many ways so many can be chosen of all; more than [`CHOICES`] is not counted on.
+fn choices(of: usize, chosen: usize) -> usize {
+    let mut count = 1_usize;
+    for at in 0..chosen {
+        count = count.saturating_mul(of - at) / (at + 1);
+        if count > CHOICES {
+            break;
+        }
+    }
+    count
+}
+
+/// Whether the sum of so many of these values, and what there is already, is one of those.
+fn any_sum<N: Amount>(values: &[N], chosen: usize, sum: N, is_one: &impl Fn(N) -> bool) -> bool {
+    let Some(more) = chosen.checked_sub(1) else {
+        return is_one(sum);
+    };
+    let firsts = values.iter().enumerate().take(values.len().saturating_sub(more));
+    firsts
+        .into_iter()
+        .any(|(at, first)| any_sum(&values[at + 1..], more, sum.plus(*first), is_one))
 }
 
 /// What adds up.
@@ -254,7 +293,7 @@ mod tests {
     proptest! {
         /// Whatever is chosen is never taken for damage; and of few values nothing else is taken for a choice.
         #[test]
-        fn a_choice_is_one(values in prop::collection::vec(-9_i128..10, 0..16), choice in any::<u16>(), off in -400_i128..400) {
+        fn a_choice_is_one(values in prop::collection::vec(-9_i128..10, 0..20), choice in any::<u32>(), off in -400_i128..400) {
             let chosen: Vec<i128> =
                 values.iter().enumerate().filter(|(at, _)| choice >> at & 1 == 1).map(|(_, value)| *value).collect();
             let sum: i128 = chosen.iter().sum();
@@ -274,6 +313,12 @@ mod tests {
         assert!(!can_be_of(&[5, 7], Some(1), 12, 0) && can_be_of(&[5, 7], Some(2), 12, 0));
         let many: Vec<i128> = (0..100).collect();
         assert!(can_be_of(&many, Some(2), 197, 0) && !can_be_of(&many, Some(2), 198, 0));
+        // All of them, or all but one, is no matter of bounds.
+        let even: Vec<i128> = many.iter().map(|value| value * 2).collect();
+        assert!(can_be_of(&even, Some(100), 9900, 0) && !can_be_of(&even, Some(100), 9899, 0));
+        assert!(can_be_of(&even, Some(99), 9900 - 14, 0) && !can_be_of(&even, Some(99), 9900 - 15, 0));
+        assert!(can_be_of(&even, Some(1), 14, 0) && !can_be_of(&even, Some(1), 15, 0));
+        assert!(can_be_of(&even, Some(50), 4901, 0), "too many choices: within bounds");
         assert!(!can_be_of(&many, None, -1, 0) && can_be_of(&many, None, 4950, 0) && !can_be_of(&many, None, 4951, 0));
         assert!(can_be_of(&[0.1, 0.2], Some(2), 0.3, 1e-9) && !can_be_of(&[0.1, 0.2], Some(2), 0.4, 1e-9));
     }

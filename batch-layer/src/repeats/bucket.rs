@@ -1,7 +1,8 @@
 //! Events whose hashes begin alike: in memory, in a file, and in their order where memory does not hold them.
 //!
 //! A bucket that is too large is sorted as usual: what fits into half of the memory at a time goes to a second file in its order, and the pieces are merged as
-//! they are read, each with its part of the other half. However large it is, an event is written twice and read twice.
+//! they are read, each with its part of the other half. However large it is, an event is written twice and read twice; what it was sorted from goes
+//! as soon as that is done, so both files are there for one bucket of a thread at a time.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -25,8 +26,9 @@ const AT_ONCE: usize = 2048;
 #[derive(Debug, Default)]
 pub(super) struct Bucket {
     pub(super) pieces: Vec<Vec<Seen>>,
+    /// Until all of it is taken.
     file: Option<Spilled>,
-    /// Bytes in the file.
+    /// Bytes that were written to it.
     spilled: usize,
 }
 
@@ -86,7 +88,7 @@ impl Bucket {
             Some(file) => file,
             none => none.insert(spill.file(&format!("ids-{number:03}"))?),
         };
-        let mut out = BufWriter::new(&file.file);
+        let mut out = BufWriter::new(file.writer()?);
         let mut written = 0;
         for seen in std::mem::take(&mut self.pieces) {
             seen.iter().try_for_each(|seen| out.write_all(&record(seen)))?;
@@ -98,7 +100,7 @@ impl Bucket {
         Ok(written as u64)
     }
 
-    /// All of it, within so many bytes of memory; and how many more went to disk.
+    /// All of it, once, within so many bytes of memory; and how many more went to disk.
     pub(super) fn all(&mut self, spill: &Spill, number: usize, room: usize) -> Result<(All, u64)> {
         let held: usize = self.pieces.iter().map(Vec::len).sum();
         let events = self.spilled / RECORD + held;
@@ -108,7 +110,7 @@ impl Bucket {
             return Ok((All::InOrder(in_order), written + self.spilled as u64));
         }
         let mut pieces = std::mem::take(&mut self.pieces);
-        if let Some(file) = &mut self.file {
+        if let Some(mut file) = self.file.take() {
             file.file.rewind()?;
             let mut input = BufReader::with_capacity(1 << 16, &file.file);
             pieces.push(read(&mut input, self.spilled / RECORD)?);
@@ -116,15 +118,15 @@ impl Bucket {
         Ok((All::Held(pieces), 0))
     }
 
-    /// Sorts the file into another one.
+    /// Sorts the file into another one, and lets it go.
     fn in_order(&mut self, spill: &Spill, number: usize, room: usize) -> Result<InOrder> {
         let sorted = spill.file(&format!("ids-{number:03}-sorted"))?;
-        let Some(file) = &mut self.file else {
+        let Some(mut file) = self.file.take() else {
             return Ok(InOrder::new(sorted, Vec::new(), 1));
         };
         file.file.rewind()?;
         let mut input = BufReader::with_capacity(1 << 16, &file.file);
-        let mut out = BufWriter::new(&sorted.file);
+        let mut out = BufWriter::new(sorted.writer()?);
         let at_once = (room / 2 / size_of::<Seen>()).max(1);
         let mut left = self.spilled / RECORD;
         let (mut runs, mut from) = (Vec::new(), 0);

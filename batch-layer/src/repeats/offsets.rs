@@ -1,6 +1,7 @@
 //! Offsets that are repeats: few of a block are listed, of many each has a bit.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// So many offsets of a block are listed; of more, each offset of the block has a bit.
 const LISTED: usize = 4096;
@@ -58,6 +59,18 @@ impl Repeats {
     /// How many.
     pub(crate) fn count(&self) -> u64 {
         self.count
+    }
+
+    /// How many at these offsets of a partition.
+    pub(crate) fn within(&self, place: usize, offsets: Range<u64>) -> u64 {
+        let Some(blocks) = self.of.get(place).filter(|_| !offsets.is_empty()) else {
+            return 0;
+        };
+        let mut count = 0;
+        for (block, low) in blocks.range(offsets.start >> 16..=(offsets.end - 1) >> 16) {
+            low.each(|low| count += u64::from(offsets.contains(&(block << 16 | u64::from(low)))));
+        }
+        count
     }
 
     /// Bytes in memory, about.

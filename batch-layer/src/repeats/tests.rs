@@ -158,3 +158,36 @@ fn one_event_over_and_over_takes_no_room() {
     assert_eq!((found.len(), count, spilled), (99_999, 99_999, 0));
     assert!(!found.contains(&0));
 }
+
+/// A file is there until what is in it is at hand in another way.
+#[test]
+fn what_is_sorted_or_read_back_leaves_one_file_at_most() {
+    let spill = Spill::new(None).unwrap();
+    let files = || std::fs::read_dir(spill.folder()).unwrap().count() - 1;
+    let filled = || {
+        let seen = |at: u64| Seen {
+            id: [at * 7919 % 5000, 0],
+            at,
+            time: 0,
+        };
+        let mut bucket = Bucket::default();
+        bucket.pieces.push((0..5000).map(seen).collect());
+        assert!(bucket.write(&spill, 0).unwrap() > 0 && bucket.is_spilled());
+        bucket
+    };
+    let mut bucket = filled();
+    assert_eq!(files(), 1);
+    let (all, _) = bucket.all(&spill, 0, 40_000).unwrap();
+    assert_eq!(files(), 1, "the sorted one");
+    let All::InOrder(seen) = all else {
+        panic!("it does not fit")
+    };
+    let seen: Vec<_> = seen.map(Result::unwrap).collect();
+    assert!(seen.len() == 5000 && seen.is_sorted() && bucket.is_spilled());
+    assert_eq!(files(), 0);
+
+    let mut bucket = filled();
+    let (all, _) = bucket.all(&spill, 0, 1 << 30).unwrap();
+    assert_eq!((matches!(all, All::Held(_)), files()), (true, 0), "it is in memory");
+    assert!(bucket.is_spilled());
+}

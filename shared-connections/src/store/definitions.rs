@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use clickhouse::Row;
 use serde::{Deserialize, Serialize};
+use shared_schemas::dataset::Dataset;
 use shared_schemas::definitions::{Definitions, KeptDefinition, KeptView, Unreadable};
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{Answering, ChunkSize, Mark, OffsetSet, answering};
@@ -88,6 +89,13 @@ impl Known {
                 }
             }
         }
+    }
+
+    /// The dataset whose rules, those that a view can see, have that fingerprint: as one of its views was kept. `now` is the dataset as it is
+    /// defined now, with its keys.
+    pub fn rules(&self, events: Fingerprint, now: &Dataset) -> Option<Dataset> {
+        let kept = self.kept.iter().filter(|kept| kept.rules == events);
+        kept.into_iter().find_map(|kept| kept.dataset_with_keys_of(now))
     }
 
     /// What was published of views that are building, and can't answer for them: the fingerprint, the view, and why.

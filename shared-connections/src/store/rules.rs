@@ -44,6 +44,11 @@ impl RulesKnown {
         self
     }
 
+    /// The hash of those of these rules that views can see.
+    pub fn events(&self, rules: &str) -> Option<Fingerprint> {
+        Fingerprint::read(&self.0.get(rules)?.0)
+    }
+
     /// How these rules differ, by their hashes; `None` where no answer can tell them apart. Hashes that nothing is known of differ.
     pub fn differ(&self, a: &str, b: &str) -> Option<RulesDiffer> {
         if a == b {

@@ -259,6 +259,7 @@ impl Reader<'_> {
             "cut_wait",
             "memory",
             "spill",
+            "spill_limit",
             "max_change",
             "keep_publications",
             "reconcile",
@@ -297,6 +298,11 @@ impl Reader<'_> {
         self.parsed(&section, "spill", example, &mut batch.spill, |text| {
             Ok((!text.is_empty()).then(|| folder.join(text)))
         });
+        if let Some(entry) = section.get("spill_limit")
+            && let Some(limit) = entry.size_within(16 * MIB..=1024 * TIB, "\"100GiB\"", &mut self.findings)
+        {
+            batch.spill_limit = limit;
+        }
         let example = "a share in percent, like `\"50%\"`";
         self.parsed(&section, "max_change", example, &mut batch.max_change, units::share);
         let bounds = (Duration::ZERO, 24 * HOUR);

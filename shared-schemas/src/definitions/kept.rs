@@ -11,6 +11,7 @@
 use std::ops::RangeInclusive;
 
 use super::Definitions;
+use crate::dataset::Dataset;
 use crate::fingerprint::{Fingerprint, OLDEST_PLAN_ANSWERED, PLAN_VERSION};
 use crate::view::View;
 
@@ -106,6 +107,18 @@ impl KeptDefinition {
         self.read_by(OLDEST_PLAN_ANSWERED..=PLAN_VERSION)
     }
 
+    /// The dataset as it was, if this build reads its rules as they were kept; with the keys of another definition of it, which must be those that
+    /// it had.
+    pub fn dataset_with_keys_of(&self, now: &Dataset) -> Option<Dataset> {
+        if self.form != KEPT_FORM {
+            return None;
+        }
+        let read = Definitions::parse([("definition", self.text.as_str())]).ok()?;
+        let mut dataset = read.dataset(&self.dataset)?.clone();
+        dataset.privacy.key_checks.clone_from(&now.privacy.key_checks);
+        (Fingerprint::of_event_rules(&dataset) == self.rules).then_some(dataset)
+    }
+
     fn read_by(&self, plans: RangeInclusive<u32>) -> Result<KeptView, Unreadable> {
         if self.form != KEPT_FORM {
             return Err(Unreadable::Form);
@@ -196,6 +209,31 @@ origins = "distinct(origin)"
             Some("[dataset.flights]"),
             "the dataset comes first"
         );
+    }
+
+    #[test]
+    fn the_rules_are_read_where_they_are_those_that_were_kept() {
+        let definitions = with_key(TEXT);
+        let kept = definitions.to_keep().remove(0);
+        let now = &definitions.datasets[0];
+        let read = kept.dataset_with_keys_of(now).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{now:?}"));
+        let mut other_key = now.clone();
+        other_key
+            .privacy
+            .key_checks
+            .values_mut()
+            .for_each(|check| check.0 = [7; 8]);
+        let later = KeptDefinition {
+            form: KEPT_FORM + 1,
+            ..kept.clone()
+        };
+        let other_text = KeptDefinition {
+            text: kept.text.replace("1h", "2h"),
+            ..kept.clone()
+        };
+        assert!(kept.dataset_with_keys_of(&other_key).is_none());
+        assert!(later.dataset_with_keys_of(now).is_none() && other_text.dataset_with_keys_of(now).is_none());
     }
 
     #[test]
