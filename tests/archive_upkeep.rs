@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::ensure;
-use highwater_batch::archive::{Archive, Commit, Optimized, Upkeep};
+use highwater_batch::archive::{Archive, Commit, Optimized, Upkeep, tidy};
 use highwater_tests::platform::{Platform, cells, events};
 use highwater_tests::stack::{program, run};
 use highwater_tests::table::{Table, offsets, partition, texts};
@@ -104,6 +104,33 @@ async fn optimized_rows_are_the_same_rows() -> anyhow::Result<()> {
     assert!(table.folder().join("notes.txt").is_file());
     assert_eq!(offsets(&table.pin().await?).await?[&0], (0..3100).collect::<Vec<_>>());
     assert!(texts(&before).await.is_err(), "its files are gone, and it says so");
+    Ok(())
+}
+
+/// Without ClickHouse a folder's archive has one clock: small files are made large ones, and nothing goes that would not come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_clock_lets_nothing_go() -> anyhow::Result<()> {
+    let mut table = Table::new()?;
+    table.fill(0, 0..90, 9).await?;
+    let mut config = table.without_clickhouse()?;
+    config.archive.keep_removed = Duration::ZERO;
+    let cancel = CancellationToken::new();
+    let done = tidy(&config, &table.dataset, false, &cancel).await?;
+    assert_eq!((done.replaced.files, done.by.files), (27, 3), "{done:?}");
+    // sleeps: a file is old once its time has passed
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let done = tidy(&config, &table.dataset, false, &cancel).await?;
+    assert_eq!((done.waiting.files, done.deleted.files), (27, 0), "{done:?}");
+    let doubt = done.doubt.unwrap_or_default();
+    assert!(doubt.contains("before a second clock says what time it is"), "{doubt}");
+    assert_eq!(table.files()?.len(), 30);
+
+    // All of its days are older than that.
+    table.dataset.keep = Some(FOR_LONG);
+    let done = tidy(&config, &table.dataset, false, &cancel).await?;
+    assert_eq!((done.horizon, done.let_go.files), (None, 0));
+    assert!(done.doubt.is_some());
+    assert_eq!(offsets(&table.pin().await?).await?[&0], (0..90).collect::<Vec<_>>());
     Ok(())
 }
 

@@ -1,18 +1,23 @@
 //! The archive in an object store, on a real S3 server: every event once, whatever becomes of requests and programs.
 
 use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Duration;
 
-use highwater_batch::archive::{Archive, ArchiveError, Upkeep, held_archives, remove_archive};
+use highwater_batch::archive::{Archive, ArchiveError, Upkeep, held_archives, remove_archive, tidy};
 use highwater_batch::{Batch, Logs, Outcome, Selection, Today, reconcile};
 use highwater_tests::platform::{Platform, cells, events};
 use highwater_tests::proxy::{Act, Gate, Proxy, Then, Way};
 use highwater_tests::s3::S3;
+use highwater_tests::stack::program;
 use highwater_tests::table::{Table, offsets, partition};
 use highwater_tests::workers::Worker;
 use shared_connections::sentence;
 use shared_schemas::config::{ArchiveUrl, Secret};
 use shared_schemas::handoff::{EventDay, Offset};
 use tokio_util::sync::CancellationToken;
+
+use crate::faults::clock::Clock;
 
 /// A table on that server, reached at that URL.
 fn table(url: &str) -> anyhow::Result<Table> {
@@ -159,6 +164,43 @@ async fn days_and_whole_archives_go() -> anyhow::Result<()> {
         assert_eq!(held_archives(&table.config).await?, [], "{below}");
         assert!(Archive::open(&table.config, &table.dataset).await?.is_none());
     }
+    Ok(())
+}
+
+/// Where ClickHouse can't be asked, the store says what time it is: days go, and files that nobody needs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stores_clock_is_the_second_one() -> anyhow::Result<()> {
+    let server = S3::start().await?;
+    let mut table = table(&server.url())?;
+    table.fill(0, 0..90, 9).await?;
+    let mut config = table.without_clickhouse()?;
+    config.archive.keep_removed = Duration::from_secs(3600);
+    let cancel = CancellationToken::new();
+    let done = tidy(&config, &table.dataset, false, &cancel).await?;
+    assert_eq!((done.replaced.files, done.by.files), (27, 3), "{done:?}");
+    assert_eq!((done.doubt.as_deref(), done.deleted.files), (None, 0), "{done:?}");
+    let site = table.site("[clickhouse]\nurl = \"http://127.0.0.1:9\"\n[archive]\nurl = \"s3://highwater/archive\"\nkeep_removed = \"1h\"\n")?;
+
+    // A clock that is years ahead is nobody's second one: the store may refuse it, too.
+    let clock = Clock::new(&site)?;
+    clock.set(3 * 365 * 86_400)?;
+    let mut wrong = Command::new(program("highwater")?);
+    wrong.current_dir(&site).args(["archive", "optimize"]);
+    wrong.envs(clock.environment()).envs(S3::environment(&server.url()));
+    let wrong = wrong.output()?;
+    assert_eq!(wrong.status.code(), Some(1));
+    assert_eq!(files(&server)?, 30, "{}", String::from_utf8_lossy(&wrong.stderr));
+
+    table.dataset.keep = Some(Duration::from_secs(86_400));
+    config.archive.keep_removed = Duration::ZERO;
+    // sleeps: a file is old once its time has passed
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let done = tidy(&config, &table.dataset, false, &cancel).await?;
+    assert_eq!((done.doubt.as_deref(), done.let_go.files), (None, 3), "{done:?}");
+    assert!(done.horizon.is_some() && done.deleted.files >= 27, "{done:?}");
+    assert_eq!(offsets(&table.pin().await?).await?, [].into());
+    let left = server.bucket().join("archive/trips/_clock");
+    assert!(!left.is_dir() || left.read_dir()?.next().is_none());
     Ok(())
 }
 

@@ -26,12 +26,13 @@
 //! - What became of the records of a commit, the refused ones too, is in its entry's own information, for reconciliation: it
 //!   may be cleaned up with the entry.
 //!
-//! The parts, in reading order: `columns`, `standing`, `accounts`, `store`, `table`, `sums`, `files`, `commit`; for readers `pinned`, `later`, `scan` and `query`; to keep it tidy `optimize`, `let_go`, `upkeep`, `intact`, `quarantine`, `restore`, `accept` and `whole`; for the
+//! The parts, in reading order: `columns`, `standing`, `accounts`, `store`, `table`, `sums`, `files`, `commit`; for readers `pinned`, `later`, `shares`, `scan` and `query`; to keep it tidy `optimize`, `let_go`, `clock`, `upkeep`, `intact`, `quarantine`, `restore`, `accept` and `whole`; for the
 //! archiver `held`, `dead_letters`, `stall`, `metrics`, `archiver`, `serve`.
 
 mod accept;
 mod accounts;
 mod archiver;
+mod clock;
 mod columns;
 mod commit;
 mod dead_letters;
@@ -49,6 +50,7 @@ mod query;
 mod restore;
 mod scan;
 mod serve;
+mod shares;
 mod stall;
 mod standing;
 mod store;

@@ -218,7 +218,7 @@ impl Batch {
         let Some(keep) = view.keep else {
             return Ok(None);
         };
-        let today = Today::of(Ok(patiently(|| self.store.clock()).await?));
+        let today = Today::of(patiently(|| self.store.clock()).await?);
         report.doubt = today.doubt();
         Ok(today.first_kept(keep))
     }

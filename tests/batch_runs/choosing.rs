@@ -3,8 +3,9 @@
 use anyhow::Context;
 use highwater_batch::diff::Changed;
 use highwater_batch::{Outcome, Planned, Scope, ViewReport, diff, list, show};
-use shared_schemas::handoff::{Mark, Offset, RunId};
+use shared_schemas::handoff::{EventDay, Mark, Offset, RunId};
 use shared_schemas::store::compared::cells_of_day;
+use shared_schemas::store::tables::batch_table_name;
 use shared_schemas::view::View;
 use tokio_util::sync::CancellationToken;
 
@@ -134,6 +135,7 @@ fn a_diff_of_sets_finds_the_first_cells_that_differ() -> anyhow::Result<()> {
         published(&world.run(&["kinds"], &Quiet, &cancel).await);
         world.batch.scope = Scope::Full;
         published(&world.run(&["kinds"], &Quiet, &cancel).await);
+        let second = world.newest("kinds").await?;
         world.archive([160, 160], 1).await?;
         published(&world.run(&["kinds"], &Quiet, &cancel).await);
         let (store, view) = (&world.batch.store, world.view("kinds"));
@@ -153,6 +155,7 @@ fn a_diff_of_sets_finds_the_first_cells_that_differ() -> anyhow::Result<()> {
         // Each event is a cell of its own: those of publication 3 alone are what differs.
         let newest = world.newest("kinds").await?;
         let (first, run) = newest.days.iter().next().context("no day")?;
+        let other = &second.days[first];
         let key = |cell: &std::collections::BTreeMap<String, String>| {
             ["_window", "day", "late", "flight"].map(|name| cell[name].clone())
         };
@@ -163,7 +166,7 @@ fn a_diff_of_sets_finds_the_first_cells_that_differ() -> anyhow::Result<()> {
                 .find(|one| one.number == number)
                 .context("it is listed")?;
             let run = u128::from_str_radix(&one.run, 16)?;
-            let statement = cells_of_day(store.database(), view, *first, RunId(run));
+            let statement = cells_of_day(store.database(), view, *first, RunId(run), None);
             let lines = store.answer(&statement, "JSONCompactEachRow").await?.body;
             let lines = String::from_utf8(lines.to_vec())?;
             let keys = lines
@@ -191,13 +194,122 @@ fn a_diff_of_sets_finds_the_first_cells_that_differ() -> anyhow::Result<()> {
         );
 
         // The server reads on as it is read: it sorts nothing.
-        let mut plan = cells_of_day(store.database(), view, *first, *run);
+        let mut plan = cells_of_day(store.database(), view, *first, *run, Some(*other));
         plan.sql = format!("EXPLAIN actions = 1 {}", plan.sql);
         let plan = String::from_utf8(store.answer(&plan, "TabSeparatedRaw").await?.body.to_vec())?;
         assert!(
             plan.contains("ReadType: InOrder") && plan.contains("Prefix sort description"),
             "{plan}"
         );
+        Ok(())
+    })
+}
+
+/// How many lines of a day either side of two runs is sent for a comparison.
+async fn sent(world: &World, view: &View, day: EventDay, runs: [RunId; 2]) -> anyhow::Result<[usize; 2]> {
+    let store = &world.batch.store;
+    let mut sent = [0; 2];
+    for (sent, (run, beside)) in sent.iter_mut().zip([(runs[0], runs[1]), (runs[1], runs[0])]) {
+        let statement = cells_of_day(store.database(), view, day, run, Some(beside));
+        let lines = store.answer(&statement, "JSONCompactEachRow").await?.body;
+        *sent = lines.iter().filter(|byte| **byte == b'\n').count();
+    }
+    Ok(sent)
+}
+
+/// Of two runs' cells the server sends those that are not equal byte by byte, whatever differs: nothing where nothing does. What is
+/// only written otherwise is sent, and does not differ.
+#[test]
+fn a_diff_is_sent_what_may_differ() -> anyhow::Result<()> {
+    on_engine(|server| async move {
+        let mut world = World::new(&server, log(160), "[batch]\ncut_wait = \"0s\"\n").await?;
+        let cancel = CancellationToken::new();
+        world.archive([160, 160], 1).await?;
+        published(&world.run(&["kinds"], &Quiet, &cancel).await);
+        let before = world.newest("kinds").await?;
+        world.batch.scope = Scope::Full;
+        published(&world.run(&["kinds"], &Quiet, &cancel).await);
+        let (store, view) = (&world.batch.store, world.view("kinds"));
+        let newest = world.newest("kinds").await?;
+        for (day, run) in &newest.days {
+            assert_eq!(sent(&world, view, *day, [before.days[day], *run]).await?, [0, 0]);
+        }
+
+        let (day, run) = newest.days.iter().next().context("no day")?;
+        let (day, runs) = (*day, [before.days[day], *run]);
+        let table = format!("`{}`.`{}`", store.database(), batch_table_name(view));
+        let flights = cells_of_day(store.database(), view, day, runs[0], None);
+        let flights = String::from_utf8(store.answer(&flights, "JSONCompactEachRow").await?.body.to_vec())?;
+        let flights = flights
+            .lines()
+            .map(|line| Ok(serde_json::from_str::<Vec<serde_json::Value>>(line)?[1][3].to_string()))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let mut flights = flights.into_iter();
+        let change = async |run: usize, set: &str, flight: &str| {
+            let sql = format!(
+                "ALTER TABLE {table} {set} WHERE _run = toUInt128('{}') AND flight = {flight} SETTINGS mutations_sync = 2",
+                runs[run].0
+            );
+            store.execute("change a row", &sql).await
+        };
+        let mut differing = 0;
+        for (measure, set) in [
+            ("flights", "UPDATE flights__count = flights__count + 1"),
+            // The totals of the day are as before.
+            ("flights", "UPDATE flights__count = flights__count - 1"),
+            ("shortest", "UPDATE shortest__min = ifNull(shortest__min, 0) + 1"),
+            (
+                "carriers",
+                "UPDATE carriers__sketch = arrayReduce('uniqState', [toUInt64(9)])",
+            ),
+            (
+                "carriers",
+                "UPDATE carriers__exact = arrayReduce('uniqExactState', [toUInt128(9)])",
+            ),
+            (
+                "delay_q",
+                "UPDATE delay_q__sketch = arrayReduce('quantilesDDState(0.01, 0.5, 0.95)', [7.5])",
+            ),
+            ("", "DELETE"),
+        ] {
+            let flight = flights.next().context("a row for each change")?;
+            change(1, set, &flight).await?;
+            differing += 1;
+            let found = diff(store, view, 1, 2).await?;
+            assert_eq!(found.cells.len(), differing, "{set}: {found:?}");
+            let cell = found.cells.iter().find(|cell| cell.cell["flight"] == flight);
+            let cell = cell.with_context(|| format!("{set} is not found: {found:?}"))?;
+            let column = cell.columns.iter().find(|column| column.column.starts_with(measure));
+            assert!(column.is_some_and(|column| column.from != column.to), "{set}: {cell:?}");
+            let [from, to] = sent(&world, view, day, runs).await?;
+            assert!(
+                from >= differing && from < differing + 3 && to < differing + 3,
+                "{from} {to}"
+            );
+        }
+
+        // One that only the second has, with a null in its key.
+        let flight = flights.next().context("a row")?;
+        let sql = format!(
+            "INSERT INTO {table} SELECT * REPLACE(NULL AS day, NULL AS late) FROM {table} FINAL WHERE _run = \
+             toUInt128('{}') AND flight = {flight}",
+            runs[1].0
+        );
+        store.execute("add a row", &sql).await?;
+        let found = diff(store, view, 1, 2).await?;
+        assert_eq!(found.cells.len(), differing + 1, "{found:?}");
+        let added = found.cells.iter().find(|cell| cell.cell["flight"] == flight);
+        assert_eq!(added.map(|cell| cell.cell["late"].as_str()), Some("null"), "{found:?}");
+
+        // The same sets, put together in another order.
+        let flight = flights.next().context("a row")?;
+        for (run, order) in [(0, "values"), (1, "arrayReverse(values)")] {
+            let values = "arrayMap(value -> toUInt128(value * 7919), range(1, 3000))";
+            let order = order.replace("values", values);
+            let set = format!("UPDATE carriers__exact = arrayReduce('uniqExactState', {order})");
+            change(run, &set, &flight).await?;
+        }
+        assert_eq!(diff(store, view, 1, 2).await?.cells, found.cells);
         Ok(())
     })
 }

@@ -103,6 +103,15 @@ impl Table {
         })
     }
 
+    /// A configuration with this archive, and a ClickHouse that nobody answers for.
+    pub fn without_clickhouse(&self) -> anyhow::Result<Config> {
+        let text = "[clickhouse]\nurl = \"http://127.0.0.1:9\"\n";
+        let reading = Config::parse(text, "highwater.toml", self.folder.path(), &|_| None);
+        let mut config = reading.config;
+        config.archive = self.config.clone();
+        Ok(config)
+    }
+
     /// A folder in which `highwater` finds it, with that configuration beside.
     pub fn site(&self, more: &str) -> anyhow::Result<std::path::PathBuf> {
         let home = self.folder.path();

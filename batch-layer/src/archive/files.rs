@@ -1,15 +1,17 @@
 //! From rows to Parquet files: one for each event day and partition of a commit.
 //!
 //! A file is written in memory and put as a whole, so a reader never sees half of one; how much that is at most is the
-//! archiver's bound on a commit. Its name holds its first offset for people and a random part, so that a second try never
+//! archiver's bound on a commit. Rows stay where they are until their file is written, and are then copied a few at a time: however many
+//! days a commit holds, it takes no second copy of itself. Its name holds its first offset for people and a random part, so that a second try never
 //! writes over what a first one, believed lost, has committed.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, UInt32Array, new_null_array};
-use arrow::compute::take_record_batch;
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, new_null_array};
+use arrow::compute::interleave_record_batch;
 use arrow::datatypes::{Int64Type, SchemaRef, TimestampMicrosecondType};
 use arrow::error::ArrowError;
 use chrono::{DateTime, NaiveDate, SecondsFormat};
@@ -32,6 +34,9 @@ use super::sums::FileWriter;
 /// A good half of the size of uncompressed files, at a speed far above the decoder's.
 const ZSTD_LEVEL: i32 = 1;
 
+/// Once so many rows of several batches are together they are copied and written; a batch adds a slice of the reader's at most.
+const GATHERED: usize = 1024;
+
 /// Where a file belongs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Home {
@@ -52,8 +57,23 @@ pub(super) struct Summary {
 /// The rows of one file.
 pub(super) struct Rows {
     home: Home,
+    rules: Fingerprint,
     /// In the order of offsets.
-    batches: Vec<RecordBatch>,
+    parts: Vec<Part>,
+}
+
+/// Rows of a batch that go into one file.
+struct Part {
+    of: Arc<Parted>,
+    /// The whole batch, or a stretch of its `order`.
+    rows: Range<usize>,
+}
+
+/// A batch as the decoder made it, with all the files that its rows go into.
+struct Parted {
+    batch: RecordBatch,
+    /// Its rows by day, those of a day as they stand; nothing where it is of one day.
+    order: Option<Vec<u32>>,
 }
 
 /// A file that is ready to be put.
@@ -72,16 +92,24 @@ pub(super) fn arrange<'a>(
     schema: &SchemaRef,
     rules: Fingerprint,
 ) -> Result<Vec<Rows>, ArrowError> {
-    let mut files: BTreeMap<(Partition, EventDay), Vec<RecordBatch>> = BTreeMap::new();
+    let mut files: BTreeMap<(Partition, EventDay), Vec<Part>> = BTreeMap::new();
     for (partition, batch) in batches.into_iter().filter(|(_, batch)| batch.num_rows() > 0) {
-        let batch = stored(batch, schema, rules)?;
-        for (day, rows) in by_day(&batch)? {
-            files.entry((*partition, day)).or_default().push(rows);
+        // What it lacks is told before any file is written.
+        stored(&batch.slice(0, 0), schema, rules)?;
+        let (order, days) = by_day(batch)?;
+        let of = Arc::new(Parted {
+            batch: batch.clone(),
+            order,
+        });
+        for (day, rows) in days {
+            let of = Arc::clone(&of);
+            files.entry((*partition, day)).or_default().push(Part { of, rows });
         }
     }
-    let rows = files.into_iter().map(|((partition, day), batches)| Rows {
+    let rows = files.into_iter().map(|((partition, day), parts)| Rows {
         home: Home { partition, day },
-        batches,
+        rules,
+        parts,
     });
     Ok(rows.collect())
 }
@@ -113,28 +141,59 @@ fn stored(batch: &RecordBatch, schema: &SchemaRef, rules: Fingerprint) -> Result
     RecordBatch::try_new(Arc::clone(schema), columns.collect::<Result<_, _>>()?)
 }
 
-/// The rows of each day, in the order in which they stand in the batch.
-fn by_day(batch: &RecordBatch) -> Result<Vec<(EventDay, RecordBatch)>, ArrowError> {
+/// A batch's rows by day, and which of them each day's are; without an order those that there are, of one day.
+type ByDay = (Option<Vec<u32>>, Vec<(EventDay, Range<usize>)>);
+
+fn by_day(batch: &RecordBatch) -> Result<ByDay, ArrowError> {
     let times = micros(batch, EVENT_TIME_COLUMN)?;
     let days: Vec<EventDay> = times.iter().map(|micros| EventDay::of_micros(*micros)).collect();
     let Some(first) = days.first().copied() else {
-        return Ok(Vec::new());
+        return Ok((None, Vec::new()));
     };
     if days.iter().all(|day| *day == first) {
-        return Ok(vec![(first, batch.clone())]);
+        return Ok((None, vec![(first, 0..days.len())]));
     }
     let mut order: Vec<(EventDay, u32)> = days.into_iter().zip(0..).collect();
     // By day, then as they stand: the second of each pair tells.
     order.sort_unstable();
-    let indices = UInt32Array::from_iter_values(order.iter().map(|(_, row)| *row));
-    let sorted = take_record_batch(batch, &indices)?;
     let mut parts = Vec::new();
     let mut from = 0;
     for same in order.chunk_by(|(a, _), (b, _)| a == b) {
-        parts.push((same[0].0, sorted.slice(from, same.len())));
+        parts.push((same[0].0, from..from + same.len()));
         from += same.len();
     }
-    Ok(parts)
+    Ok((Some(order.into_iter().map(|(_, row)| row).collect()), parts))
+}
+
+/// Rows of several batches, to be copied into one.
+#[derive(Default)]
+struct Gathered<'a> {
+    batches: Vec<&'a RecordBatch>,
+    /// Of each row its batch, and its place there.
+    rows: Vec<(usize, usize)>,
+}
+
+impl<'a> Gathered<'a> {
+    /// Whether rows of that batch may come with these.
+    fn has_room(&self, batch: &RecordBatch) -> bool {
+        let alike = self.batches.last().is_none_or(|last| last.schema() == batch.schema());
+        alike && self.rows.len() < GATHERED
+    }
+
+    fn add(&mut self, batch: &'a RecordBatch, rows: &[u32]) {
+        let number = self.batches.len();
+        self.batches.push(batch);
+        self.rows.extend(rows.iter().map(|row| (number, *row as usize)));
+    }
+
+    /// The rows, where there are any; then there are none.
+    fn take(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
+        let gathered = std::mem::take(self);
+        if gathered.rows.is_empty() {
+            return Ok(None);
+        }
+        interleave_record_batch(&gathered.batches, &gathered.rows).map(Some)
+    }
 }
 
 impl Rows {
@@ -146,9 +205,26 @@ impl Rows {
         let mut writer = FileWriter::new(schema, properties()?)?;
         let mut summary = Summary::default();
         let mut bytes = Vec::new();
-        for batch in &self.batches {
-            summary.add(batch);
-            bytes.append(&mut writer.write(batch)?);
+        let mut write = |rows: &RecordBatch| -> Result<(), ParquetError> {
+            let rows = stored(rows, schema, self.rules)?;
+            summary.add(&rows);
+            bytes.append(&mut writer.write(&rows)?);
+            Ok(())
+        };
+        let mut gathered = Gathered::default();
+        for Part { of, rows } in &self.parts {
+            if (of.order.is_none() || !gathered.has_room(&of.batch))
+                && let Some(rows) = gathered.take()?
+            {
+                write(&rows)?;
+            }
+            match &of.order {
+                Some(order) => gathered.add(&of.batch, order.get(rows.clone()).unwrap_or_default()),
+                None => write(&of.batch)?,
+            }
+        }
+        if let Some(rows) = gathered.take()? {
+            write(&rows)?;
         }
         bytes.append(&mut writer.finish()?);
         let path = self.home.new_file(summary.first());
@@ -318,4 +394,65 @@ pub(super) fn date(text: &str) -> Option<EventDay> {
     i32::try_from(date.signed_duration_since(epoch()).num_days())
         .ok()
         .map(EventDay)
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::PutPayload;
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
+
+    use super::super::columns::file_schema;
+    use super::super::tests::{decoded, flights, partition, range};
+    use super::*;
+
+    /// Rows of so many days are parted by day, and none is copied before its file is written.
+    #[test]
+    fn days_share_their_batches() {
+        let dataset = flights();
+        let days = 400;
+        let event = |offset: u64| {
+            let day = DateTime::from_timestamp(i64::try_from(offset % days).unwrap() * 86_400, 0).unwrap();
+            format!(r#"{{"at":"{}","origin":"JFK","delay":{offset}.5}}"#, day.to_rfc3339())
+        };
+        let of = [range(0, 3000), range(3000, 3001), range(3001, 5000)];
+        let batches: Vec<_> = of
+            .into_iter()
+            .flat_map(|range| decoded(&dataset, partition(0), range, event))
+            .collect();
+        let (schema, rules) = (file_schema(&dataset), Fingerprint::of_rules(&dataset));
+        let files = arrange(&batches, &schema, rules).unwrap();
+        assert_eq!(files.len(), 400);
+        let mut offsets: Vec<i64> = Vec::new();
+        for file in &files {
+            for part in &file.parts {
+                let (_, whole) = batches.iter().find(|(_, batch)| shares(batch, &part.of.batch)).unwrap();
+                let rows = part.of.order.as_ref().map_or(part.rows.len(), Vec::len);
+                assert_eq!(rows, whole.num_rows());
+            }
+            let encoded = file.encode(&schema).unwrap();
+            let bytes: <PutPayload as IntoIterator>::Item = encoded.bytes.into();
+            let reader = ParquetRecordBatchReader::try_new(bytes, 100);
+            let mut last = -1;
+            for batch in reader.unwrap() {
+                let batch = batch.unwrap();
+                let found = batch.column_by_name(OFFSET_COLUMN).unwrap();
+                let found = found.as_primitive::<Int64Type>();
+                for offset in found.values() {
+                    assert!(*offset > last, "in their order");
+                    assert_eq!(*offset % 400, i64::from(file.home.day.0));
+                    last = *offset;
+                }
+                offsets.extend(found.values());
+            }
+        }
+        offsets.sort_unstable();
+        assert_eq!(offsets, (0..5000).collect::<Vec<_>>());
+    }
+
+    fn shares(one: &RecordBatch, other: &RecordBatch) -> bool {
+        one.columns()
+            .iter()
+            .zip(other.columns())
+            .all(|(one, other)| Arc::ptr_eq(one, other))
+    }
 }

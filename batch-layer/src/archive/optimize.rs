@@ -11,7 +11,7 @@
 //!
 //! What was replaced is kept for `archive.keep_removed`: a batch run reads the version that it pinned, for as long as it
 //! takes. After that time files go that the newest version does not name: replaced ones, and those of commits that never
-//! came to be.
+//! came to be. That they are old enough, two clocks must say; small files are made large ones without them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -65,7 +65,7 @@ pub struct Upkeep {
     pub keep_removed: Duration,
     /// The first event day that is kept; none where all are.
     pub horizon: Option<EventDay>,
-    /// Whether files that no newer version names are deleted: not by a clock that is wrong.
+    /// Whether files that no newer version names are deleted: not by one clock alone.
     pub deletes: bool,
     /// Only tell what would be done.
     pub dry_run: bool,
@@ -130,6 +130,8 @@ pub struct Optimized {
     pub by: Files,
     /// Files that no version names, deleted or to be deleted.
     pub deleted: Files,
+    /// Files that are old enough by this machine's clock, and stay until another one agrees with it.
+    pub waiting: Files,
     /// Files that could not be read, and stay as they are.
     pub damaged: Vec<String>,
 }
@@ -184,8 +186,13 @@ impl Archive {
             }
         }
         self.replace(merged, upkeep, &mut done).await?;
-        if upkeep.deletes && !cancel.is_cancelled() {
-            done.deleted = self.remove_unnamed(upkeep).await?;
+        if !cancel.is_cancelled() {
+            let old = self.remove_unnamed(upkeep).await?;
+            *(if upkeep.deletes {
+                &mut done.deleted
+            } else {
+                &mut done.waiting
+            }) = old;
         }
         Ok(done)
     }
@@ -328,7 +335,7 @@ impl Archive {
         self.discard(&adds).await;
     }
 
-    /// Deletes files that the newest version does not name, once they are old enough.
+    /// Deletes files that the newest version does not name, once they are old enough; tells of them where that is not to be done.
     async fn remove_unnamed(&mut self, upkeep: &Upkeep) -> Result<Files, ArchiveError> {
         self.refresh().await?;
         let now = Utc::now().timestamp_millis();
@@ -357,14 +364,11 @@ impl Archive {
             }
         }
         drop(listed);
+        let deletes = upkeep.deletes && !upkeep.dry_run;
         let deleting = futures::stream::iter(doomed).map(|(path, size)| {
             let store = &store;
             async move {
-                match if upkeep.dry_run {
-                    Ok(())
-                } else {
-                    store.delete(&path).await
-                } {
+                match if deletes { store.delete(&path).await } else { Ok(()) } {
                     Ok(()) | Err(object_store::Error::NotFound { .. }) => Some(size),
                     Err(error) => {
                         tracing::warn!(%path, %error, "a file that nobody names can't be deleted: next time again");

@@ -2,7 +2,8 @@
 //!
 //! Delta's own table provider is not used. Readers need the exact columns of a view's plan, whatever a file of another
 //! time holds; and an error must name the file it comes from, which a decoder deep inside a generic scan can't do.
-//! Projection is pushed down to the files. Filters are not: the caller has chosen the days already.
+//! Projection is pushed down to the files. Filters are not: the caller has chosen the days already. A large file is read by several
+//! readers, each some of its groups of rows.
 //!
 //! What readers get is masked by the rules of now. A file may be older than a rule, and a view whose definition masks a
 //! field must not carry its values on.
@@ -49,8 +50,9 @@ use super::columns::{DATE_COLUMN, TOPIC_COLUMN};
 use super::error::ArchiveError;
 use super::later;
 use super::pinned::{Away, File, damaged, unread};
+use super::shares::{Share, shares};
 use super::standing::topic_text;
-use super::sums::Sums;
+use super::sums::{ROW_GROUP, Sums};
 
 /// `bytes::Bytes`, as the object store and Parquet exchange them.
 type Bytes = <PutPayload as IntoIterator>::Item;
@@ -66,6 +68,8 @@ pub(super) struct Events {
     schema: SchemaRef,
     store: Arc<dyn ObjectStore>,
     place: String,
+    /// A file is not cut into pieces of fewer bytes.
+    least_piece: u64,
 }
 
 impl Events {
@@ -82,6 +86,7 @@ impl Events {
             schema,
             store,
             place,
+            least_piece: ROW_GROUP as u64,
         }
     }
 
@@ -92,22 +97,15 @@ impl Events {
         };
         let masks = StoredMasks::new(&self.dataset, &EnvironmentKeys)
             .map_err(|error| DataFusionError::External(Box::new(ArchiveError::Masks(error))))?;
-        let mut groups: Vec<(u64, Vec<File>)> = vec![(0, Vec::new()); partitions.clamp(1, self.files.len().max(1))];
-        for file in &self.files {
-            // Each file goes where there is least so far.
-            if let Some((size, files)) = groups.iter_mut().min_by_key(|(size, _)| *size) {
-                *size += file.size;
-                files.push(file.clone());
-            }
-        }
+        let shares = shares(&self.files, partitions, self.least_piece);
         let properties = PlanProperties::new(
             EquivalenceProperties::new(Arc::clone(&schema)),
-            Partitioning::UnknownPartitioning(groups.len()),
+            Partitioning::UnknownPartitioning(shares.len()),
             EmissionType::Incremental,
             Boundedness::Bounded,
         );
         Ok(Arc::new(Scan {
-            groups: groups.into_iter().map(|(_, files)| files).collect(),
+            shares,
             dataset: Arc::clone(&self.dataset),
             masks: Arc::new(masks),
             schema,
@@ -139,10 +137,10 @@ impl TableProvider for Events {
     }
 }
 
-/// Reads groups of files, each one after the other.
+/// Reads files and pieces of them: those of a share one after the other.
 #[derive(Debug)]
 struct Scan {
-    groups: Vec<Vec<File>>,
+    shares: Vec<Vec<Share>>,
     dataset: Arc<Dataset>,
     masks: Arc<StoredMasks>,
     schema: SchemaRef,
@@ -153,8 +151,15 @@ struct Scan {
 
 impl DisplayAs for Scan {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let files: usize = self.groups.iter().map(Vec::len).sum();
-        write!(f, "ArchiveScan: files={files}, groups={}", self.groups.len())
+        let all = self.shares.iter().flatten();
+        let files: BTreeSet<_> = all.clone().map(|share| &share.file.path).collect();
+        let pieces = all.filter(|share| share.piece.is_some()).count();
+        write!(
+            f,
+            "ArchiveScan: files={}, pieces={pieces}, groups={}",
+            files.len(),
+            self.shares.len()
+        )
     }
 }
 
@@ -191,17 +196,17 @@ impl ExecutionPlan for Scan {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let Some(files) = self.groups.get(partition).cloned() else {
+        let Some(share) = self.shares.get(partition).cloned() else {
             return internal_err!("the archive's scan has no group {partition}");
         };
         let (store, place, schema) = (Arc::clone(&self.store), self.place.clone(), Arc::clone(&self.schema));
         let (masks, dataset) = (Arc::clone(&self.masks), Arc::clone(&self.dataset));
         let rows = context.session_config().batch_size();
-        let batches = futures::stream::iter(files)
-            .then(move |file| {
+        let batches = futures::stream::iter(share)
+            .then(move |share| {
                 let (schema, masks) = (Arc::clone(&schema), Arc::clone(&masks));
                 let dataset = Arc::clone(&dataset);
-                read(Arc::clone(&store), place.clone(), file, schema, dataset, masks, rows)
+                read(Arc::clone(&store), place.clone(), share, schema, dataset, masks, rows)
             })
             .try_flatten()
             .map_err(|error| DataFusionError::External(Box::new(error)));
@@ -212,11 +217,11 @@ impl ExecutionPlan for Scan {
     }
 }
 
-/// A file's rows as readers get them.
+/// The rows of a file, or of a piece of it, as readers get them.
 async fn read(
     store: Arc<dyn ObjectStore>,
     place: String,
-    file: File,
+    share: Share,
     schema: SchemaRef,
     dataset: Arc<Dataset>,
     masks: Arc<StoredMasks>,
@@ -234,7 +239,8 @@ async fn read(
         field.is_ok_and(|field| *field.data_type() == DataType::Utf8View)
     });
     let views: BTreeSet<_> = views.collect();
-    let (held, batches) = open_with(&store, &place, &file, mask, &views, rows).await?;
+    let (held, batches) = open_with(&store, &place, &share, mask, &views, rows).await?;
+    let file = share.file;
     for wanted in schema.fields().iter().filter(|field| !is_place(field.name())) {
         if let Ok(field) = held.field_with_name(wanted.name())
             && field.data_type() != wanted.data_type()
@@ -323,18 +329,26 @@ pub(super) async fn open(
     rows: usize,
 ) -> Result<(SchemaRef, BoxStream<'static, Result<RecordBatch, ArchiveError>>), ArchiveError> {
     let named = |schema: &SchemaDescriptor| ProjectionMask::columns(schema, columns.iter().copied());
-    open_with(store, place, file, named, &BTreeSet::new(), rows).await
+    open_with(store, place, &whole(file), named, &BTreeSet::new(), rows).await
+}
+
+fn whole(file: &File) -> Share {
+    Share {
+        file: file.clone(),
+        piece: None,
+    }
 }
 
 /// `views`: texts that are read without being copied.
 async fn open_with(
     store: &Arc<dyn ObjectStore>,
     place: &str,
-    file: &File,
+    share: &Share,
     mask: impl Fn(&SchemaDescriptor) -> ProjectionMask + Send,
     views: &BTreeSet<&str>,
     rows: usize,
 ) -> Result<(SchemaRef, BoxStream<'static, Result<RecordBatch, ArchiveError>>), ArchiveError> {
+    let file = &share.file;
     let mut reader = Reader {
         store: Arc::clone(store),
         path: file.path.clone(),
@@ -362,6 +376,11 @@ async fn open_with(
     }
     let schema = Arc::clone(builder.schema());
     let mask = mask(builder.parquet_schema());
+    let groups = share.groups(builder.metadata());
+    let builder = match groups {
+        Some(groups) => builder.with_row_groups(groups),
+        None => builder,
+    };
     let stream = builder
         .with_projection(mask)
         .with_batch_size(rows)
@@ -390,7 +409,15 @@ pub(super) async fn open_whole(
     file: &File,
     rows: usize,
 ) -> Result<(SchemaRef, BoxStream<'static, Result<RecordBatch, ArchiveError>>), ArchiveError> {
-    open_with(store, place, file, |_| ProjectionMask::all(), &BTreeSet::new(), rows).await
+    open_with(
+        store,
+        place,
+        &whole(file),
+        |_| ProjectionMask::all(),
+        &BTreeSet::new(),
+        rows,
+    )
+    .await
 }
 
 /// A file as Parquet reads it.
@@ -468,5 +495,71 @@ impl AsyncFileReader for Reader {
             Ok(Arc::new(metadata))
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::Int64Type;
+    use datafusion::prelude::SessionContext;
+    use parquet::arrow::ArrowWriter;
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
+    use parquet::file::properties::WriterProperties;
+
+    use super::super::tests::{Site, commit, flights, partition, range};
+    use super::*;
+
+    /// A file of many groups of rows, read by so many readers: each row once.
+    #[tokio::test]
+    async fn a_file_is_read_by_many() {
+        let (site, dataset) = (Site::new(), flights());
+        let mut archive = site.archive(&dataset).await;
+        let all = commit(&dataset, partition(0), range(0, 3000));
+        archive.commit(&all).await.unwrap();
+        let pinned = archive.pin().await.unwrap();
+        let path = site.table().join(pinned.files[0].path.as_ref());
+
+        // The same rows in groups of a hundred.
+        let rows = ParquetRecordBatchReader::try_new(Bytes::from(std::fs::read(&path).unwrap()), 1000).unwrap();
+        let rows: Vec<_> = rows.map(|batch| batch.unwrap()).collect();
+        let properties = WriterProperties::builder()
+            .set_max_row_group_row_count(Some(100))
+            .build();
+        let mut writer = ArrowWriter::try_new(Vec::new(), rows[0].schema(), Some(properties)).unwrap();
+        rows.iter().for_each(|batch| writer.write(batch).unwrap());
+        let bytes = writer.into_inner().unwrap();
+        std::fs::write(&path, &bytes).unwrap();
+        let file = File {
+            size: bytes.len() as u64,
+            ..pinned.files[0].clone()
+        };
+
+        let (store, place) = (Arc::clone(&pinned.store), pinned.place.clone());
+        let events = Events {
+            least_piece: 1,
+            ..Events::new(vec![file], Arc::new(dataset), Arc::clone(&pinned.schema), store, place)
+        };
+        for readers in [1, 2, 3, 7, 100, 10_000] {
+            let plan = events.plan(readers, None).unwrap();
+            let (mut offsets, mut busy) = (Vec::new(), 0);
+            for reader in 0..plan.properties().output_partitioning().partition_count() {
+                let batches = plan.execute(reader, SessionContext::new().task_ctx()).unwrap();
+                let batches: Vec<_> = batches.try_collect().await.unwrap();
+                let before = offsets.len();
+                for batch in &batches {
+                    let column = batch.column_by_name("_offset").unwrap();
+                    offsets.extend_from_slice(column.as_primitive::<Int64Type>().values());
+                }
+                busy += usize::from(offsets.len() > before);
+            }
+            offsets.sort_unstable();
+            let expected: Vec<i64> = (0..3000).step_by(3).collect();
+            assert_eq!(offsets, expected, "by {readers}");
+            // Behind the last group there is the footer.
+            assert!(
+                busy >= readers.min(10).div_ceil(2),
+                "{busy} of {readers} readers had work"
+            );
+        }
     }
 }

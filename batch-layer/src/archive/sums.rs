@@ -23,7 +23,7 @@ use xxhash_rust::xxh3::xxh3_64;
 const KEY: &str = "highwater.sums";
 
 /// A group of rows is written once it takes so much memory: it is what a reader holds, too.
-const ROW_GROUP: usize = 16 << 20;
+pub(super) const ROW_GROUP: usize = 16 << 20;
 
 /// As it stands in the file.
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -48,7 +48,7 @@ pub(super) async fn keep_tidy(config: Config, datasets: Vec<Dataset>, cancel: Ca
 }
 
 /// Optimizes a dataset's archive, if there is one, as configured. It does without ClickHouse, which only says what time it is: then
-/// no day is let go.
+/// an object store is asked instead, and where the archive is in a folder no day is let go and no file deleted.
 ///
 /// # Errors
 /// Those of [`Archive::optimize`].
@@ -64,10 +64,14 @@ pub async fn tidy(
             ..Optimized::default()
         });
     };
-    let today = Today::ask(&Store::new(&config.clickhouse)).await;
+    let mut today = Today::ask(&Store::new(&config.clickhouse)).await;
+    if let Today::Unknown(why) = &today {
+        today = archive.today_without_clickhouse(&config.archive.url, why).await;
+    }
     let upkeep = Upkeep::of(&config.archive, dataset, &today, dry_run);
     let mut done = Box::pin(archive.optimize(&upkeep, cancel)).await?;
-    if dataset.keep.is_some() || !upkeep.deletes {
+    // Where nothing is old there is nothing to tell.
+    if dataset.keep.is_some() || done.waiting.files > 0 || matches!(today, Today::Apart(_)) {
         done.doubt = today.doubt();
     }
     Ok(done)

@@ -13,6 +13,7 @@ use shared_connections::sentence;
 use shared_schemas::config::{ArchiveConfig, ArchiveUrl};
 use shared_schemas::handoff::TopicId;
 
+use super::clock;
 use super::columns::DATE_COLUMN;
 use super::error::ArchiveError;
 use super::optimize::Files;
@@ -143,7 +144,11 @@ fn is_of_log(object: &ObjectMeta) -> bool {
 fn is_ours(object: &ObjectMeta) -> bool {
     let path = object.location.as_ref();
     let begins = |folder: &str, end: char| path.strip_prefix(folder).is_some_and(|rest| rest.starts_with(end));
-    is_of_log(object) || begins(DATE_COLUMN, '=') || begins(quarantine::FOLDER, '/')
+    is_of_log(object)
+        || begins(DATE_COLUMN, '=')
+        || [quarantine::FOLDER, clock::FOLDER]
+            .iter()
+            .any(|folder| begins(folder, '/'))
 }
 
 /// Removes folders that nothing is left in, as well as it can be done.

@@ -26,6 +26,10 @@ const PIECE_BY_PIECE: [(&str, &str); 4] = [
     ("optimize_read_in_order", "1"),
 ];
 
+/// Keys of a day fall into so many buckets, each hashed as a whole: a day of a million cells has fifteen in a bucket, and what the server
+/// holds of them is a few MB, however large the day.
+const BUCKETS: u32 = 1 << 16;
+
 /// The columns of a view's cells that add up, in the rows of both layers: how often expressions failed, counts, and sums.
 pub fn additive(view: &View) -> Vec<String> {
     let of_both = |column: &StateColumn<'_>| column.state.is_additive() && column.state.held == Held::Both;
@@ -107,9 +111,12 @@ pub fn speed_totals(
 /// texts, the same as a list that sorts as the cells do (numbers, texts and nulls, which come last), and then each state's text, in
 /// the order of [`View::states`]; states of ClickHouse's functions as hexadecimal digits. Ask for `JSONCompactEachRow`.
 ///
+/// Where another run is named, only those of buckets in which the two runs' cells are not equal byte by byte: among them are all that
+/// differ, and a few that lie in a bucket with one.
+///
 /// Rows of a run and day lie in the table in that order. So the server reads on as its answer is read, and neither holds nor
 /// sorts a day, however large.
-pub fn cells_of_day(database: &str, view: &View, day: EventDay, run: RunId) -> Statement {
+pub fn cells_of_day(database: &str, view: &View, day: EventDay, run: RunId, beside: Option<RunId>) -> Statement {
     let mut parameters = Parameters::default();
     let fields = key_fields(view, CellKey::Cell);
     let keys: Vec<_> = fields.iter().map(|field| identifier(field.name())).collect();
@@ -135,10 +142,18 @@ pub fn cells_of_day(database: &str, view: &View, day: EventDay, run: RunId) -> S
             format!(", ifNull(toString({name}), 'null')")
         }
     });
+    let among = match beside {
+        None => String::new(),
+        Some(other) => format!(
+            " AND {} IN ({})",
+            bucket(view),
+            unequal(database, view, day, [run, other], &mut parameters)
+        ),
+    };
     let (day, run) = (parameters.add("Int32", &day.0), parameters.add("UInt128", &run.0));
     Statement {
         sql: format!(
-            "SELECT [{}], tuple({}){} FROM {} FINAL WHERE {} = toDate32({day}) AND {} = {run} ORDER BY {}",
+            "SELECT [{}], tuple({}){} FROM {} FINAL WHERE {} = toDate32({day}) AND {} = {run}{among} ORDER BY {}",
             texts.join(", "),
             order.join(", "),
             states.collect::<String>(),
@@ -150,6 +165,61 @@ pub fn cells_of_day(database: &str, view: &View, day: EventDay, run: RunId) -> S
         parameters: parameters.0,
         settings: in_lines().into_iter().chain(PIECE_BY_PIECE).collect(),
     }
+}
+
+/// The statement that gives one number: in how many buckets of keys the cells of a day as two runs left them are not equal byte by
+/// byte. None where all are equal. Ask for `TabSeparated`.
+pub fn unequal_buckets(database: &str, view: &View, day: EventDay, runs: [RunId; 2]) -> Statement {
+    let mut parameters = Parameters::default();
+    let unequal = unequal(database, view, day, runs, &mut parameters);
+    Statement {
+        sql: format!("SELECT count() FROM ({unequal})"),
+        parameters: parameters.0,
+        settings: in_lines().into_iter().chain(PIECE_BY_PIECE).collect(),
+    }
+}
+
+/// Selects the buckets in which two runs' cells of a day are not equal. A cell that is the same in both goes into its bucket's value twice,
+/// and so leaves nothing; any other leaves its hash.
+fn unequal(database: &str, view: &View, day: EventDay, runs: [RunId; 2], parameters: &mut Parameters) -> String {
+    let states = view.states().flat_map(|column| {
+        if column.state.is_serialized() {
+            vec![format!("hex({})", identifier(&column.name))]
+        } else {
+            hashed(&column.name)
+        }
+    });
+    let cell: Vec<_> = hashed_key(view).chain(states).collect();
+    let day = parameters.add("Int32", &day.0);
+    let runs = runs.map(|run| parameters.add("UInt128", &run.0));
+    format!(
+        "SELECT {} AS _b FROM {} FINAL WHERE {} = toDate32({day}) AND {} IN ({}) GROUP BY _b HAVING \
+         groupBitXor(sipHash64({})) <> 0",
+        bucket(view),
+        table(database, &batch_table_name(view)),
+        identifier(DAY_COLUMN),
+        identifier(RUN_COLUMN),
+        runs.join(", "),
+        cell.join(", "),
+    )
+}
+
+/// The bucket of a cell's key.
+fn bucket(view: &View) -> String {
+    let key: Vec<_> = hashed_key(view).collect();
+    format!("sipHash64({}) % {BUCKETS}", key.join(", "))
+}
+
+fn hashed_key(view: &View) -> impl Iterator<Item = String> {
+    key_fields(view, CellKey::Cell)
+        .into_iter()
+        .flat_map(|field| hashed(field.name()))
+}
+
+/// What of a value is hashed. A null is no text: of a null the hash would be null.
+fn hashed(column: &str) -> Vec<String> {
+    let column = identifier(column);
+    vec![format!("isNull({column})"), format!("ifNull(toString({column}), '')")]
 }
 
 /// The rows of those days and runs.

@@ -15,8 +15,11 @@ use crate::signals::Signals;
 ///
 /// Event days go before that which the dataset no longer keeps (`keep` in its definition). All other
 /// rows stay as they are; archivers and batch runs go on beside it. Files of days that went, files that were replaced, and those of commits that
-/// never came to be, are deleted after `archive.keep_removed`. A file that can't be read is named and stays; then it exits
-/// 1, and so it does where this machine's clock and ClickHouse's don't agree, or days are to go and ClickHouse can't say its time. The archiver does this by itself, whenever `archive.optimize` says so.
+/// never came to be, are deleted after `archive.keep_removed`. A file that can't be read is named and stays; then it exits 1.
+///
+/// Days go and files are deleted only where a second clock agrees with this machine's: ClickHouse's, or where that can't be asked an object
+/// store's. Where none does, it says why what is due stays, and exits 1. The archiver does all this by itself, whenever
+/// `archive.optimize` says so.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     highwater archive optimize --dry-run\n  \
