@@ -2,7 +2,7 @@
 //!
 //! What comes meanwhile is folded into the open cells, and waits there for the next one. So a store that is slow or away
 //! stops nothing until `speed.memory` is used up; then nothing is read until a flush is through: the readers' bounded
-//! channels fill, and their consumers fetch no more.
+//! channels fill, and their consumers fetch no more. Where open cells alone take that much, partitions take turns (`turns`).
 
 use std::time::Duration;
 
@@ -34,8 +34,6 @@ pub(super) struct Flushing {
     tells: bool,
     /// Whether reading waits, as it was last told.
     is_paused: bool,
-    /// Whether open cells alone take more than they may, as it was last told.
-    is_over: bool,
 }
 
 impl Flushing {
@@ -57,7 +55,7 @@ impl Flushing {
     }
 
     /// Whether the last one began long enough ago.
-    fn may_begin(&self) -> bool {
+    pub(super) fn may_begin(&self) -> bool {
         self.under_way.is_empty() && self.began.is_none_or(|began| began.elapsed() >= self.pause)
     }
 
@@ -101,24 +99,6 @@ impl Worker {
         is_paused
     }
 
-    /// Says when open cells alone take what `speed.memory` allows. They can't be let go of before their chunks end: rows are
-    /// whole cells. At most a chunk's events of each partition are in them, so they don't grow without end.
-    pub(super) fn warn_of_open_cells(&mut self) {
-        let open: usize = self.views.iter().map(|view| view.aggregate.cells().bytes()).sum();
-        let (open, memory) = (open as u64, self.setup.speed.memory);
-        let is_over = open > memory;
-        if is_over && !self.flushing.is_over {
-            tracing::warn!(
-                dataset = self.setup.dataset.name,
-                open_mib = open >> 20,
-                memory_mib = memory >> 20,
-                "open cells take more than `speed.memory`: raise it, start further workers, or give the dataset a smaller \
-                 `chunk`"
-            );
-        }
-        self.flushing.is_over = is_over;
-    }
-
     /// The bytes of open cells and waiting events.
     fn held_bytes(&self) -> u64 {
         let aggregates = self.views.iter().map(|view| &view.aggregate);
@@ -138,6 +118,7 @@ impl Worker {
                     of_partition.starts.folded(&counted);
                 }
             }
+            view.tell_open();
         }
         Ok(())
     }
