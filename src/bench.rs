@@ -22,7 +22,7 @@ pub(crate) mod measures;
 mod memory;
 mod passage;
 mod process;
-mod scaling;
+pub(crate) mod scaling;
 mod site;
 pub(crate) mod speed;
 pub(crate) mod stages;

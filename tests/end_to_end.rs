@@ -90,6 +90,8 @@ fn the_merged_answer_is_what_was_sent_at_every_moment() -> anyhow::Result<()> {
         platform.send_bad(bad.map(<[u8]>::to_vec)).await?;
         platform.send_bad([vec![b'x'; 5000]]).await?;
         platform.until_whole().await?;
+        // There has to be something to publish.
+        platform.until_archived().await?;
 
         // A run goes on while more comes; the answer is never more than was sent.
         let before = total(&platform.answer("merged").await?).0;

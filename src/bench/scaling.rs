@@ -8,21 +8,24 @@ use super::site::Site;
 use super::topic::Topic;
 
 /// Partitions and workers of each point.
-const POINTS: [(u32, u32); 6] = [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (8, 2)];
+pub(crate) const POINTS: [(u32, u32); 6] = [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (8, 2)];
+/// Those of them that show that each kind of point is measured.
+pub(crate) const ENDS: [(u32, u32); 3] = [(1, 1), (16, 1), (8, 2)];
 /// Two runs of the same differ by so much; less is no fall.
 const NOISE: f64 = 0.05;
 
-/// Each point over a topic of so many events, and so many passages through it, of which the one in the middle counts: one
+/// Each of these points over a topic of so many events, and so many passages through it, of which the one in the middle counts: one
 /// alone may meet a compilation of Kafka's or a merge of ClickHouse's.
 pub(crate) async fn figures(
     site: &Site,
+    points: &[(u32, u32)],
     events: u64,
     passages: usize,
     cancel: &CancellationToken,
 ) -> anyhow::Result<Vec<Figure>> {
     let mut figures = Vec::new();
     let mut best: Option<f64> = None;
-    for (partitions, workers) in POINTS {
+    for &(partitions, workers) in points {
         let (topic, _) = Topic::filled(site, partitions, events, cancel).await?;
         let mut rates = Vec::with_capacity(passages);
         for _ in 0..passages {

@@ -47,6 +47,8 @@ pub(crate) struct Settings {
     pub(crate) each: u64,
     /// Passages through each point's topic.
     pub(crate) passages: usize,
+    /// Partitions and workers of each point of scaling.
+    pub(crate) points: &'static [(u32, u32)],
     /// How long each stage works.
     pub(crate) stage: Duration,
     /// How long events are produced for [`Part::Freshness`].
@@ -93,7 +95,16 @@ async fn with_servers(site: &Site, settings: &Settings, cancel: &CancellationTok
         figures.extend(Box::pin(memory::figures(site, settings.memory, cancel)).await?);
     }
     if wants(Part::Scaling) {
-        figures.extend(Box::pin(scaling::figures(site, settings.each, settings.passages, cancel)).await?);
+        figures.extend(
+            Box::pin(scaling::figures(
+                site,
+                settings.points,
+                settings.each,
+                settings.passages,
+                cancel,
+            ))
+            .await?,
+        );
     }
     if wants(Part::Measures) {
         figures.extend(Box::pin(further_measures(site, settings.events, cancel)).await?);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Place;
 use super::output::Output;
+use crate::bench::scaling::{ENDS, POINTS};
 use crate::bench::speed::{self, Part, Settings};
 use crate::bench::{Figure, batch, measures, stages};
 use crate::signals::Signals;
@@ -162,6 +163,7 @@ impl Name {
                     events,
                     each: (events / PART).max(1),
                     passages: if quick { 1 } else { PASSAGES },
+                    points: if quick { &ENDS } else { &POINTS },
                     stage: if quick { QUICK_STAGE } else { STAGE },
                     freshness: usual(FRESHNESS),
                     memory: usual(Duration::from_secs(60 * minutes)),

@@ -20,6 +20,9 @@ use crate::flush::{Flush, Flushed};
 const MANY_PARTS: u64 = 300;
 /// The longest pause between flushes that parts can bring about.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How many times `speed.flush` lie between flushes while all that is read is old. Each writes the touched cells whole: fewer
+/// flushes write fewer rows, and no answer is less fresh for it.
+const WHILE_OLD: u32 = 4;
 
 /// Whether something is being flushed, and what is to come next.
 #[derive(Default)]
@@ -55,8 +58,13 @@ impl Flushing {
     }
 
     /// Whether the last one began long enough ago.
-    pub(super) fn may_begin(&self) -> bool {
-        self.under_way.is_empty() && self.began.is_none_or(|began| began.elapsed() >= self.pause)
+    fn may_begin(&self) -> bool {
+        self.under_way.is_empty() && self.has_passed(self.pause)
+    }
+
+    /// Whether the last one began so long ago.
+    fn has_passed(&self, pause: Duration) -> bool {
+        self.began.is_none_or(|began| began.elapsed() >= pause)
     }
 
     /// Lets flushes come less often while parts pile up, and as often as they should when they are merged.
@@ -125,9 +133,21 @@ impl Worker {
 
     /// Begins to write what came: rows, then progress. Where one is under way it comes after it.
     pub(super) async fn flush_if_due(&mut self) -> Result<(), SpeedError> {
-        if !self.flushing.due || !self.flushing.may_begin() {
-            return Ok(());
+        let is_due = self.flushing.due && self.flushing.may_begin();
+        // A flush also says that the worker is there.
+        let while_old = (self.setup.speed.flush * WHILE_OLD).min(LONGEST_PAUSE);
+        if is_due && (self.flushing.has_passed(while_old) || !self.may_wait()) {
+            self.flush().await?;
         }
+        Ok(())
+    }
+
+    /// Whether nobody waits for a flush: all that is read is old, and there is memory for more.
+    fn may_wait(&self) -> bool {
+        self.reads_what_is_old() && self.held_bytes() < self.setup.speed.memory / 2
+    }
+
+    async fn flush(&mut self) -> Result<(), SpeedError> {
         self.flushing.due = false;
         self.fold().await?;
         let mut flush = Flush::of(&mut self.views, &self.topic)?;
@@ -207,9 +227,8 @@ impl Worker {
     /// Writes all that came, before the worker ends.
     pub(super) async fn flush_all(&mut self, membership: &Membership) -> Result<(), SpeedError> {
         if self.under_way_is_over(membership).await?.is_none() {
-            self.flushing.tell();
-            self.flushing.pause = Duration::ZERO;
-            self.flush_if_due().await?;
+            self.flushing.tells = true;
+            self.flush().await?;
             // What is told while the last flush is under way must not keep back what is told after it.
             self.told().await;
             self.under_way_is_over(membership).await?;

@@ -20,6 +20,8 @@ use crate::starts::{Fate, Kept};
 
 /// More offsets behind the log's end than this are not what streams in just now.
 const FAR: u64 = 10_000;
+/// A record was produced so long ago that nobody waits to see it within a second.
+const OLD: Duration = Duration::from_secs(5);
 /// A flush that takes longer than this is not slow: the store, or Kafka, does not take part.
 const STALLED: Duration = Duration::from_secs(5);
 
@@ -56,9 +58,29 @@ impl Seen {
         Late::tell(&self.late.take(&read.batches, dataset, now()), &dataset.name);
     }
 
+    /// Whether what came last was produced long ago, by the producers' clocks.
+    fn is_old(&self) -> bool {
+        let age = self.kafka_time.map(|time| now().saturating_sub(time));
+        age.is_some_and(|age| u128::try_from(age).is_ok_and(|age| age > OLD.as_millis()))
+    }
+
     fn is_idle(&self, after: Duration) -> bool {
         self.last.is_none_or(|last| last.elapsed() >= after)
     }
+}
+
+/// Whether each partition from which anything comes is far from its log's end, and what came of it is old. How much is left of
+/// each, where that is known.
+fn all_old<'a>(partitions: impl IntoIterator<Item = (Option<u64>, &'a Seen)>) -> bool {
+    let mut reads = false;
+    for (left, seen) in partitions {
+        match left {
+            Some(left) if left > FAR && seen.is_old() => reads = true,
+            Some(left) if left <= FAR && seen.is_idle(OLD) => {}
+            _ => return false,
+        }
+    }
+    reads
 }
 
 /// What is known of a view on one partition.
@@ -150,6 +172,16 @@ impl Worker {
         numbers
             .filter_map(|number| Some((number, self.front.cursor(number)?)))
             .collect()
+    }
+
+    /// Whether all that is read is old. It only sets a pace.
+    pub(super) fn reads_what_is_old(&self) -> bool {
+        let log_ends = self.front.reader().log_ends();
+        all_old(self.seen.iter().filter_map(|(number, seen)| {
+            let cursor = self.front.cursor(*number)?;
+            let left = log_ends.get(number).map(|end| end.0.saturating_sub(cursor.0));
+            Some((left, seen))
+        }))
     }
 
     /// How fresh each view is on each partition that this worker holds.
@@ -265,10 +297,6 @@ impl Worker {
         self.catch_ups.iter_mut().for_each(CatchUp::tell);
         self.flushing.tell();
         self.take_told();
-        if self.flushing.may_begin() {
-            // The flush that begins now tells it.
-            return;
-        }
         let freshness = self.freshness();
         if self.flushing.takes() >= STALLED && self.telling.is_empty() {
             self.tell(Telling::of_a_stall(freshness));
@@ -309,6 +337,31 @@ fn seconds(micros: i64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_nobody_waits_for_is_old() {
+        let read = |age: i64| Seen {
+            last: Some(Instant::now()),
+            kafka_time: Some(now() - age),
+            late: Late::default(),
+        };
+        let (old, new, nothing) = (read(60_000), read(100), Seen::default());
+        let far = Some(FAR + 1);
+        assert!(all_old([(far, &old)]));
+        assert!(
+            all_old([(far, &old), (Some(0), &nothing)]),
+            "nothing comes of the other"
+        );
+        assert!(!all_old([(far, &old), (far, &new)]), "someone may wait for the other");
+        assert!(
+            !all_old([(far, &old), (Some(0), &old)]),
+            "the other has just reached its end"
+        );
+        assert!(!all_old([(far, &old), (None, &old)]), "nobody knows yet");
+        assert!(!all_old([(far, &nothing)]), "nothing has come yet");
+        assert!(!all_old([(Some(FAR), &old)]), "nearly there");
+        assert!(!all_old([(Some(0), &nothing)]) && !all_old([]), "nothing is read");
+    }
 
     #[test]
     fn the_worst_that_is_known_is_told() {
