@@ -8,6 +8,7 @@ mod brokers;
 pub(crate) mod clock;
 mod ground;
 mod killed;
+mod memory;
 mod mock;
 mod network;
 mod rivals;

@@ -1,6 +1,6 @@
 //! Kafka as a log, on a real broker: slices that follow on each other, holes, gaps, logs that end too early.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, ensure};
 use arrow::array::{AsArray, RecordBatch};
@@ -89,16 +89,19 @@ impl Log {
         self.send(&producer, partition, &numbered(numbers)).await
     }
 
-    fn read(&self, cursors: &[(u32, u64)]) -> anyhow::Result<Reader> {
-        let options = ReaderOptions {
+    fn options(&self) -> ReaderOptions<'_> {
+        ReaderOptions {
             dataset: &self.dataset,
             keys: &EnvironmentKeys,
             group: self.kafka.group("test"),
             extra: true,
             keep_refused: true,
-        };
+        }
+    }
+
+    fn read(&self, cursors: &[(u32, u64)]) -> anyhow::Result<Reader> {
         let cursors: BTreeMap<_, _> = cursors.iter().map(|(p, offset)| (*p, Offset(*offset))).collect();
-        Ok(Reader::start(&self.kafka, options, &cursors)?)
+        Ok(Reader::start(&self.kafka, self.options(), &cursors)?)
     }
 
     async fn delete_below(&self, partition: i32, offset: i64) -> anyhow::Result<()> {
@@ -193,8 +196,10 @@ async fn slices_follow_on_each_other_and_hold_every_record() -> anyhow::Result<(
     let mut reader = log.read(&[(0, 0), (1, 10)])?;
     let mut next = BTreeMap::from([(0, Offset(0)), (1, Offset(10))]);
     let mut numbers: BTreeMap<u32, Vec<i64>> = BTreeMap::new();
+    let (mut rests, mut rested) = (false, false);
     while next != BTreeMap::from([(0, Offset(40_000)), (1, Offset(1000))]) {
         let slice = slice(&mut reader).await?;
+        assert!(slice.partition == 1 || !rests, "it was to rest");
         assert_eq!(next.insert(slice.partition, slice.next), Some(slice.from));
         assert_eq!(u64::try_from(slice.records.len())?, slice.next.0 - slice.from.0);
         assert!(slice.records.len() <= 16_384 && slice.refused.is_empty());
@@ -203,6 +208,15 @@ async fn slices_follow_on_each_other_and_hold_every_record() -> anyhow::Result<(
             .entry(slice.partition)
             .or_default()
             .extend(column(&slice.batches, "n"));
+        // What was read ahead of one that rests comes again when it is read on.
+        if slice.partition == 0 && !rested {
+            reader.rest(&BTreeSet::from([0]));
+            (rests, rested) = (true, true);
+        }
+        if rests && next[&1] == Offset(1000) {
+            reader.add(&log.options(), &BTreeMap::from([(0, next[&0])]))?;
+            rests = false;
+        }
     }
     assert_eq!(numbers[&0], (0..40_000).collect::<Vec<_>>());
     assert_eq!(numbers[&1], (10..1000).collect::<Vec<_>>());
@@ -229,6 +243,15 @@ async fn slices_follow_on_each_other_and_hold_every_record() -> anyhow::Result<(
         committed() == Some(rdkafka::Offset::Offset(40_001))
     })
     .await?;
+
+    // While it rests its log is looked at, and not read.
+    reader.rest(&BTreeSet::from([0]));
+    log.events(0, 0..5).await?;
+    until("its end is seen", || reader.log_ends().get(&0) == Some(&Offset(40_006))).await?;
+    log.events(1, 3..4).await?;
+    assert_eq!(read_to(&mut reader, 1000, 1001).await?, [(1000, 3)]);
+    reader.add(&log.options(), &BTreeMap::from([(0, Offset(40_001))]))?;
+    assert_eq!(read_to(&mut reader, 40_001, 40_006).await?.len(), 5);
     reader.stop().await;
     Ok(())
 }

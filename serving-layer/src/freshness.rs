@@ -50,7 +50,7 @@ pub struct SpeedFreshness {
 pub struct PartitionFreshness {
     /// What becomes of its records: `live`, `behind`, `idle` or `stuck`.
     pub state: &'static str,
-    /// Why it is stuck; absent where it is not.
+    /// Why it is stuck, or has to wait; absent where neither is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Up to which offset it has counted.
@@ -114,13 +114,13 @@ impl Freshness {
 
     /// What a person should know, in sentences; nothing where all is well.
     pub fn complaints(&self, view: &str) -> Vec<String> {
-        let stuck = self.speed.partitions.iter().filter_map(|(number, partition)| {
-            let reason = partition.reason.as_ref()?;
+        let with_reasons = self.speed.partitions.iter().filter_map(|(number, partition)| {
+            let (state, reason) = (partition.state, partition.reason.as_ref()?);
             Some(format!(
-                "view {view}: the speed layer is stuck on partition {number}: {reason}"
+                "view {view}: the speed layer is {state} on partition {number}: {reason}"
             ))
         });
-        stuck.collect()
+        with_reasons.collect()
     }
 }
 

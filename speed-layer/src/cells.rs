@@ -33,7 +33,11 @@ pub struct OpenCells {
     key: KeyReader,
     /// Found by a hash of the key.
     cells: HashTable<Cell>,
+    /// The bytes of their keys.
+    key_bytes: usize,
     held: Vec<RecordBatch>,
+    /// Their bytes: asked for with each slice that is read, and slow to add up.
+    held_bytes: usize,
     /// Which columns hold the partition and the start.
     partition: usize,
     start: usize,
@@ -80,7 +84,9 @@ impl OpenCells {
                 columns,
             },
             cells: HashTable::new(),
+            key_bytes: 0,
             held: Vec::new(),
+            held_bytes: 0,
             partition: schema.index_of(PARTITION_COLUMN)?,
             start: schema.index_of(START_COLUMN)?,
             merge,
@@ -104,9 +110,7 @@ impl OpenCells {
 
     /// The bytes that they take.
     pub fn bytes(&self) -> usize {
-        let key = self.cells.iter().next().map_or(0, |cell| cell.key.len());
-        let batches: usize = self.held.iter().map(RecordBatch::get_array_memory_size).sum();
-        batches + self.cells.allocation_size() + self.cells.len() * key
+        self.held_bytes + self.cells.allocation_size() + self.key_bytes
     }
 
     /// Merges fresh cells in: they are touched.
@@ -165,7 +169,11 @@ impl OpenCells {
             let (partitions, starts) = &held[batch];
             let start = Start(Offset(starts.value(row)));
             let partition = u32::try_from(partitions.value(row));
-            !partition.is_ok_and(|partition| gone.contains(&(partition, start)))
+            let stays = !partition.is_ok_and(|partition| gone.contains(&(partition, start)));
+            if !stays {
+                self.key_bytes -= cell.key.len();
+            }
+            stays
         });
         self.join()
     }
@@ -188,6 +196,7 @@ impl OpenCells {
             match self.cells.find_mut(hash, |cell| *cell.key == *key) {
                 Some(cell) => (cell.place, cell.touched) = (place, true),
                 None => {
+                    self.key_bytes += key.len();
                     let cell = Cell {
                         key: key.into(),
                         place,
@@ -198,6 +207,7 @@ impl OpenCells {
             }
         }
         self.held.push(whole.clone());
+        self.held_bytes += whole.get_array_memory_size();
         let rows: usize = self.held.iter().map(RecordBatch::num_rows).sum();
         if self.held.len() > MOST_BATCHES || rows > 2 * self.cells.len() + 1024 {
             self.join()?;
@@ -219,6 +229,7 @@ impl OpenCells {
         } else {
             vec![interleave_record_batch(&batches, &from)?]
         };
+        self.held_bytes = self.held.iter().map(RecordBatch::get_array_memory_size).sum();
         Ok(())
     }
 }

@@ -41,21 +41,19 @@ where
     F: Future<Output = Result<T, E>>,
 {
     let mut delays = delays();
-    let mut failed = false;
+    let mut stall = None;
     loop {
         match act().await {
             Ok(done) => {
-                if failed {
-                    metrics::gauge!("highwater_speed_stalled").set(0.0);
+                if stall.is_some() {
                     tracing::info!("can {what} again");
                 }
                 return Ok(done);
             }
             Err(error) if matches!(error.kind(), ErrorKind::Fatal(_)) => return Err(error),
             Err(error) => {
-                if !failed {
-                    failed = true;
-                    metrics::gauge!("highwater_speed_stalled").set(1.0);
+                if stall.is_none() {
+                    stall = Some(Stall::begin());
                     let (error, kind) = (sentence(&error), error.kind());
                     match kind {
                         ErrorKind::Passing => tracing::warn!(error, "cannot {what}, trying until it can"),
@@ -65,6 +63,24 @@ where
                 tokio::time::sleep(delays.next().unwrap_or(LONGEST)).await;
             }
         }
+    }
+}
+
+/// One thing that fails and is tried again. They are counted: that one passes, or is given up, says nothing of the others.
+struct Stall;
+
+impl Stall {
+    const GAUGE: &str = "highwater_speed_stalled";
+
+    fn begin() -> Self {
+        metrics::gauge!(Self::GAUGE).increment(1.0);
+        Self
+    }
+}
+
+impl Drop for Stall {
+    fn drop(&mut self) {
+        metrics::gauge!(Self::GAUGE).decrement(1.0);
     }
 }
 
@@ -334,4 +350,84 @@ fn rows(state: &mut ViewState, topic: &Topic) -> Result<Option<RecordBatch>, Spe
     };
     let rows = speed_rows(&cells, topic.id, &version).map_err(batch_error)?;
     Ok(Some(rows).filter(|rows| rows.num_rows() > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use metrics::{Counter, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+
+    use super::*;
+
+    /// Keeps the sum of all gauges, in whole numbers.
+    #[derive(Default)]
+    struct Gauges(Arc<Sum>);
+
+    #[derive(Default)]
+    struct Sum(AtomicI64);
+
+    impl GaugeFn for Sum {
+        fn increment(&self, value: f64) {
+            self.0.fetch_add(value as i64, Ordering::Relaxed);
+        }
+
+        fn decrement(&self, value: f64) {
+            self.0.fetch_sub(value as i64, Ordering::Relaxed);
+        }
+
+        fn set(&self, value: f64) {
+            self.0.store(value as i64, Ordering::Relaxed);
+        }
+    }
+
+    impl Recorder for Gauges {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+            Counter::noop()
+        }
+
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::from_arc(Arc::clone(&self.0))
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    #[test]
+    fn what_fails_is_counted_until_it_passes_or_is_given_up() {
+        let gauges = Gauges::default();
+        let stalled = || gauges.0.0.load(Ordering::Relaxed);
+        let away = || LogError::NoTopic {
+            brokers: "b".to_owned(),
+            topic: "t".to_owned(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        metrics::with_local_recorder(&gauges, || {
+            runtime.unwrap().block_on(async {
+                let mut given_up = Box::pin(persist("a", async || Err::<(), _>(away())));
+                assert!(futures::poll!(&mut given_up).is_pending());
+                assert_eq!(stalled(), 1);
+                let mut tries = 0;
+                let passes = persist("b", || {
+                    tries += 1;
+                    let (now, result) = (stalled(), if tries < 3 { Err(away()) } else { Ok(()) });
+                    async move {
+                        assert_eq!(now, if tries == 1 { 1 } else { 2 });
+                        result
+                    }
+                });
+                passes.await.unwrap();
+                assert_eq!(stalled(), 1, "the other one still fails");
+                drop(given_up);
+                assert_eq!(stalled(), 0);
+            });
+        });
+    }
 }

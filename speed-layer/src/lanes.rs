@@ -4,6 +4,8 @@
 //! from where they are to count. The worker has one set of lanes at the log's head, and at times one that catches up on
 //! what was left behind; both judge repeats alike, since a filter is a function of the log.
 
+mod told;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,13 +22,14 @@ use shared_schemas::plan::event_schema;
 use crate::dedupe::{Budget, Filter, Identities, Judgement, window};
 use crate::error::SpeedError;
 use crate::starts::{Fate, Records};
+use told::Told;
 
 /// How long to wait for the first record of a partition, to learn its time. Where only control records are left, none
 /// ever comes.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// The metrics of the filters are set so often.
-const TELL: Duration = Duration::from_secs(1);
+/// Of a lane that is read, and of which nothing came for so long, nothing is expected. Between two fetches less time passes.
+const SILENT: Duration = Duration::from_secs(2);
 
 /// What a lane gives to the worker.
 #[derive(Debug)]
@@ -77,6 +80,10 @@ struct Lane {
     cut_short: bool,
     /// How many events the filter forgot early, as last told.
     evicted: u64,
+    /// It is not read for now.
+    waits: bool,
+    /// When something came of it last, or it was last begun to be read.
+    heard: Instant,
 }
 
 /// A reader and its lanes.
@@ -86,8 +93,8 @@ pub(crate) struct Lanes {
     reader: Reader,
     lanes: BTreeMap<u32, Lane>,
     identities: Option<Identities>,
-    /// When the metrics of the filters were last set.
-    told: Option<Instant>,
+    /// What was told of the filters.
+    told: Told,
 }
 
 /// Lanes that know where to begin, not read yet.
@@ -118,6 +125,8 @@ impl Prepared {
                 filter: None,
                 cut_short: false,
                 evicted: 0,
+                waits: false,
+                heard: Instant::now(),
             };
             if let Some(log) = logs.get(&partition) {
                 let first = times.get(&partition).copied().unwrap_or_else(now);
@@ -149,19 +158,23 @@ impl Prepared {
 }
 
 impl Lanes {
-    /// None yet.
-    pub(crate) fn none(kafka: &Kafka, dataset: &Arc<Dataset>) -> Result<Self, SpeedError> {
+    /// Those at the log's head, none yet.
+    pub(crate) fn front(kafka: &Kafka, dataset: &Arc<Dataset>) -> Result<Self, SpeedError> {
+        Self::none(kafka, dataset, true)
+    }
+
+    fn none(kafka: &Kafka, dataset: &Arc<Dataset>, is_front: bool) -> Result<Self, SpeedError> {
         Ok(Self {
             dataset: Arc::clone(dataset),
             kafka: kafka.clone(),
             reader: Reader::start(kafka, options(kafka, dataset), &BTreeMap::new())?,
             lanes: BTreeMap::new(),
             identities: identities(dataset)?,
-            told: None,
+            told: Told::new(&dataset.name, is_front),
         })
     }
 
-    /// Begins to read so that records count from these offsets on.
+    /// Begins to read behind the log's head so that records count from these offsets on.
     pub(crate) async fn start(
         kafka: &Kafka,
         dataset: &Arc<Dataset>,
@@ -169,7 +182,7 @@ impl Lanes {
         from: &BTreeMap<u32, Offset>,
     ) -> Result<Self, SpeedError> {
         let prepared = Prepared::find(kafka, dataset, budget, from).await?;
-        let mut lanes = Self::none(kafka, dataset)?;
+        let mut lanes = Self::none(kafka, dataset, false)?;
         lanes.add(prepared)?;
         Ok(lanes)
     }
@@ -186,7 +199,36 @@ impl Lanes {
     /// Reads these partitions no longer.
     pub(crate) fn remove(&mut self, partitions: &BTreeSet<u32>) {
         self.reader.remove(partitions);
+        self.told.forget(partitions);
         self.lanes.retain(|number, _| !partitions.contains(number));
+    }
+
+    /// Reads these partitions no further for now, and all others on from where they are.
+    pub(crate) fn wait(&mut self, waiting: &BTreeSet<u32>) -> Result<(), SpeedError> {
+        let (mut stop, mut go_on) = (BTreeSet::new(), BTreeMap::new());
+        for (number, lane) in &mut self.lanes {
+            let waits = waiting.contains(number);
+            if waits && !lane.waits {
+                stop.insert(*number);
+            } else if !waits && lane.waits {
+                go_on.insert(*number, lane.cursor);
+                lane.heard = Instant::now();
+            }
+            lane.waits = waits;
+        }
+        if !stop.is_empty() {
+            self.reader.rest(&stop);
+        }
+        if !go_on.is_empty() {
+            self.reader.add(&options(&self.kafka, &self.dataset), &go_on)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a partition is read, and nothing came of it for a while.
+    pub(crate) fn is_silent(&self, partition: u32) -> Option<bool> {
+        let lane = self.lanes.get(&partition)?;
+        Some(!lane.waits && lane.heard.elapsed() >= SILENT)
     }
 
     /// The next thing read. `None`: the reader has ended, [`Lanes::failure`] says why. Safe to cancel.
@@ -265,6 +307,7 @@ impl Lanes {
             lane.cut_short = false;
         }
         lane.cursor = slice.next;
+        lane.heard = Instant::now();
         let counts_from = lane.counts_from.max(slice.from);
         let mut fates: Vec<_> = slice
             .records
@@ -291,7 +334,6 @@ impl Lanes {
                     *batch = filter_record_batch(batch, &keep.collect::<BooleanArray>())?;
                 }
             }
-            self.tell();
         }
         if slice.next <= counts_from {
             return Ok(Step::Warming);
@@ -309,25 +351,13 @@ impl Lanes {
         }))
     }
 
-    /// Sets the metrics of the filters, at most once in a while.
-    fn tell(&mut self) {
-        if self.told.is_some_and(|told| told.elapsed() < TELL) {
-            return;
-        }
-        self.told = Some(Instant::now());
-        let dataset = &self.dataset.name;
+    /// Sets the metrics of the filters.
+    pub(crate) fn tell(&mut self) {
         for (partition, lane) in &mut self.lanes {
-            let Some(filter) = &lane.filter else {
-                continue;
-            };
-            let labels = [("dataset", dataset.clone()), ("partition", partition.to_string())];
-            let held = Duration::from_millis(filter.window_held().unsigned_abs());
-            metrics::gauge!("highwater_speed_dedupe_window_seconds", &labels).set(held.as_secs_f64());
-            let evicted = filter.evicted() - std::mem::replace(&mut lane.evicted, filter.evicted());
-            metrics::counter!("highwater_speed_dedupe_evicted_total", &labels).increment(evicted);
-            let bytes =
-                u32::try_from(filter.bytes() >> 10).map_or(f64::INFINITY, |kibibytes| f64::from(kibibytes) * 1024.0);
-            metrics::gauge!("highwater_speed_dedupe_bytes", &labels).set(bytes);
+            if let Some(filter) = &lane.filter {
+                let evicted = filter.evicted() - std::mem::replace(&mut lane.evicted, filter.evicted());
+                self.told.of(*partition, filter, evicted);
+            }
         }
     }
 }

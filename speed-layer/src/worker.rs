@@ -8,6 +8,7 @@ mod flushing;
 mod fresh;
 mod share;
 mod truncated;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -41,12 +42,15 @@ use catch_up::{Came, CatchUp};
 use flushing::Flushing;
 use fresh::{Seen, Told};
 use share::{Share, Warming};
+use turns::Turns;
 
 /// So many events are aggregated at once, one that two views count being two. With fewer, most of a view's cells are
 /// merged again for a few events each; with more, those that wait take memory and gain little.
 const MOST_WAITING: usize = 131_072;
 /// The part of `speed.memory` that waiting events may take; the rest is for open cells and what a flush makes of them.
 const WAITING_PART: u64 = 4;
+/// How fresh all is, is told so often, whether the store answers or not.
+const TELL: Duration = Duration::from_secs(1);
 /// How long a flush may take once everything is to end. What it does not write is read again.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -100,6 +104,7 @@ struct Worker {
     front: Lanes,
     catch_ups: Vec<CatchUp>,
     flushing: Flushing,
+    turns: Turns,
     looked: watch::Receiver<Looked>,
     seen: BTreeMap<u32, Seen>,
     told: Told,
@@ -137,7 +142,13 @@ async fn work(setup: &Setup, membership: &Membership) -> Result<(), SpeedError> 
         };
         let ended = tokio::select! {
             ended = work => ended,
-            () = drained(&setup.cancel) => Ok(Ended::Cancelled),
+            () = drained(&setup.cancel) => {
+                tracing::warn!(
+                    dataset = setup.dataset.name,
+                    "the last flush took too long and is given up: what it lacks is read again"
+                );
+                Ok(Ended::Cancelled)
+            }
         };
         match ended {
             Ok(Ended::Cancelled) => return Ok(()),
@@ -218,7 +229,7 @@ impl Worker {
         Ok(Self {
             rules: Fingerprint::of_rules(&setup.dataset).to_string(),
             seen: (0..topic.partitions).map(|number| (number, Seen::default())).collect(),
-            front: Lanes::none(&setup.kafka, &setup.dataset)?,
+            front: Lanes::front(&setup.kafka, &setup.dataset)?,
             share: Share::new(assigned),
             warming: Warming::new(),
             alarm: Alarm::new(&setup.dataset.name, setup.speed.invalid_alarm),
@@ -228,6 +239,7 @@ impl Worker {
             views,
             catch_ups: Vec::new(),
             flushing: Flushing::default(),
+            turns: Turns::default(),
             looked,
             told: Told::default(),
             telling: JoinSet::new(),
@@ -239,6 +251,8 @@ impl Worker {
         let cancel = self.setup.cancel.clone();
         let mut ticks = tokio::time::interval(self.setup.speed.flush.max(Duration::from_millis(1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tells = tokio::time::interval(TELL);
+        tells.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ended = loop {
             membership.is_alive();
             let is_paused = self.is_paused();
@@ -248,6 +262,7 @@ impl Worker {
                 _ = ticks.tick() => {
                     self.flushing.is_due();
                 }
+                _ = tells.tick() => self.tell_of_all(),
                 flushed = self.flushing.done() => {
                     if let Some(ended) = self.flushed(flushed?, membership)? {
                         break ended;
@@ -283,6 +298,7 @@ impl Worker {
                 self.fold().await?;
             }
             self.flush_if_due().await?;
+            self.take_turns()?;
         };
         if ended == Ended::Cancelled {
             self.flush_all(membership).await?;
@@ -419,10 +435,6 @@ impl Worker {
         self.end_catching_up_where_done().await;
         self.warm_up();
         self.seek_what_is_lacking();
-        self.alarm.tell();
-        self.flushing.tell();
-        self.look_after_telling();
-        self.warn_of_open_cells();
         // New partitions of the topic need room too.
         let topic = self.front.reader().topic();
         Ok(topic.filter(|topic| *topic != self.topic).map(|_| Ended::TopicChanged))

@@ -171,13 +171,19 @@ fn what_retention_took_is_a_gap_until_a_run_has_it() -> anyhow::Result<()> {
             loop {
                 let answer = platform.ask(GAPS).await?;
                 let rows = answer["data"].as_array().cloned().unwrap_or_default();
-                if rows.iter().any(|row| row["coverage"] == "gap") || platform.answer("merged").await? == expected {
-                    return anyhow::Ok(());
+                let is_gap = rows.iter().any(|row| row["coverage"] == "gap");
+                if is_gap || platform.answer("merged").await? == expected {
+                    return anyhow::Ok(is_gap);
                 }
                 tokio::time::sleep(POLL).await;
             }
         };
-        tokio::time::timeout(PATIENCE, told).await??;
+        let is_gap = tokio::time::timeout(PATIENCE, told).await??;
+        let counted = worker.metric("highwater_speed_gap_offsets_total").await?;
+        ensure!(
+            !is_gap || counted > 0.0,
+            "a gap, and the worker tells of {counted} offsets"
+        );
         platform.until_archived().await?;
         platform.publish().await?;
         trial.whole(&platform).await?;

@@ -10,6 +10,9 @@ use shared_schemas::store::tables::{PROGRESS, speed_table_name};
 use super::ground::Ground;
 use super::trial::trials;
 
+/// What a worker says whose last flush does not end in time.
+const GIVEN_UP: &str = "the last flush took too long";
+
 /// The table of a view's speed rows.
 pub(crate) fn speed_table(platform: &Platform, view: &str) -> String {
     let view = platform.definitions.views.iter().find(|known| known.name == view);
@@ -102,11 +105,12 @@ fn a_worker_told_to_end_writes_what_it_has() -> anyhow::Result<()> {
         platform.while_streaming(gate.until_held(1, 0)).await?;
         platform.send_next(trial.random.u64(500..3000)).await?;
         let counted = worker.metric("highwater_speed_events_total").await?;
-        let ending = tokio::spawn(worker.end_well());
+        let ending = tokio::spawn(worker.end_in_time());
         // sleeps: a random instant within the time that it has for its last flush
         tokio::time::sleep(trial.instant(1500)).await;
         gate.open(Then::SendOn);
-        ending.await??;
+        let said = ending.await??;
+        anyhow::ensure!(!said.contains(GIVEN_UP), "it gave up a flush that went on: {said}");
         let (answered, _) = total(&platform.answer("merged").await?);
         anyhow::ensure!(
             answered as f64 >= counted,
@@ -119,7 +123,11 @@ fn a_worker_told_to_end_writes_what_it_has() -> anyhow::Result<()> {
         platform.send_next(500).await?;
         // sleeps: a random instant
         tokio::time::sleep(trial.instant(500) + Duration::from_millis(200)).await;
-        worker.end_well().await?;
+        let said = worker.end_in_time().await?;
+        anyhow::ensure!(
+            said.contains(GIVEN_UP),
+            "it does not say what it could not write: {said}"
+        );
         proxy.set(highwater_tests::proxy::Way::Open);
         let _worker = Worker::speed_at(&platform, &place)?;
         trial.whole(&platform).await

@@ -17,8 +17,10 @@ use super::trial::trials;
 
 /// How often memory is looked at while the store is away.
 const SAMPLE: Duration = Duration::from_millis(500);
-/// A worker that gathers what it cannot write would take more than this: 100,000 events as JSON and as rows.
-const MORE: u64 = 96 << 20;
+/// What may be open, and what one look at the log brings. All that is sent while the store is away takes three times as much.
+const MOST_OPEN: f64 = 3.0 * 1024.0 * 1024.0;
+/// A worker that gathers what it cannot write would take more than this in the long form: 300,000 events as cells.
+const MORE: u64 = 64 << 20;
 
 /// Disturbs a third of all inserts in one way or another. `again` delays the copies of some until it opens.
 pub(crate) fn disturb(proxy: &Proxy, mut random: fastrand::Rng, again: &Arc<Gate>) {
@@ -109,39 +111,69 @@ fn a_store_that_refuses_for_a_while_poisons_nothing() -> anyhow::Result<()> {
     })
 }
 
-/// Away for a while, during which ten times as much comes: the worker's memory stays flat, and nothing is lost.
+/// Away for a while, during which many times as much comes as fits: reading waits, what is held stays within the limit, metrics
+/// say how things are, and nothing is lost.
 #[test]
 fn a_store_that_is_away_costs_no_memory_and_no_event() -> anyhow::Result<()> {
     trials("9", "ClickHouse away, ten times the events", 2, async |trial| {
         let (platform, proxy, mut place) = Ground::shared().await?.behind_proxy().await?;
-        place.speed = "flush = \"50ms\"\nmemory = \"64MiB\"".to_owned();
+        place.speed = "flush = \"50ms\"\nmemory = \"1MiB\"".to_owned();
         let worker = Worker::speed_at(&platform, &place)?;
         platform.send_next(2000).await?;
         trial.whole(&platform).await?;
+        ensure!(worker.in_state("stuck").await? == 0);
+        let counted = worker.metric("highwater_speed_events_total").await?;
         let before = worker.memory()?;
         proxy.set(Way::Cut);
         let away = Duration::from_secs(trial.times(10, 300));
-        let began = Instant::now();
-        let mut most = 0;
+        let (began, spike) = (Instant::now(), trial.times(30_000, 300_000));
+        let (mut most, mut open) = (0, 0.0_f64);
         let sampling = async {
             while began.elapsed() < away {
                 tokio::time::sleep(SAMPLE).await;
                 most = most.max(worker.memory()?);
+                open = open.max(worker.metric("highwater_speed_open_bytes").await?);
             }
             anyhow::Ok(())
         };
-        let (sampled, sent) = tokio::join!(sampling, platform.send_next(trial.times(20_000, 200_000)));
+        let (sampled, sent) = tokio::join!(sampling, platform.send_next(spike));
         sampled?;
         sent?;
         ensure!(worker.runs(), "it ended: {}", worker.said());
+        let read = worker.metric("highwater_speed_events_total").await? - counted;
+        ensure!(read < spike as f64 / 2.0, "{read} of {spike} events were read");
+        ensure!(open < MOST_OPEN, "{open} bytes were open");
         ensure!(
             most < before + MORE,
             "{} MiB before, {} MiB while the store was away",
             before >> 20,
             most >> 20
         );
+        worker
+            .until_metric("highwater_speed_paused", |paused| paused == 1.0)
+            .await?;
+        // Two views on two partitions. The store does not hear it.
+        worker
+            .until_metrics("highwater_speed_partition_state", |states| {
+                let of_stuck = states.iter().filter(|(labels, _)| labels.contains("stuck"));
+                of_stuck.map(|(_, value)| value).sum::<f64>() == 4.0
+            })
+            .await?;
+        ensure!(worker.metric("highwater_speed_lag_events").await? > 0.0);
+        ensure!(worker.metric("highwater_speed_stalled").await? >= 1.0);
         proxy.set(Way::Open);
-        trial.whole(&platform).await
+        trial.whole(&platform).await?;
+        worker
+            .until_metric("highwater_speed_paused", |paused| paused == 0.0)
+            .await?;
+        worker
+            .until_metric("highwater_speed_stalled", |stalled| stalled == 0.0)
+            .await?;
+        worker
+            .until_metric("highwater_speed_lag_events", |lag| lag == 0.0)
+            .await?;
+        ensure!(worker.in_state("stuck").await? == 0 && worker.in_state("behind").await? == 0);
+        Ok(())
     })
 }
 

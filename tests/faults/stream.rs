@@ -21,6 +21,9 @@ use crate::end_to_end::letters;
 /// A record of this size is far above what the dataset takes.
 const HUGE: usize = 10 << 20;
 
+/// The dataset's `lateness`, in seconds.
+const LATENESS: i64 = 3_600;
+
 /// One to ten of a hundred come again, some of them often, also after a run has published them.
 #[test]
 fn repeats_count_once() -> anyhow::Result<()> {
@@ -83,6 +86,19 @@ fn events_in_any_order_reach_their_windows() -> anyhow::Result<()> {
             .await?;
         let refused = u64::try_from(numbers.len().div_ceil(500) * 5)?;
         ensure!(worker.metric("highwater_speed_refused_total").await? == refused as f64);
+        let late = worker.metric("highwater_speed_late_total").await?;
+        ensure!(
+            late > 0.0 && late == worker.metric("highwater_speed_late_seconds_count").await?,
+            "{late} late"
+        );
+        // What was refused moves no watermark.
+        let highest = platform.sent().iter().map(|event| event.at()).max();
+        let watermark = highest.unwrap_or_default() - LATENESS;
+        worker
+            .until_metrics("highwater_speed_watermark_timestamp", |watermarks| {
+                watermarks.iter().map(|(_, at)| *at as i64).max() == Some(watermark) && watermarks.len() == 4
+            })
+            .await?;
         platform.until_archived().await?;
         ensure!(letters(&platform)? == BTreeMap::from([("future_time".to_owned(), refused)]));
         platform.publish_if_any().await?;
@@ -134,7 +150,7 @@ fn poison(random: &mut fastrand::Rng) -> Vec<(Vec<u8>, &'static str)> {
 fn poison_stops_nothing_and_is_told() -> anyhow::Result<()> {
     trials("17", "poison events", 4, async |trial| {
         let platform = Ground::shared().await?.platform().await?;
-        let _workers = [
+        let workers = [
             Worker::speed_at(&platform, &place(&platform))?,
             Worker::archive(&platform)?,
         ];
@@ -168,6 +184,10 @@ fn poison_stops_nothing_and_is_told() -> anyhow::Result<()> {
                 platform.send_next(100).await?;
                 trial.whole(&platform).await
             })
+            .await?;
+        // More than the hundredth that is set, of more than a hundred.
+        workers[0]
+            .until_metric("highwater_speed_invalid_alarm", |alarm| alarm == 1.0)
             .await?;
         platform.until_archived().await?;
         let found = letters(&platform)?;

@@ -179,6 +179,7 @@ impl Platform {
             group: unique("group"),
             speed: "flush = \"50ms\"".to_owned(),
             more: String::new(),
+            views: VIEWS.to_owned(),
         };
         let text = config_text(&place, &unique("platform"), "file:archive");
         let reading = Config::parse(&text, "highwater.toml", folder.path(), &|_| None);

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use local_stack::process::{Launch, Process, tail};
@@ -12,6 +13,10 @@ use nix::sys::signal::Signal;
 use crate::alone::limit_files_of;
 use crate::platform::{Place, Platform};
 use crate::stack::{PATIENCE, program, unique, until};
+
+const POLL: Duration = Duration::from_millis(50);
+/// Ten times what a worker allows itself for its last flush, and far less than what anybody waits for it.
+const IN_TIME: Duration = Duration::from_secs(50);
 
 /// A running layer.
 pub struct Worker {
@@ -101,20 +106,62 @@ impl Worker {
 
     /// The sum of its metric over all labels, 0 where it has told none.
     pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        Ok(self.metrics(name).await?.into_iter().map(|(_, value)| value).sum())
+    }
+
+    /// Its metric: for each set of labels, as they are written, the value. `NaN`, which says that nothing is known, is left out.
+    pub async fn metrics(&self, name: &str) -> anyhow::Result<Vec<(String, f64)>> {
         self.until_said("metrics at ").await?;
         let said = self.said();
         let at = said.split("metrics at ").nth(1).context("no address")?;
         let url = at.split_whitespace().next().context("no address")?;
         let text = reqwest::get(url).await?.text().await?;
-        let of_metric = text.lines().filter(|line| {
-            let rest = line.strip_prefix(name);
-            rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
+        let of_metric = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            rest.starts_with(['{', ' ']).then_some(rest)
         });
-        let mut sum = 0.0;
+        let mut found = Vec::new();
         for line in of_metric {
-            sum += line.rsplit(' ').next().context("no value")?.parse::<f64>()?;
+            let (labels, value) = line.rsplit_once(' ').context("no value")?;
+            let value: f64 = value.parse()?;
+            if !value.is_nan() {
+                found.push((labels.to_owned(), value));
+            }
         }
-        Ok(sum)
+        Ok(found)
+    }
+
+    /// Waits until the sum of its metric over all labels is so.
+    pub async fn until_metric(&self, name: &str, is: impl Fn(f64) -> bool) -> anyhow::Result<()> {
+        self.until_metrics(name, |found| is(found.iter().map(|(_, value)| value).sum()))
+            .await
+    }
+
+    /// Waits until its metric is so.
+    pub async fn until_metrics(&self, name: &str, is: impl Fn(&[(String, f64)]) -> bool) -> anyhow::Result<()> {
+        let began = Instant::now();
+        loop {
+            let found = self.metrics(name).await?;
+            if is(&found) {
+                return Ok(());
+            }
+            ensure!(
+                began.elapsed() < PATIENCE,
+                "{name} stays {found:?}: {}",
+                tail(&self.log)
+            );
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// In how many places, of all its views and partitions, the state is that one.
+    pub async fn in_state(&self, state: &str) -> anyhow::Result<usize> {
+        let states = self.metrics("highwater_speed_partition_state").await?;
+        let label = format!("state=\"{state}\"");
+        let of_state = states
+            .iter()
+            .filter(|(labels, value)| labels.contains(&label) && *value > 0.0);
+        Ok(of_state.count())
     }
 
     /// How much memory it holds, in bytes.
@@ -165,6 +212,19 @@ impl Worker {
         self.process.signal(Signal::SIGTERM);
         let ended = tokio::time::timeout(PATIENCE, self.process.wait()).await;
         ended.with_context(|| format!("it does not end: {}", tail(&self.log)))
+    }
+
+    /// Tells it to end; it must do so with success, by its own deadline and not by somebody's who waits for it. What it said.
+    pub async fn end_in_time(self) -> anyhow::Result<String> {
+        let (log, began) = (self.log.clone(), Instant::now());
+        self.end_well().await?;
+        ensure!(
+            began.elapsed() < IN_TIME,
+            "it took {:?}: {}",
+            began.elapsed(),
+            tail(&log)
+        );
+        Ok(std::fs::read_to_string(log)?)
     }
 
     /// Tells it to end; it must do so with success.

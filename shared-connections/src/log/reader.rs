@@ -50,6 +50,8 @@ pub struct Reader {
     events: mpsc::Receiver<Found>,
     /// Which reading of each partition is wanted. What an earlier one left in the channel is passed over.
     generations: BTreeMap<u32, u64>,
+    /// Partitions that are not read for a while: what they left in the channel is passed over, too.
+    resting: BTreeSet<u32>,
     /// The last one given.
     generation: u64,
     shared: Arc<Shared>,
@@ -123,6 +125,7 @@ impl Reader {
         Ok(Self {
             events,
             generations: cursors.keys().map(|number| (*number, 0)).collect(),
+            resting: BTreeSet::new(),
             generation: 0,
             shared,
             consumer,
@@ -142,15 +145,24 @@ impl Reader {
         let slices = options.open(cursors, self.generation)?;
         self.generations
             .extend(cursors.keys().map(|number| (*number, self.generation)));
+        self.resting.retain(|number| !cursors.contains_key(number));
         lock(&self.shared.partitions).extend(cursors.keys());
         // One that has ended reads nothing, and `failure` says why.
         let _ = self.changes.send(Change::Add(slices));
         Ok(())
     }
 
+    /// Reads these partitions no further until they are added again: no slice and no gap of theirs comes until then. Where
+    /// their logs end is asked meanwhile.
+    pub fn rest(&mut self, partitions: &BTreeSet<u32>) {
+        self.resting.extend(partitions);
+        let _ = self.changes.send(Change::Remove(partitions.clone()));
+    }
+
     /// Reads these partitions no longer: no event of theirs comes any more.
     pub fn remove(&mut self, partitions: &BTreeSet<u32>) {
         self.generations.retain(|number, _| !partitions.contains(number));
+        self.resting.retain(|number| !partitions.contains(number));
         lock(&self.shared.partitions).retain(|number| !partitions.contains(number));
         lock(&self.shared.ends).retain(|number, _| !partitions.contains(number));
         let _ = self.changes.send(Change::Remove(partitions.clone()));
@@ -161,7 +173,11 @@ impl Reader {
     pub async fn next(&mut self) -> Option<Event> {
         loop {
             let Found { generation, event } = self.events.recv().await?;
-            if self.generations.get(&event.partition()) == Some(&generation) {
+            let partition = event.partition();
+            // That a log was cut off may be told only once; what else rests is found again.
+            let is_once = matches!(event, Event::Short { is_certain: true, .. });
+            let is_passed_over = self.resting.contains(&partition) && !is_once;
+            if !is_passed_over && self.generations.get(&partition) == Some(&generation) {
                 return Some(event);
             }
         }

@@ -67,14 +67,15 @@ pub struct FreshnessOfPartition {
     pub kafka_time: Option<i64>,
     /// What becomes of its records.
     pub state: PartitionState,
-    /// Why it is stuck; empty where it is not.
+    /// Why it is stuck, or has to wait; else empty.
     pub reason: String,
     /// When the worker said so, in milliseconds since 1970.
     pub seen: i64,
 }
 
 impl FreshnessOfPartition {
-    /// What becomes of the partition's records at `now`, in milliseconds since 1970, and why where it is stuck.
+    /// What becomes of the partition's records at `now`, in milliseconds since 1970, and why where it is stuck, or
+    /// has to wait.
     pub fn standing(&self, truncation: Option<&Truncation>, now: i64) -> (PartitionState, Option<String>) {
         let stuck = |reason: String| (PartitionState::Stuck, Some(reason));
         // It stays so whether a worker speaks or not.
@@ -95,7 +96,7 @@ impl FreshnessOfPartition {
         }
         match self.state {
             PartitionState::Stuck => stuck(self.reason.clone()),
-            state => (state, None),
+            state => (state, Some(self.reason.clone()).filter(|reason| !reason.is_empty())),
         }
     }
 }
@@ -221,6 +222,8 @@ mod tests {
             assert_eq!(later, Stuck);
             assert_eq!(reason.as_deref(), Some("no worker has spoken of it for 12 s"));
         }
+        let waits = row(Behind, "it waits", 0);
+        assert_eq!(waits.standing(None, NOW), (Behind, Some("it waits".to_owned())));
         let away = row(Stuck, "Kafka is away", 0);
         assert_eq!(away.standing(None, NOW), (Stuck, Some("Kafka is away".to_owned())));
         let reason = row(Stuck, "Kafka is away", 11_000).standing(None, NOW).1;

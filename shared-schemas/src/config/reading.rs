@@ -181,7 +181,7 @@ impl Reader<'_> {
             (millisecond, 24 * HOUR),
             "\"30s\"",
         );
-        self.memory(&section, &mut speed.memory, "\"512MiB\"");
+        self.memory(&section, &mut speed.memory, MIB, "\"512MiB\"");
         self.parsed(
             &section,
             "instance",
@@ -292,7 +292,7 @@ impl Reader<'_> {
             (Duration::ZERO, HOUR),
             "\"60s\"",
         );
-        self.memory(&section, &mut batch.memory, "\"2GiB\"");
+        self.memory(&section, &mut batch.memory, 16 * MIB, "\"2GiB\"");
         let folder = self.folder;
         let example = "a folder, like `\"/var/tmp/highwater\"`";
         self.parsed(&section, "spill", example, &mut batch.spill, |text| {
@@ -392,9 +392,9 @@ impl Reader<'_> {
         }
     }
 
-    fn memory(&mut self, section: &Section<'_>, target: &mut u64, example: &str) {
+    fn memory(&mut self, section: &Section<'_>, target: &mut u64, least: u64, example: &str) {
         if let Some(entry) = section.get("memory")
-            && let Some(memory) = entry.size_within(16 * MIB..=16 * TIB, example, &mut self.findings)
+            && let Some(memory) = entry.size_within(least..=16 * TIB, example, &mut self.findings)
         {
             *target = memory;
         }

@@ -94,6 +94,29 @@ impl CatchUp {
         }
     }
 
+    /// Whether a partition is read, and nothing came of it for a while.
+    pub(super) fn is_silent(&self, partition: u32) -> Option<bool> {
+        match self {
+            Self::Warming { .. } => None,
+            Self::Reading { lanes, .. } => lanes.is_silent(partition),
+        }
+    }
+
+    /// Reads these partitions no further for now, and all others on.
+    pub(super) fn wait(&mut self, waiting: &BTreeSet<u32>) -> Result<(), SpeedError> {
+        match self {
+            Self::Warming { .. } => Ok(()),
+            Self::Reading { lanes, .. } => lanes.wait(waiting),
+        }
+    }
+
+    /// Tells what became of its filters, in metrics.
+    pub(super) fn tell(&mut self) {
+        if let Self::Reading { lanes, .. } = self {
+            lanes.tell();
+        }
+    }
+
     pub(super) async fn stop(self) {
         match self {
             Self::Warming { lanes, .. } => lanes.abort(),

@@ -2,7 +2,7 @@
 //!
 //! What comes meanwhile is folded into the open cells, and waits there for the next one. So a store that is slow or away
 //! stops nothing until `speed.memory` is used up; then nothing is read until a flush is through: the readers' bounded
-//! channels fill, and their consumers fetch no more.
+//! channels fill, and their consumers fetch no more. Where open cells alone take that much, partitions take turns (`turns`).
 
 use std::time::Duration;
 
@@ -37,8 +37,6 @@ pub(super) struct Flushing {
     tells: bool,
     /// Whether reading waits, as it was last told.
     is_paused: bool,
-    /// Whether open cells alone take more than they may, as it was last told.
-    is_over: bool,
 }
 
 impl Flushing {
@@ -109,24 +107,6 @@ impl Worker {
         is_paused
     }
 
-    /// Says when open cells alone take what `speed.memory` allows. They can't be let go of before their chunks end: rows are
-    /// whole cells. At most a chunk's events of each partition are in them, so they don't grow without end.
-    pub(super) fn warn_of_open_cells(&mut self) {
-        let open: usize = self.views.iter().map(|view| view.aggregate.cells().bytes()).sum();
-        let (open, memory) = (open as u64, self.setup.speed.memory);
-        let is_over = open > memory;
-        if is_over && !self.flushing.is_over {
-            tracing::warn!(
-                dataset = self.setup.dataset.name,
-                open_mib = open >> 20,
-                memory_mib = memory >> 20,
-                "open cells take more than `speed.memory`: raise it, start further workers, or give the dataset a smaller \
-                 `chunk`"
-            );
-        }
-        self.flushing.is_over = is_over;
-    }
-
     /// The bytes of open cells and waiting events.
     fn held_bytes(&self) -> u64 {
         let aggregates = self.views.iter().map(|view| &view.aggregate);
@@ -146,6 +126,7 @@ impl Worker {
                     of_partition.starts.folded(&counted);
                 }
             }
+            view.tell_open();
         }
         Ok(())
     }
@@ -153,7 +134,9 @@ impl Worker {
     /// Begins to write what came: rows, then progress. Where one is under way it comes after it.
     pub(super) async fn flush_if_due(&mut self) -> Result<(), SpeedError> {
         let is_due = self.flushing.due && self.flushing.may_begin();
-        if is_due && (self.flushing.has_passed(self.setup.speed.flush * WHILE_OLD) || !self.may_wait()) {
+        // A flush also says that the worker is there.
+        let while_old = (self.setup.speed.flush * WHILE_OLD).min(LONGEST_PAUSE);
+        if is_due && (self.flushing.has_passed(while_old) || !self.may_wait()) {
             self.flush().await?;
         }
         Ok(())

@@ -10,7 +10,8 @@ use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{Offset, Partition};
 use tokio::time::Instant;
 
-use super::{OfPartition, Worker};
+use super::catch_up::CatchUp;
+use super::{OfPartition, ViewState, Worker};
 use crate::dedupe::Judgement;
 use crate::event_time::{Late, watermark};
 use crate::flush::Telling;
@@ -23,6 +24,10 @@ const FAR: u64 = 10_000;
 const OLD: Duration = Duration::from_secs(5);
 /// A flush that takes longer than this is not slow: the store, or Kafka, does not take part.
 const STALLED: Duration = Duration::from_secs(5);
+
+/// Why a partition is not read for now.
+const WAITS: &str = "it waits for its turn, since its worker's open cells take more than `speed.memory`: raise it, start further \
+                     workers, or give the dataset a smaller `chunk`";
 
 /// What the head of a partition's log has seen.
 #[derive(Debug, Default)]
@@ -88,6 +93,8 @@ struct Observed<'a> {
     is_refused: bool,
     /// How long the flush under way takes.
     flush: Duration,
+    /// Open cells take too much, and it is not its turn.
+    waits: bool,
     /// How many offsets are left to count.
     lag: u64,
     /// Something behind the head is read.
@@ -97,7 +104,7 @@ struct Observed<'a> {
 }
 
 impl Observed<'_> {
-    /// What becomes of the partition's records, and why where nothing does.
+    /// What becomes of the partition's records, and why where nothing does for now.
     fn standing(&self) -> (PartitionState, String) {
         let stuck = |reason: String| (PartitionState::Stuck, reason);
         if let Some(truncation) = self.truncation {
@@ -111,6 +118,8 @@ impl Observed<'_> {
                 "its rows could not be written for {} s: ClickHouse does not take them, the worker's log says why",
                 self.flush.as_secs()
             ))
+        } else if self.waits && self.lag > 0 {
+            (PartitionState::Behind, WAITS.to_owned())
         } else if self.catches_up || self.lag > FAR {
             (PartitionState::Behind, String::new())
         } else if self.is_idle {
@@ -131,9 +140,17 @@ impl Told {
             let labels = [("view", view.clone()), ("partition", partition.to_string())];
             // Not 0: whoever holds it now knows.
             gauge!("highwater_speed_lag_events", &labels).set(f64::NAN);
+            gauge!("highwater_speed_watermark_timestamp", &labels).set(f64::NAN);
             tell_state(view, *partition, None);
         }
         self.0 = now;
+    }
+}
+
+/// What a worker told that begins anew is told by nobody until it has begun.
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.now(BTreeSet::new());
     }
 }
 
@@ -178,9 +195,7 @@ impl Worker {
                     rows.push((view.view.fingerprint, row));
                 }
             }
-            let labels = [("view", view.view.name.clone())];
-            gauge!("highwater_speed_open_cells", &labels).set(precise(view.aggregate.cells().len() as u64));
-            gauge!("highwater_speed_open_bytes", &labels).set(precise(view.aggregate.cells().bytes() as u64));
+            view.tell_open();
         }
         self.told.now(told);
         rows
@@ -217,6 +232,7 @@ impl Worker {
             kafka: trouble.as_deref(),
             is_refused,
             flush,
+            waits: self.turns.waits(number),
             lag: log_end.0.saturating_sub(next.0),
             catches_up: next < head,
             is_idle: seen.is_none_or(|seen| seen.is_idle(self.setup.speed.idle_after)),
@@ -274,13 +290,26 @@ impl Worker {
         while self.telling.join_next().await.is_some() {}
     }
 
-    /// Takes in what came of telling, and tells by itself where a flush does not end, after which it is told else.
-    pub(super) fn look_after_telling(&mut self) {
+    /// Tells all that people are told in metrics. The store hears it by the next flush; where one does not end, by itself.
+    pub(super) fn tell_of_all(&mut self) {
+        self.alarm.tell();
+        self.front.tell();
+        self.catch_ups.iter_mut().for_each(CatchUp::tell);
+        self.flushing.tell();
         self.take_told();
+        let freshness = self.freshness();
         if self.flushing.takes() >= STALLED && self.telling.is_empty() {
-            let telling = Telling::of_a_stall(self.freshness());
-            self.tell(telling);
+            self.tell(Telling::of_a_stall(freshness));
         }
+    }
+}
+
+impl ViewState {
+    /// Tells what its open cells take.
+    pub(super) fn tell_open(&self) {
+        let (cells, labels) = (self.aggregate.cells(), [("view", self.view.name.clone())]);
+        gauge!("highwater_speed_open_cells", &labels).set(precise(cells.len() as u64));
+        gauge!("highwater_speed_open_bytes", &labels).set(precise(cells.bytes() as u64));
     }
 }
 
@@ -352,6 +381,10 @@ mod tests {
         observed.lag = 0;
         observed.catches_up = true;
         assert_eq!(observed.standing().0, Behind);
+        observed.waits = true;
+        assert_eq!(observed.standing(), (Behind, String::new()), "nothing is left to read");
+        observed.lag = 1;
+        assert_eq!(observed.standing(), (Behind, WAITS.to_owned()));
         observed.flush = STALLED;
         let (state, reason) = observed.standing();
         assert!(state == Stuck && reason.contains("for 5 s: ClickHouse"), "{reason}");

@@ -6,11 +6,11 @@ use shared_schemas::config::Config;
 use shared_schemas::dataset::Dataset;
 use shared_schemas::definitions::Definitions;
 use shared_schemas::fingerprint::Fingerprint;
-use shared_schemas::handoff::{ChunkSize, OffsetRange, OffsetSet, Partition, TopicId};
+use shared_schemas::handoff::{ChunkSize, OffsetRange, OffsetSet, Partition, TopicId, counts};
 use shared_schemas::view::View;
 
 use super::look::{ArchiveSight, Sight, ViewSight};
-use super::report::{State, standing, topic_in_use};
+use super::report::{standing, topic_in_use};
 use super::told::{ago, count, offsets, seconds_since};
 
 /// Of so many characters is a fingerprint known to people.
@@ -65,6 +65,7 @@ impl About<'_> {
             }
         }
         self.refused(definitions, sight);
+        self.unsure(definitions, sight);
         let letters = sight
             .kafka
             .letters
@@ -113,17 +114,49 @@ impl About<'_> {
         }
     }
 
-    /// Partitions that no worker takes further.
+    /// Records above the marks that may be repeats, for all that the filters remembered; of several views the one with most
+    /// is told.
+    fn unsure(&mut self, definitions: &Definitions, sight: &Sight) {
+        let Ok(chunk) = ChunkSize::new(self.dataset.chunk) else {
+            return;
+        };
+        let of_view = |view: &View| {
+            let seen = sight.store.views.get(&view.name)?.as_ref().ok()?;
+            let unsure = seen.ledgers.iter().filter(|(partition, start, _)| {
+                let mark = seen.facts.mark(*partition);
+                is_in_use(*partition, self.topic) && *start >= mark.start() && counts(mark, *start, chunk)
+            });
+            Some(unsure.map(|(_, _, ledger)| ledger.unsure).sum::<u64>())
+        };
+        let of_dataset = definitions
+            .views
+            .iter()
+            .filter(|view| view.dataset == self.dataset.name);
+        let most = of_dataset.filter_map(|view| Some((of_view(view)?, view)));
+        let Some((unsure, view)) = most.max_by_key(|(unsure, _)| *unsure).filter(|(unsure, _)| *unsure > 0) else {
+            return;
+        };
+        self.warnings.push(format!(
+            "dataset {}: {} that view {} counts above its marks may be repeats, since not the whole `dedupe.window` was remembered: \
+             `dedupe.memory` is too small for it, or the log began later; the next batch run knows",
+            self.dataset.name,
+            count(unsure, "record"),
+            view.name,
+        ));
+    }
+
+    /// Partitions that no worker takes further, or none for now.
     fn workers(&mut self, view: &View, seen: &ViewSight, sight: &Sight) {
         let topic = self.topic;
         let rows = seen.freshness.iter().filter(|row| is_in_use(row.partition, topic));
         for row in rows {
-            let (State::Stuck, Some(reason)) = standing(seen, row, sight.at) else {
+            let (state, Some(reason)) = standing(seen, row, sight.at) else {
                 continue;
             };
             self.warnings.push(format!(
-                "view {}: the speed layer is stuck on partition {} (a worker spoke of it {}): {reason}",
+                "view {}: the speed layer is {} on partition {} (a worker spoke of it {}): {reason}",
                 view.name,
+                state.words(),
                 row.partition.number,
                 ago(seconds_since(row.seen, sight.at)),
             ));

@@ -17,6 +17,8 @@ pub struct Place {
     pub speed: String,
     /// Further sections.
     pub more: String,
+    /// The definitions, with `TOPIC` for the topic: [`VIEWS`], or others.
+    pub views: String,
 }
 
 /// The configuration of layers: where servers are, and what else.
@@ -27,6 +29,7 @@ pub(super) fn config_text(place: &Place, database: &str, archive: &str) -> Strin
         group,
         speed,
         more,
+        ..
     } = place;
     format!(
         "[kafka]\nbrokers = \"{brokers}\"\ngroup = \"{group}\"\n[clickhouse]\nurl = \"{clickhouse}\"\n\
@@ -44,6 +47,7 @@ impl Platform {
             group: self.config.kafka.group.clone(),
             speed: "flush = \"50ms\"".to_owned(),
             more: String::new(),
+            views: VIEWS.to_owned(),
         }
     }
 
@@ -54,7 +58,7 @@ impl Platform {
         let archive = self.config.archive.url.to_string();
         let text = config_text(place, &self.config.clickhouse.database, &archive);
         std::fs::write(folder.join("highwater.toml"), text)?;
-        let views = VIEWS.replace("TOPIC", &self.topic);
+        let views = place.views.replace("TOPIC", &self.topic);
         std::fs::write(folder.join("definitions/views.toml"), views)?;
         Ok(folder)
     }

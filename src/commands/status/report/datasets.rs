@@ -44,7 +44,7 @@ pub(in super::super) struct PartitionReport {
 pub(in super::super) struct SpeedReport {
     #[serde(flatten)]
     pub(in super::super) layer: LayerReport,
-    /// Why it is stuck; null where it is not.
+    /// Why it is stuck, or has to wait; null where neither is.
     pub(in super::super) reason: Option<String>,
     /// The highest event time seen less the dataset's lateness.
     pub(in super::super) watermark: Option<String>,
@@ -115,7 +115,7 @@ impl From<PartitionState> for State {
     }
 }
 
-/// What becomes of a partition's records, for a view, and why where it is stuck.
+/// What becomes of a partition's records, for a view, and why where it is stuck or has to wait.
 pub(in super::super) fn standing(
     view: &ViewSight,
     row: &FreshnessOfPartition,
