@@ -440,6 +440,8 @@ impl Attempt<'_, '_> {
             let checked = Checked {
                 store: &run.batch.store,
                 view: run.view,
+                dataset: run.dataset,
+                seat: &run.seat,
                 archive: self.archive,
                 pinned: &self.pinned,
                 parent: self.parent.as_ref(),
