@@ -5,6 +5,7 @@ mod checks;
 mod choosing;
 mod collection;
 mod commands;
+mod ended;
 mod excuses;
 mod gaps;
 mod many_cells;
@@ -207,6 +208,13 @@ fn a_cut_is_published_when_the_speed_layer_has_caught_up() -> anyhow::Result<()>
         worked?;
         published(&reports);
         assert_eq!(reports[0].fell_back, 0);
+        let compared = reports[0].checks.iter().find(|check| check.name == "speed");
+        let compared = compared.map(|check| check.says.as_str()).unwrap_or_default();
+        assert!(
+            compared.starts_with("the speed layer counted the same on all")
+                && compared.ends_with("8 offsets in chunks that it has not counted whole, or that a mark divides"),
+            "{compared}"
+        );
         let newest = world.newest("hourly").await?;
         let marks = [(partition(0), Mark(Offset(21))), (partition(1), Mark(Offset(11)))];
         assert_eq!(newest.marks, BTreeMap::from(marks));

@@ -107,6 +107,21 @@ fn mistakes_of_all_files_are_shown_and_exit_2() {
 }
 
 #[test]
+fn a_schedule_that_never_fires_exits_2() {
+    let folder = folder("[batch]\nschedule = \"0 0 30 2 *\"\n", DEFINITIONS);
+    let sentence = "highwater.toml:2:12: `schedule` can't be used: no day ever meets it";
+    let output = run(folder.path(), &["check"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stdout(&output).starts_with(sentence), "{}", stdout(&output));
+    for command in [&["batch", "schedule"][..], &["batch", "run"]] {
+        let output = run(folder.path(), command);
+        assert_eq!(output.status.code(), Some(2), "{command:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(sentence), "{command:?}: {said}");
+    }
+}
+
+#[test]
 fn wrong_use_exits_2_on_stderr() {
     let folder = tempfile::tempdir().unwrap();
     for arguments in [

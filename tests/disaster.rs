@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use highwater_batch::Outcome;
+use highwater_batch::{Outcome, ViewReport};
 use highwater_tests::clickhouse::ClickHouse;
 use highwater_tests::platform::{Platform, cells, events, total};
-use highwater_tests::stack::run;
+use highwater_tests::stack::{run, said_in};
 use shared_schemas::config::ArchiveUrl;
 use shared_schemas::handoff::{Offset, Partition};
 
@@ -66,13 +66,14 @@ fn a_store_that_is_lost_is_rebuilt_from_the_archive() -> anyhow::Result<()> {
             .clone()
             .at(&brokers, empty.url(), &archive)
             .map_err(anyhow::Error::msg)?;
-        platform.store().create_tables(&platform.definitions).await?;
         platform.until_archived().await?;
-        let reports = platform.publish().await?;
-        assert!(
-            reports.iter().all(|report| report.publication == Some(1)),
-            "{reports:?}"
-        );
+        // As an operator does it: a run by command makes the tables too.
+        let place = platform.folder_of("operator", &platform.place())?;
+        let (code, told, stderr) = said_in(&place, &["batch", "run", "--full"]).await?;
+        assert_eq!(code, Some(0), "{told} {stderr}");
+        let reports: Vec<ViewReport> = serde_json::from_value(told)?;
+        let is_first = |report: &ViewReport| report.result == Outcome::Published && report.publication == Some(1);
+        assert!(!reports.is_empty() && reports.iter().all(is_first), "{reports:?}");
         for moved in &reports[0].marks {
             delete_below(&platform, moved.partition, Offset(moved.to)).await?;
         }
@@ -159,10 +160,19 @@ fn an_archive_that_went_back_to_a_copy_is_found_and_goes_on() -> anyhow::Result<
         platform.stop("archive").await?;
         std::fs::remove_dir_all(&archive)?;
         std::fs::rename(&backup, &archive)?;
-        for report in platform.batch(&[]).await? {
+        let place = platform.folder_of("operator", &platform.place())?;
+        let (code, told, stderr) = said_in(&place, &["batch", "run"]).await?;
+        assert_eq!(code, Some(1), "{told} {stderr}");
+        for report in serde_json::from_value::<Vec<ViewReport>>(told)? {
             assert_eq!(report.result, Outcome::Failed, "{report:?}");
             let why = report.why.context("no reason")?;
-            assert!(why.contains("the archive"), "{why}");
+            let (place, sentence) = why.split_once(": ").context("no place")?;
+            assert!(place.starts_with("partition ") && place.contains(" of topic "), "{why}");
+            let (ends, gone) = sentence
+                .split_once(", below the published mark ")
+                .context(why.clone())?;
+            assert!(ends.starts_with("the archive ends at offset "), "{why}");
+            assert!(gone.ends_with(": commits that were published from are gone"), "{why}");
         }
         assert_eq!(platform.answer("merged").await?, whole, "what was published stands");
 

@@ -7,13 +7,14 @@
 //!   `count()` tells them: marks only rise, so a day only gets more. A day of which files are in quarantine does not.
 //! - **totals**: what adds up changed, over the days that both have and whose events grew by no more than `batch.max_change`, about
 //!   as the number of events did. A larger change than that share needs `--accept`: it may be right, and somebody should look.
-//! - **speed**: over the offsets between the old marks and the new ones the speed layer counted the same, but for repeats that it
-//!   cannot know of. Where it has not counted them all, or a new mark lies inside a chunk, nothing is compared.
+//! - **speed**: over the offsets between the old marks and the new ones that both layers have counted whole the speed layer has what the
+//!   archive gives, but for repeats that it cannot know of. What is not compared is said.
 //!
 //! The last three may be wrong about a run that is right: `--accept` publishes it all the same.
 //!
 //! The functions here that decide are pure; a failed check publishes nothing.
 
+mod speed;
 #[cfg(test)]
 mod tests;
 
@@ -21,16 +22,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use shared_connections::store::{Pace, Store};
-use shared_schemas::handoff::{ChunkSize, EventDay, Mark, OffsetRange, Partition, Publication};
+use shared_schemas::dataset::Dataset;
+use shared_schemas::handoff::{EventDay, Mark, OffsetRange, Partition, Publication};
 use shared_schemas::plan::FAILED_COLUMN;
 use shared_schemas::store::Statement;
 use shared_schemas::store::check::exact_sums;
-use shared_schemas::store::compared::{DaysOfRuns, additive, day_totals, speed_totals};
+use shared_schemas::store::compared::{DaysOfRuns, additive, day_totals};
 use shared_schemas::view::View;
 
 use crate::archive::{Accounts, Archive, Pinned};
 use crate::error::RunError;
 use crate::retry::patiently;
+use crate::together::Seat;
 use crate::write::{Totals, Written, span};
 
 /// Sums of doubles, and decimals read as doubles, are equal within this part of their magnitudes.
@@ -63,6 +66,9 @@ impl Check {
 pub(crate) struct Checked<'a> {
     pub(crate) store: &'a Store,
     pub(crate) view: &'a View,
+    pub(crate) dataset: &'a Dataset,
+    /// Where there is memory to compute something once more.
+    pub(crate) seat: &'a Seat<'a>,
     pub(crate) archive: &'a Archive,
     pub(crate) pinned: &'a Pinned,
     pub(crate) parent: Option<&'a Publication>,
@@ -81,7 +87,7 @@ impl Checked<'_> {
     /// # Errors
     /// Those of the archive's log and of the store.
     pub(crate) async fn checks(&self) -> Result<Vec<Check>, RunError> {
-        let told = self.told().await?;
+        let (told, accounts) = self.told().await?;
         let read = if self.left_out {
             Ok("not looked at: events of days before the horizon are not read".to_owned())
         } else {
@@ -95,7 +101,7 @@ impl Checked<'_> {
             Err(differs) if self.accept => Ok(format!("accepted: {differs}")),
             other => other,
         };
-        checks.push(Check::of("speed", accepted(self.speed().await?)));
+        checks.push(Check::of("speed", accepted(self.speed(&accounts).await?)));
         let Some(parent) = self.parent else {
             return Ok(checks);
         };
@@ -130,50 +136,8 @@ impl Checked<'_> {
         Ok(checks)
     }
 
-    /// What the speed layer counted between the marks, beside what is new in this run.
-    async fn speed(&self) -> Result<Result<String, String>, RunError> {
-        let chunk = ChunkSize::new(self.view.chunk).map_err(|error| RunError::Plan(error.to_string()))?;
-        let facts = patiently(|| self.store.facts(self.view)).await?;
-        let mut marks = BTreeMap::new();
-        for (partition, mark) in &self.publication.marks {
-            let old = self.parent.map_or(Mark::default(), |parent| parent.mark(*partition));
-            if old == *mark {
-                continue;
-            }
-            let coverage = facts.progress(*partition).coverage(old, chunk);
-            if coverage.covered < mark.0 || !coverage.gaps.is_empty() || !chunk.is_first(mark.0) {
-                return Ok(Ok(format!(
-                    "not looked at: of partition {} the speed layer has not counted whole chunks from {} to {}",
-                    partition.number, old.0.0, mark.0.0
-                )));
-            }
-            // What the archive lacks the speed layer may have counted.
-            let lacking = self.publication.gaps.get(partition);
-            if lacking.is_some_and(|gaps| !gaps.within(old.0, mark.0).is_empty()) {
-                return Ok(Ok(format!(
-                    "not looked at: the archive lacks offsets of partition {} between {} and {}",
-                    partition.number, old.0.0, mark.0.0
-                )));
-            }
-            marks.insert(*partition, (old, *mark));
-        }
-        if marks.is_empty() {
-            return Ok(Ok("not looked at: no mark moves".to_owned()));
-        }
-        let held = self.parent.into_iter().flat_map(|parent| &parent.days);
-        let before: DaysOfRuns = held
-            .filter(|(day, _)| self.days.contains(day))
-            .map(|(day, run)| (*day, *run))
-            .collect();
-        let now = self.days.iter().map(|day| (*day, self.publication.run)).collect();
-        let statement = speed_totals(self.store.database(), self.view, &marks, self.days);
-        let speed = self.lines(&statement).await?;
-        let sides = [self.totals(&before).await?, speed, self.totals(&now).await?];
-        Ok(counted_by_speed(self.view, &sides, &self.written.repeats_of))
-    }
-
-    /// How many events the archive says are between the old and the new marks.
-    async fn told(&self) -> Result<BTreeMap<Partition, (OffsetRange, u64)>, RunError> {
+    /// How many events the archive says are between the old and the new marks, and what its log tells of them.
+    async fn told(&self) -> Result<(BTreeMap<Partition, (OffsetRange, u64)>, Accounts), RunError> {
         let old = |partition| self.parent.map_or(Mark::default(), |parent| parent.mark(partition));
         let ranges: BTreeMap<_, _> = self
             .publication
@@ -210,7 +174,7 @@ impl Checked<'_> {
             };
             told.insert(partition, (range, events));
         }
-        Ok(told)
+        Ok((told, accounts))
     }
 
     async fn totals(&self, days: &DaysOfRuns) -> Result<Days, RunError> {
@@ -319,60 +283,6 @@ fn cells(view: &View, [before, now]: &[Days; 2], max_change: f64) -> Result<Stri
     }
     let of = |days: &Days| days.values().map(|day| day.cells).sum::<u64>();
     Ok(format!("{} cells of these days before, {} now", of(before), of(now)))
-}
-
-/// Whether each day's totals are the parent's and the speed layer's together. Sums are compared where all counts are equal: a repeat that
-/// only this run knows of takes its values with it.
-fn counted_by_speed(
-    view: &View,
-    [before, speed, now]: &[Days; 3],
-    repeats: &BTreeMap<EventDay, u64>,
-) -> Result<String, String> {
-    let columns = additive(view);
-    let counts: BTreeSet<String> = exact_sums(view).into_iter().collect();
-    let total = |days: &Days, day: &EventDay, at: usize| -> (f64, f64) {
-        let column = days.get(day).and_then(|day| day.columns.get(at));
-        column.map_or((0.0, 0.0), |(total, size)| (total.parse().unwrap_or(0.0), *size))
-    };
-    let days: BTreeSet<EventDay> = before.keys().chain(speed.keys()).chain(now.keys()).copied().collect();
-    let mut apart = 0_usize;
-    for day in &days {
-        let sides = |at: usize| {
-            let ((had, size), (more, large), (has, _)) =
-                (total(before, day, at), total(speed, day, at), total(now, day, at));
-            (had + more, has, size + large)
-        };
-        let all = || columns.iter().enumerate();
-        let differs = |column: &str, theirs: f64, ours: f64| {
-            Err(format!(
-                "of {} the speed layer and the publication before have {column} {theirs}, and this run has {ours}: `highwater reconcile` \
-                 tells more, and `--accept` publishes it all the same",
-                span(&BTreeSet::from([*day]))
-            ))
-        };
-        let mut equal = true;
-        for (at, column) in all().filter(|(_, column)| counts.contains(*column)) {
-            let (theirs, ours, _) = sides(at);
-            if theirs < ours || theirs - ours > float(repeats.get(day).copied().unwrap_or_default()) {
-                return differs(column, theirs, ours);
-            }
-            equal &= theirs <= ours;
-        }
-        apart += usize::from(!equal);
-        for (at, column) in all().filter(|(_, column)| equal && !counts.contains(*column)) {
-            let (theirs, ours, size) = sides(at);
-            if (theirs - ours).abs() > size * ROUNDED {
-                return differs(column, theirs, ours);
-            }
-        }
-    }
-    Ok(match apart {
-        0 => format!("the speed layer counted the same on all {} days", days.len()),
-        _ => format!(
-            "the speed layer counted the same but for repeats on {apart} of {} days, whose sums were not looked at",
-            days.len()
-        ),
-    })
 }
 
 /// Whether a day is still the same one: a day that was published while it went on is another when it is over, and its nights differ from

@@ -68,4 +68,4 @@ pub use rollback::{RollbackError, RolledBack, rollback};
 pub use run::{Batch, Selection, Unknown};
 pub use schedule::{Clock, MachineClock};
 pub use scope::{DayRange, Scope};
-pub use show::{LookError, Shown, show};
+pub use show::{LookError, Shown, ShownRun, WhichRun, show, show_run};

@@ -1,6 +1,6 @@
 //! What a run came to, as data: for the command line, the schedule's log and programs.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use shared_schemas::handoff::{EventDay, Partition};
 
 use crate::checks::Check;
@@ -8,7 +8,8 @@ use crate::recompute::topic_text;
 use crate::write::{Written, date};
 
 /// What a run of one view came to.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ViewReport {
     /// The view.
     pub view: String,
@@ -61,7 +62,8 @@ pub struct ViewReport {
 }
 
 /// How long the parts of a run took, in seconds; of the last try, and waiting in all.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Stages {
     /// Reading facts and the archive's log, choosing marks.
     pub choosing: f64,
@@ -99,7 +101,7 @@ impl ViewReport {
 }
 
 /// How a run ended.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// A new publication answers.
@@ -123,7 +125,7 @@ impl Outcome {
 }
 
 /// The mark of a partition, before and after.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MarkMoved {
     /// The topic's incarnation, 32 hexadecimal digits.
     pub topic: String,

@@ -257,17 +257,36 @@ impl OfView<'_> {
         }
         report.seconds = began.elapsed().as_secs_f64();
         crate::report::record(&report);
-        self.keep(&report).await;
+        self.keep(&mut report).await;
         report
     }
 
     /// Keeps the report for people, as well as it can be done.
-    async fn keep(&self, report: &ViewReport) {
-        let run = report.run.as_deref().and_then(|run| u128::from_str_radix(run, 16).ok());
-        let text = serde_json::to_string(report);
-        if let (Some(run), Ok(text)) = (run, text)
-            && let Err(error) = self.batch.store.record_report(self.view, RunId(run), text).await
-        {
+    async fn keep(&self, report: &mut ViewReport) {
+        let of_report = |report: &ViewReport| u128::from_str_radix(report.run.as_deref()?, 16).ok().map(RunId);
+        let kept = async {
+            let run = match of_report(report) {
+                Some(run) => run,
+                // It failed before it had an id: it is looked for among the runs all the same.
+                None if report.result == Outcome::Failed && !self.cancel.is_cancelled() => {
+                    let facts = self.batch.store.facts(self.view).await?;
+                    let newest = facts.newest().map(|newest| newest.publication.number);
+                    let id = RunId(Uuid::now_v7().as_u128());
+                    self.batch
+                        .store
+                        .record_run(self.view, id, newest.unwrap_or_default())
+                        .await?;
+                    report.run = Some(format!("{:032x}", id.0));
+                    id
+                }
+                None => return Ok(()),
+            };
+            match serde_json::to_string(report) {
+                Ok(text) => self.batch.store.record_report(self.view, run, text).await,
+                Err(_) => Ok(()),
+            }
+        };
+        if let Err(error) = kept.await {
             tracing::warn!(%error, view = self.view.name, "what the run came to could not be kept for `batch show`");
         }
     }
@@ -421,6 +440,8 @@ impl Attempt<'_, '_> {
             let checked = Checked {
                 store: &run.batch.store,
                 view: run.view,
+                dataset: run.dataset,
+                seat: &run.seat,
                 archive: self.archive,
                 pinned: &self.pinned,
                 parent: self.parent.as_ref(),

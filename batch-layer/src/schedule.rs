@@ -57,6 +57,8 @@ impl Clock for MachineClock {
 struct Standing {
     /// Starts up to here need nothing more.
     done: DateTime<Utc>,
+    /// But for one that somebody began, or was to begin, and nobody has ended.
+    owed: bool,
     /// What failed since.
     failing: Option<Failing>,
 }
@@ -139,7 +141,7 @@ fn next(schedule: &Schedule, standing: &Standing, now: DateTime<Utc>) -> Option<
         views: Vec::new(),
     };
     let due = schedule.after(standing.done);
-    if due.is_some_and(|due| due <= now) {
+    if standing.owed || due.is_some_and(|due| due <= now) {
         return Some(all(now, Why::Missed));
     }
     let retry = standing.failing.as_ref().map(|failing| Start {
@@ -172,6 +174,8 @@ impl Standing {
         Self {
             // The schedule may be another one by now.
             done: (next - Duration::from_secs(1)).min(now),
+            // What is tried again is tried again by itself.
+            owed: row.failures == 0 && next <= now,
             failing,
         }
     }
@@ -198,7 +202,11 @@ impl Standing {
             times,
             at: now,
         });
-        Self { done: now, failing }
+        Self {
+            done: now,
+            owed: false,
+            failing,
+        }
     }
 }
 
@@ -297,6 +305,7 @@ impl Batch {
         let last = self.last_success().await;
         let standing = Standing {
             done: last.unwrap_or_else(|| clock.now()),
+            owed: false,
             failing: None,
         };
         (standing, last)
@@ -434,6 +443,7 @@ mod tests {
         let schedule = nightly();
         let done = Standing {
             done: at("17T02:04"),
+            owed: false,
             failing: None,
         };
         assert_eq!(next(&schedule, &done, at("17T09:00")), start("18T02:00", Why::Due, &[]));
@@ -456,6 +466,7 @@ mod tests {
         let schedule = nightly();
         let mut standing = Standing {
             done: at("17T02:04"),
+            owed: false,
             failing: None,
         };
         let failed = || vec![Failed::read("a")];
@@ -498,6 +509,7 @@ mod tests {
         let schedule = nightly();
         let idle = Standing {
             done: at("17T02:04"),
+            owed: false,
             failing: None,
         };
         let told = idle.tell(at("18T02:00"), Some(at("17T02:04")));
@@ -508,6 +520,9 @@ mod tests {
             "nothing was missed"
         );
         assert_eq!(again(&told, "18T09:00"), start("18T09:00", Why::Missed, &[]));
+        // Whoever caught up with a start was told to end before that was done.
+        let caught = Standing::told(&told, at("18T09:00")).tell(at("18T09:00"), None);
+        assert_eq!(again(&caught, "18T09:05"), start("18T09:05", Why::Missed, &[]));
 
         let held = Failed {
             view: "b".to_owned(),

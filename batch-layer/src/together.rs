@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use shared_schemas::dataset::Dataset;
 use shared_schemas::handoff::{EventDay, Mark, OffsetSet, Partition, RunId};
 use shared_schemas::view::View;
-use tokio::sync::{Notify, OnceCell, Semaphore, oneshot};
+use tokio::sync::{Notify, OnceCell, Semaphore, SemaphorePermit, oneshot};
 
 use crate::archive::Pinned;
 use crate::error::RunError;
@@ -211,6 +211,17 @@ impl Seat<'_> {
         self.together.state().waiting.push((request, reply));
         self.has_come();
         written.await.unwrap_or(Err(RunError::Cancelled))
+    }
+
+    /// All the memory for the view alone, for as long as the turn is kept.
+    ///
+    /// # Errors
+    /// There is no place for what exceeds it.
+    pub(crate) async fn room(&self) -> Result<(SemaphorePermit<'_>, &Room), RunError> {
+        let turn = self.together.turn;
+        // Never closed: it is ours for as long as all views run.
+        let held = turn.turn.acquire().await.map_err(|_| RunError::Cancelled)?;
+        Ok((held, turn.room(self.together.batch).await?))
     }
 
     fn has_come(&self) {

@@ -28,7 +28,7 @@ use crate::problem::{Fault, Problem};
 use crate::query::{self, Asked, Reply};
 use crate::request::{Fields, Query};
 use crate::views::{ViewPage, Views};
-use crate::watch::Watched;
+use crate::watch::{Seen, Watched};
 
 /// As many requests to the store at once: it works on them together, so more would only make each slower.
 const AT_ONCE: usize = 64;
@@ -200,8 +200,18 @@ async fn readyz(State(serving): Shared) -> Result<Response, Problem> {
         code: "store_down",
         ..Problem::of_store(&error)
     })?;
-    let degraded = serving.watched.degraded();
-    json(&serde_json::json!({"status": "ready", "degraded": degraded}))
+    json(&Ready {
+        status: "ready",
+        seen: serving.watched.seen(),
+    })
+}
+
+/// What `/readyz` says of a process that can answer.
+#[derive(Serialize)]
+struct Ready {
+    status: &'static str,
+    #[serde(flatten)]
+    seen: Seen,
 }
 
 async fn metrics_text(State(serving): Shared) -> Response {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use chrono::Utc;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
+use serde::Serialize;
 use shared_connections::store::{Published, Store, StoreError, Timetable};
 use shared_schemas::definitions::Definitions;
 use shared_schemas::view::View;
@@ -25,18 +26,43 @@ const OVERDUE: i64 = 6 * 3600;
 
 /// What the last look saw.
 #[derive(Debug, Default)]
-pub(crate) struct Watched {
-    degraded: Mutex<Vec<String>>,
+pub(crate) struct Watched(Mutex<Seen>);
+
+/// What readiness tells beside whether queries can be answered.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Seen {
+    /// What a person should know, in sentences.
+    degraded: Vec<String>,
+    /// The schedule of batch runs; null where none was ever run.
+    batch: Option<Scheduled>,
+}
+
+/// How the schedule of batch runs stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Scheduled {
+    /// When the next run starts; null where nobody is there to start it.
+    next_run: Option<String>,
+    /// When the last one ended in which no view failed; null where that is not known.
+    last_success: Option<String>,
 }
 
 impl Watched {
-    /// What a person should know, in sentences.
-    pub(crate) fn degraded(&self) -> Vec<String> {
-        self.degraded.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What the last look saw.
+    pub(crate) fn seen(&self) -> Seen {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set(&self, complaints: Vec<String>) {
-        *self.degraded.lock().unwrap_or_else(PoisonError::into_inner) = complaints;
+    fn set(&self, seen: Seen) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+    }
+}
+
+impl Scheduled {
+    fn of(timetable: &Timetable) -> Self {
+        Self {
+            next_run: (!timetable.ended).then(|| rfc3339(timetable.next)).flatten(),
+            last_success: timetable.succeeded.and_then(rfc3339),
+        }
     }
 }
 
@@ -63,11 +89,11 @@ impl Watch {
             gauge!("highwater_store_up").set(if looked.is_ok() { 1.0 } else { 0.0 });
             let is_up = looked.is_ok();
             match looked {
-                Ok(complaints) => {
+                Ok(seen) => {
                     if !was_up {
                         tracing::info!("ClickHouse answers again");
                     }
-                    self.watched.set(complaints);
+                    self.watched.set(seen);
                 }
                 Err(error) if was_up => tracing::warn!("no query can be answered for now: {error}"),
                 Err(error) => tracing::debug!("no query can be answered, still: {error}"),
@@ -76,8 +102,8 @@ impl Watch {
         }
     }
 
-    /// What there is to complain of, in all views.
-    async fn look(&self) -> Result<Vec<String>, StoreError> {
+    /// What there is to complain of, in all views, and how the schedule of batch runs stands.
+    async fn look(&self) -> Result<Seen, StoreError> {
         let mut complaints = Vec::new();
         let mut published = None;
         for view in &self.definitions.views {
@@ -101,8 +127,15 @@ impl Watch {
         }
         let timetable = self.store.timetable().await?;
         let now = Utc::now().timestamp();
-        complaints.extend(timetable.and_then(|timetable| complaint(&timetable, published, now)));
-        Ok(complaints)
+        complaints.extend(
+            timetable
+                .as_ref()
+                .and_then(|timetable| complaint(timetable, published, now)),
+        );
+        Ok(Seen {
+            degraded: complaints,
+            batch: timetable.as_ref().map(Scheduled::of),
+        })
     }
 }
 
@@ -189,5 +222,6 @@ mod tests {
         for now in [1_699_999_999, 1_700_100_000] {
             assert_eq!(complaint(&ended, None, now), None, "nobody runs it any more");
         }
+        assert_eq!(Scheduled::of(&ended).next_run, None);
     }
 }

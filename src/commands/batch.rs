@@ -6,7 +6,10 @@ mod tables;
 
 use std::process::ExitCode;
 
-use highwater_batch::{DayRange, Logs, Outcome, Scope, Selection, Unknown, Watcher, diff, list, rollback, show};
+use highwater_batch::{
+    DayRange, Logs, LookError, Outcome, Scope, Selection, Unknown, Watcher, WhichRun, diff, list, rollback, show,
+    show_run,
+};
 use shared_schemas::view::View;
 use tokio_util::sync::CancellationToken;
 
@@ -77,15 +80,22 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Show one publication: its marks, its days, what its run read, how long it took, and what it checked
+    /// Show one publication, or one run: marks, days, what was read, how long it took, what was checked, and why it failed
     #[command(after_help = "Examples:\n  \
         highwater batch show\n  \
         highwater batch show 3 --view departures\n  \
-        highwater batch show --output json")]
+        highwater batch show --last\n  \
+        highwater batch show --run 0192f0c1 --output json")]
     Show {
         /// Its number; the one that answers if none is given
         #[arg(value_name = "NUMBER")]
         number: Option<u64>,
+        /// The run whose id begins so, published or not
+        #[arg(long, value_name = "ID", conflicts_with_all = ["number", "last"])]
+        run: Option<String>,
+        /// The run that was begun last, published or not
+        #[arg(long, conflicts_with = "number")]
+        last: bool,
         /// Only this view; may be given several times
         #[arg(long, value_name = "NAME")]
         view: Vec<String>,
@@ -253,6 +263,18 @@ impl Command {
                     listed.extend(list(store, view).await?);
                 }
                 output.print(&listed, |listed| tables::publications(listed))?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Show { run, last, output, .. } if last || run.is_some() => {
+                let which = run.clone().map_or(WhichRun::Last, WhichRun::Named);
+                let mut shown = Vec::new();
+                for (view, _) in &views {
+                    shown.extend(show_run(store, view, &which).await?);
+                }
+                if let (true, Some(run)) = (shown.is_empty(), run) {
+                    return Err(LookError::NoRun(run).into());
+                }
+                output.print_text(&shown, |shown| tables::shown_runs(shown))?;
                 Ok(ExitCode::SUCCESS)
             }
             Self::Show { number, output, .. } => {

@@ -1,7 +1,6 @@
 //! What is tried as functions elsewhere, as a user has it: by command, on the same real parts, and killed as a process.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
@@ -10,33 +9,16 @@ use highwater_batch::list::State;
 use highwater_batch::{Selection, Step, Watcher, list, reconcile_and_repair, rollback};
 use highwater_tests::clickhouse::ClickHouse;
 use highwater_tests::proxy::{Act, Gate, Proxy, Then};
-use highwater_tests::stack::{PATIENCE, program};
+use highwater_tests::stack::{highwater_in, said_in as said};
 use serde_json::Value;
 use shared_schemas::store::tables::{batch_table_name, speed_table_name};
-use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use super::collection::{NO_WAIT, publish_more, rows};
 use super::on_engine;
 use super::world::{World, log};
 
-const QUICK: &str = "commit_every = \"100ms\"\n[batch]\ncut_wait = \"0s\"\n";
-
-pub(super) fn highwater(folder: &Path, arguments: &[&str]) -> anyhow::Result<Command> {
-    let mut command = Command::new(program("highwater")?);
-    command.current_dir(folder).args(arguments).stdin(Stdio::null());
-    command.kill_on_drop(true);
-    Ok(command)
-}
-
-/// Its exit code, what it said on stdout as JSON, what on stderr.
-async fn said(folder: &Path, arguments: &[&str]) -> anyhow::Result<(Option<i32>, Value, String)> {
-    let arguments = [arguments, &["--output", "json"]].concat();
-    let output = tokio::time::timeout(PATIENCE, highwater(folder, &arguments)?.output()).await??;
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    let told = serde_json::from_slice(&output.stdout).with_context(|| format!("{arguments:?}: {stderr}"))?;
-    Ok((output.status.code(), told, stderr))
-}
+pub(super) const QUICK: &str = "commit_every = \"100ms\"\n[batch]\ncut_wait = \"0s\"\n";
 
 /// Some events are published, of others the speed layer alone knows, and all are archived.
 async fn world(server: &ClickHouse, more: &str) -> anyhow::Result<World> {
@@ -242,7 +224,7 @@ async fn killed(server: &ClickHouse, seed: u64) -> anyhow::Result<()> {
         let at = random.usize(..statements);
         proxy.forget();
         proxy.once(at, is_of_it, act);
-        let mut process = highwater(&site, &gc)?
+        let mut process = highwater_in(&site, &gc)?
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;

@@ -290,6 +290,10 @@ fn a_mark_that_a_gap_holds_is_told_over_http() -> anyhow::Result<()> {
             ] {
                 ensure!(told.contains(part), "{told}");
             }
+            let batch = ask(&api, "/readyz").await?["batch"].take();
+            let next = batch["next_run"].as_str().context("no next run")?;
+            ensure!(told.contains(&format!("the next is at {next}")), "{told} {batch}");
+            assert_eq!(batch["last_success"], json!(null), "none has ended well");
             let all = "/api/v1/views/hourly/query?from=2013-10-31T00:00:00Z&to=2013-11-03T00:00:00Z&measures=flights";
             let answer = ask(&api, all).await?;
             let events = world.log.iter().filter(|event| event.offset < 24).count();

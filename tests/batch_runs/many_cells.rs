@@ -9,13 +9,14 @@ use std::time::Duration;
 use anyhow::Context;
 use highwater_batch::reconcile::Cause;
 use highwater_batch::{Selection, reconcile};
+use highwater_tests::stack::highwater_in as highwater;
 use serde_json::Value;
 use shared_connections::store::{Ledger, ProgressRow};
 use shared_schemas::store::tables::{batch_table_name, speed_table_name};
 use tokio_util::sync::CancellationToken;
 
 use super::causes::alter;
-use super::commands::{highwater, of};
+use super::commands::of;
 use super::world::{Quiet, World, log};
 use super::{on_engine, published};
 

@@ -7,14 +7,14 @@ use std::time::Duration;
 use anyhow::Context;
 use highwater_batch::archive::{Archive, Optimized, Upkeep};
 use highwater_batch::{DayRange, Outcome, Scope, Selection, Today, diff, reconcile};
-use highwater_tests::stack::PATIENCE;
+use highwater_tests::stack::{PATIENCE, highwater_in as highwater};
 use serde_json::Value;
 use shared_schemas::handoff::{EventDay, Offset};
 use shared_schemas::store::tables::{batch_table_name, speed_table_name};
 use tokio_util::sync::CancellationToken;
 
 use super::collection::{collect, rows};
-use super::commands::{highwater, of};
+use super::commands::of;
 use super::world::{Quiet, World, log};
 use super::{on_engine, published};
 use crate::faults::clock::Clock;

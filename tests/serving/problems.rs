@@ -172,7 +172,7 @@ async fn a_store_that_is_away_is_told_and_one_that_is_back_is_used() -> anyhow::
     let mut world = World::start().await?;
     assert_eq!(
         world.get("/readyz").await?,
-        (200, json!({"status": "ready", "degraded": []}))
+        (200, json!({"status": "ready", "degraded": [], "batch": null}))
     );
     world.ask("departures", "").await?;
     world.clickhouse.kill()?;

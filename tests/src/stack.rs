@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail, ensure};
 use local_stack::process::record::Record;
 use local_stack::{Addresses, Stack, StackOptions};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
@@ -83,6 +84,23 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
         program.display()
     );
     Ok(program)
+}
+
+/// `highwater` with these arguments, in a folder that has its configuration; dropping the process kills it.
+pub fn highwater_in(folder: &Path, arguments: &[&str]) -> anyhow::Result<tokio::process::Command> {
+    let mut command = tokio::process::Command::new(program("highwater")?);
+    command.current_dir(folder).args(arguments).stdin(Stdio::null());
+    command.kill_on_drop(true);
+    Ok(command)
+}
+
+/// Runs it to its end: its exit code, what it said on stdout as JSON, what on stderr.
+pub async fn said_in(folder: &Path, arguments: &[&str]) -> anyhow::Result<(Option<i32>, Value, String)> {
+    let arguments = [arguments, &["--output", "json"]].concat();
+    let output = tokio::time::timeout(PATIENCE, highwater_in(folder, &arguments)?.output()).await??;
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let told = serde_json::from_slice(&output.stdout).with_context(|| format!("{arguments:?}: {stderr}"))?;
+    Ok((output.status.code(), told, stderr))
 }
 
 /// A folder with a configuration and definitions for `highwater up`, and what it keeps in `data`.

@@ -212,8 +212,27 @@ impl Pinned {
         self.events_as(days, lean(&self.schema, &self.dataset))
     }
 
+    /// The same of the files alone that may hold some of these offsets.
+    pub(crate) fn lean_events_at(
+        &self,
+        days: &BTreeSet<EventDay>,
+        offsets: &BTreeMap<Partition, OffsetSet>,
+    ) -> Arc<dyn TableProvider> {
+        let touches = |range: &ArchivedRange| {
+            let of_partition = offsets.get(&range.partition);
+            of_partition.is_some_and(|offsets| !offsets.within(range.first, range.last.next()).is_empty())
+        };
+        let files = self.files.iter().filter(|file| days.contains(&file.range.day));
+        let files = files.filter(|file| touches(&file.range));
+        self.table(files, lean(&self.schema, &self.dataset))
+    }
+
     fn events_as(&self, days: &BTreeSet<EventDay>, schema: SchemaRef) -> Arc<dyn TableProvider> {
         let files = self.files.iter().filter(|file| days.contains(&file.range.day));
+        self.table(files, schema)
+    }
+
+    fn table<'a>(&self, files: impl Iterator<Item = &'a File>, schema: SchemaRef) -> Arc<dyn TableProvider> {
         Arc::new(Events::new(
             files.cloned().collect(),
             Arc::clone(&self.dataset),

@@ -1,8 +1,10 @@
 //! What each check of a run lets pass and what it does not.
 
+use shared_connections::store::{Ledger, RulesKnown};
 use shared_schemas::definitions::Definitions;
-use shared_schemas::handoff::{Offset, TopicId};
+use shared_schemas::handoff::{ChunkSize, Offset, OffsetSet, SpeedProgress, Start, TopicId};
 
+use super::speed::{Common, Sums, doubts, says, together, unequal};
 use super::*;
 
 fn days(all: &[(i32, u64, f64)]) -> Days {
@@ -91,58 +93,121 @@ fn days_cells_and_events_do_not_vanish() {
     }
 }
 
+fn ranges(of: &[(u64, u64)]) -> OffsetSet {
+    let range = |(from, to): &(u64, u64)| OffsetRange {
+        from: Offset(*from),
+        to: Offset(*to),
+    };
+    of.iter().map(range).collect()
+}
+
 #[test]
-fn the_speed_layer_may_count_repeats_and_nothing_else() {
-    let text = "[dataset.d]\nevent_time = \"at\"\nfields = { at = \"timestamp\", x = \"float64?\" }\n\
-                [view.v]\ndataset = \"d\"\ngrain = \"1h\"\n[view.v.measures]\nall = \"count()\"\nxs = \"sum(x)\"\n";
-    let definitions = Definitions::parse([("d.toml", text)]).unwrap();
-    let view = &definitions.views[0];
-    let columns = additive(view);
-    let day = |count: f64, sum: f64| -> Days {
-        let value = |column: &String| match column.as_str() {
-            "_failed" => 0.0,
-            count_of if exact_sums(view).contains(column) && count_of.starts_with("all") => count,
-            other if other.ends_with("sum") => sum,
-            _ => 1.0,
-        };
-        let columns = columns
-            .iter()
-            .map(|column| (value(column).to_string(), value(column).abs()));
-        let day = DayTotals {
-            day: EventDay(0),
-            run: 0,
-            cells: 1,
-            columns: columns.collect(),
-        };
-        BTreeMap::from([(EventDay(0), day)])
+fn starts_that_both_layers_have_are_compared_and_the_others_said() {
+    let partition = |number| Partition {
+        topic: TopicId(1),
+        number,
     };
-    let compare = |speed: (f64, f64), now: (f64, f64), repeats| {
-        // Those of another day excuse nothing.
-        let repeats = BTreeMap::from([(EventDay(0), repeats), (EventDay(1), 100)]);
-        let now = day(now.0, now.1);
-        let twice = |days: Days| -> Days {
-            // What is 1 in each part is 2 in all of it.
-            let double = |mut day: DayTotals| {
-                for (text, size) in &mut day.columns {
-                    if *text == "1" {
-                        (*text, *size) = ("2".to_owned(), 2.0);
-                    }
-                }
-                day
-            };
-            days.into_iter().map(|(at, day)| (at, double(day))).collect()
+    let ledger = |number, start, next, rules: &str, unsure| {
+        let ledger = Ledger {
+            next: Offset(next),
+            rules: rules.to_owned(),
+            unsure,
+            ..Ledger::default()
         };
-        counted_by_speed(view, &[day(10.0, 5.0), day(speed.0, speed.1), twice(now)], &repeats)
+        (partition(number), Start(Offset(start)), ledger)
     };
-    assert!(compare((4.0, 2.5), (14.0, 7.5), 0).is_ok());
-    assert!(compare((6.0, 9.0), (14.0, 7.5), 2).is_ok(), "two repeats");
-    for (speed, repeats) in [((6.0, 2.5), 1), ((3.0, 2.5), 9), ((4.0, 2.6), 0)] {
-        let differs = compare(speed, (14.0, 7.5), repeats).unwrap_err();
-        assert!(
-            differs.contains("1970-01-01") && differs.contains("--accept"),
-            "{differs}"
+    let ledgers = [
+        ledger(0, 5, 8, "now", 0),
+        ledger(0, 8, 16, "now", 0),
+        ledger(0, 16, 24, "now", 0),
+        ledger(1, 0, 8, "now", 0),
+        ledger(1, 8, 16, "now", 3),
+        ledger(1, 16, 24, "now", 0),
+        ledger(1, 24, 30, "now", 0),
+    ];
+    let range = |from, to| OffsetRange {
+        from: Offset(from),
+        to: Offset(to),
+    };
+    let archived = [
+        (partition(0), range(0, 21), "now"),
+        (partition(1), range(0, 8), "old"),
+        (partition(1), range(8, 40), "now"),
+    ];
+    let doubts = doubts(&ledgers, &archived, &RulesKnown::default());
+    let progress = |number| {
+        let mut progress = SpeedProgress::default();
+        for (_, start, ledger) in ledgers.iter().filter(|(of, ..)| of.number == number) {
+            progress.record(*start, ledger.next);
+        }
+        progress
+    };
+    let chunk = ChunkSize::new(8).unwrap();
+    let mut common = Common::default();
+    let mut add = |number, marks: (u64, u64), lacking: &[(u64, u64)]| {
+        let marks = (Mark(Offset(marks.0)), Mark(Offset(marks.1)));
+        common.add(
+            partition(number),
+            marks,
+            chunk,
+            &progress(number),
+            &ranges(lacking),
+            &doubts,
         );
-    }
+    };
+    // From one cut to another; from the beginning, to a chunk that the speed layer has not counted; and where it knows nothing.
+    add(0, (5, 21), &[]);
+    add(1, (0, 32), &[(17, 18)]);
+    add(2, (3, 11), &[]);
+    add(3, (8, 8), &[]);
+    assert_eq!(common.counted, BTreeMap::from([(partition(0), ranges(&[(5, 16)]))]));
+    let left_out = [
+        (partition(0), ranges(&[(16, 21)])),
+        (partition(1), ranges(&[(0, 32)])),
+        (partition(2), ranges(&[(3, 11)])),
+    ];
+    assert_eq!(common.left_out, BTreeMap::from(left_out));
+    assert_eq!(
+        common.not_looked_at().as_deref(),
+        Some(
+            "not looked at: 21 offsets in chunks that it has not counted whole, or that a mark divides, 8 offsets of starts of \
+             which a layer lacks some, 8 offsets that the layers read under other rules, 8 offsets for which its filter for repeats \
+             was cut short"
+        )
+    );
+    assert_eq!(Common::default().not_looked_at(), None);
+}
+
+#[test]
+fn counts_are_equal_and_sums_up_to_rounding() {
+    let columns = ["all".to_owned(), "x__sum".to_owned()];
+    let counts = BTreeSet::from(["all".to_owned()]);
+    let of =
+        |day: i32, count: f64, sum: f64| Sums::from([(EventDay(day), vec![(count, count), (sum, 2.0 * sum.abs())])]);
+    let (before, speed) = (of(0, 10.0, 5.0), together(&[&of(0, 4.0, 2.5), &of(1, 1.0, 0.0)]));
+    let both = together(&[&before, &speed]);
+    let found = |now: &Sums| {
+        let found = unequal(&columns, &counts, &both, now);
+        found.iter().map(|one| one.day.0).collect::<Vec<_>>()
+    };
+    let now = |count, sum| together(&[&of(0, count, sum), &of(1, 1.0, 0.0)]);
+    assert!(found(&now(14.0, 7.5)).is_empty());
+    assert!(found(&now(14.0, 7.500_000_000_1)).is_empty());
+    assert_eq!(found(&now(13.0, 7.5)), [0]);
+    assert_eq!(found(&now(14.0, 7.6)), [0]);
+    assert_eq!(found(&of(0, 14.0, 7.5)), [1], "a day that is not there");
+
+    let (one, repeats) = (BTreeSet::from([EventDay(1)]), BTreeMap::from([(EventDay(1), 2)]));
+    let said = |apart: &BTreeSet<EventDay>, repeats| says(3, apart, repeats);
+    assert_eq!(
+        said(&BTreeSet::new(), &repeats),
+        "the speed layer counted the same on all 3 days"
+    );
+    assert_eq!(
+        said(&one, &repeats),
+        "the speed layer counted the same but for repeats on 1 of 3 days"
+    );
+    assert!(said(&one, &BTreeMap::new()).ends_with("; on 1 days the archive changed below the old marks"));
 }
 
 #[test]

@@ -38,6 +38,20 @@ impl Store {
         self.record(RUN_REPORTS, &[row]).await
     }
 
+    /// What one run of a view came to; none where it was killed.
+    ///
+    /// # Errors
+    /// ClickHouse's.
+    pub async fn report(&self, view: &View, run: RunId) -> Result<Option<String>, StoreError> {
+        let sql = format!(
+            "SELECT run, report FROM {} FINAL WHERE fingerprint = {{view:String}} AND run = {{run:UInt128}}",
+            self.table(RUN_REPORTS)
+        );
+        let of = [("view", view.fingerprint.to_string()), ("run", run.0.to_string())];
+        let rows = self.rows::<Told>("read what a run came to", &sql, &of).await?;
+        Ok(rows.into_iter().next().map(|row| row.report))
+    }
+
     /// What the runs of a view came to; none of runs that were killed.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use super::quote::{identifier, table};
 use super::statement::{LENGTHY, Parameters, Statement, list, settings};
 use super::tables::{DAY_COLUMN, RUN_COLUMN, TOPIC_COLUMN, batch_table_name, speed_table_name};
 use crate::dataset::PARTITION_COLUMN;
-use crate::handoff::{EventDay, Mark, Partition, RunId};
+use crate::handoff::{EventDay, OffsetRange, OffsetSet, Partition, RunId};
 use crate::measure::Held;
 use crate::plan::{CellKey, FAILED_COLUMN, START_COLUMN, WINDOW_COLUMN, key_fields};
 use crate::view::{StateColumn, ValueType, View};
@@ -62,19 +62,22 @@ pub fn day_totals(database: &str, view: &View, held: &[&DaysOfRuns]) -> Statemen
 }
 
 /// The statement that gives for each of those days one line as [`day_totals`] does, 0 as its run, of the speed layer's rows that count
-/// between the two marks of each partition. The later marks must be chunks' first offsets. Ask for `TabSeparated`.
+/// these offsets of each partition. Each range begins at a start and ends with a chunk. Ask for `TabSeparated`.
 pub fn speed_totals(
     database: &str,
     view: &View,
-    marks: &BTreeMap<Partition, (Mark, Mark)>,
+    counted: &BTreeMap<Partition, OffsetSet>,
     days: &BTreeSet<EventDay>,
 ) -> Statement {
     let mut parameters = Parameters::default();
     let start = identifier(START_COLUMN);
-    let of_partition = |(partition, (from, to)): (&Partition, &(Mark, Mark))| {
+    let ranges = counted
+        .iter()
+        .flat_map(|(partition, offsets)| offsets.ranges().iter().map(move |range| (partition, range)));
+    let of_range = |(partition, OffsetRange { from, to }): (&Partition, &OffsetRange)| {
         let topic = parameters.add("UInt128", &partition.topic.0);
         let number = parameters.add("UInt32", &partition.number);
-        let (from, to) = (parameters.add("UInt64", &from.0.0), parameters.add("UInt64", &to.0.0));
+        let (from, to) = (parameters.add("UInt64", &from.0), parameters.add("UInt64", &to.0));
         format!(
             "({} = {topic} AND {} = {number} AND {start} < {to} AND ({start} = {from} OR ({start} >= {from} AND \
              {start} % {} = 0)))",
@@ -83,7 +86,7 @@ pub fn speed_totals(
             view.chunk,
         )
     };
-    let rows: Vec<_> = marks.iter().map(of_partition).collect();
+    let rows: Vec<_> = ranges.map(of_range).collect();
     let rows = if rows.is_empty() {
         "0".to_owned()
     } else {

@@ -2,7 +2,8 @@
 
 use highwater_batch::report::MarkMoved;
 use highwater_batch::report::Stages;
-use highwater_batch::{Differences, Listed, Outcome, Planned, RolledBack, Shown, ViewReport};
+use highwater_batch::{Differences, Listed, Outcome, Planned, RolledBack, Shown, ShownRun, ViewReport};
+use serde::Deserialize;
 
 fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
@@ -236,35 +237,60 @@ pub(super) fn shown(shown: &[Shown]) -> String {
             }
         }
         text.push_str(&format!("{:14}{}\n", "archive", one.listed.archive_version));
-        let Some(report) = &one.report else {
-            text.push_str("its run told nothing: it was killed, or made by an older build\n\n");
-            continue;
-        };
-        let number = |name: &str| report[name].as_u64().unwrap_or_default();
-        text.push_str(&format!(
-            "{:14}{} event days, {} events read, {} repeats, {} counted, {} cells written\n",
-            "computed",
-            number("days"),
-            number("read"),
-            number("repeats"),
-            number("counted"),
-            number("rows"),
-        ));
-        text.push_str(&format!(
-            "{:14}{:.1} s\n",
-            "took",
-            report["seconds"].as_f64().unwrap_or_default()
-        ));
-        for check in report["checks"].as_array().into_iter().flatten() {
-            let verdict = if check["holds"] == true { "holds" } else { "fails" };
-            let text_of = |name: &str| check[name].as_str().unwrap_or_default();
-            text.push_str(&format!(
-                "check         {} {verdict}: {}\n",
-                text_of("name"),
-                text_of("says")
-            ));
-        }
+        text.push_str(&told(one.report.as_ref()));
         text.push('\n');
+    }
+    text
+}
+
+/// One run after the other.
+pub(super) fn shown_runs(shown: &[ShownRun]) -> String {
+    let mut text = String::new();
+    for one in shown {
+        let number = one.publication.map(|number| number.to_string());
+        let lines = [
+            ("view", Some(one.view.clone())),
+            ("run", Some(one.run.clone())),
+            ("begun at", one.begun_at.clone()),
+            ("publication", Some(number.unwrap_or_else(|| "none".to_owned()))),
+        ];
+        for (name, value) in lines {
+            text.push_str(&value.map(|value| line(name, &value)).unwrap_or_default());
+        }
+        text.push_str(&told(one.report.as_ref()));
+        text.push('\n');
+    }
+    text
+}
+
+fn line(name: &str, value: &str) -> String {
+    format!("{name:14}{value}\n")
+}
+
+/// What a run told, a line for each thing.
+fn told(report: Option<&serde_json::Value>) -> String {
+    let report = report.and_then(|report| ViewReport::deserialize(report).ok());
+    let Some(report) = report else {
+        return "its run told nothing: it is under way, was killed, or made by another build\n".to_owned();
+    };
+    let mut text = line("result", &report.result.word().replace('_', " "));
+    for (name, sentence) in [("why", &report.why), ("held", &report.held)] {
+        text.push_str(&sentence.as_ref().map(|said| line(name, said)).unwrap_or_default());
+    }
+    if report.result == Outcome::Published {
+        text.push_str(&line("moved", &moved(&report.marks)));
+    }
+    text.push_str(&line(
+        "computed",
+        &format!("{} event days; {}", report.days, worked(&report)),
+    ));
+    if report.fell_back > 0 {
+        text.push_str(&line("fell back", &format!("at {} cuts", report.fell_back)));
+    }
+    text.push_str(&line("took", &format!("{:.1} s", report.seconds)));
+    for check in &report.checks {
+        let verdict = if check.holds { "holds" } else { "fails" };
+        text.push_str(&line("check", &format!("{} {verdict}: {}", check.name, check.says)));
     }
     text
 }

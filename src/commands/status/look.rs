@@ -71,6 +71,8 @@ pub(super) struct ViewSight {
     pub(super) ledgers: Vec<(Partition, Start, Ledger)>,
     /// The latest first.
     pub(super) runs: Vec<Run>,
+    /// What the latest came to; none where it told nothing.
+    pub(super) last_report: Option<highwater_batch::ViewReport>,
     /// Another definition that answers until the first publication.
     pub(super) answered_by: Option<Fingerprint>,
 }
@@ -185,11 +187,21 @@ async fn view_sight(store: &Store, view: &View) -> Result<ViewSight, StoreError>
     } else {
         None
     };
+    let runs = store.runs(view).await?;
+    let told = match runs.first() {
+        Some(run) => match store.report(view, run.id).await {
+            // The store of a build that kept none.
+            Err(StoreError::Refused { code, .. }) if NOTHING_THERE.contains(&code) => None,
+            told => told?,
+        },
+        None => None,
+    };
     Ok(ViewSight {
         facts,
         freshness: store.freshness(view).await?,
         ledgers: store.ledgers(view).await?,
-        runs: store.runs(view).await?,
+        runs,
+        last_report: told.and_then(|told| serde_json::from_str(&told).ok()),
         answered_by,
     })
 }

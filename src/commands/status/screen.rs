@@ -188,7 +188,10 @@ fn of_run(run: &LastRun) -> String {
         (RunResult::Published, Some(number)) => format!("published {number}"),
         (RunResult::Published, None) => "published".to_owned(),
         (RunResult::UnderWay, _) => "under way".to_owned(),
-        (RunResult::NotPublished, _) => "did not publish".to_owned(),
+        (RunResult::NotPublished, _) => match &run.why {
+            Some(why) => format!("did not publish: {why}"),
+            None => "did not publish, and told nothing".to_owned(),
+        },
     };
     format!("begun {}, {result}", ago(run.age_seconds))
 }

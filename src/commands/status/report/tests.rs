@@ -127,6 +127,7 @@ fn whole() -> Sight {
             parent: Default::default(),
             begun: NOW - 7_560_000,
         }],
+        last_report: None,
         answered_by: None,
     };
     let building = ViewSight {
@@ -374,4 +375,12 @@ fn a_run_is_under_way_while_its_lease_is_held() {
     assert_eq!(result(&sight), RunResult::UnderWay);
     sight.running = Some(holder(begun(NOW - 1_000)));
     assert_eq!(result(&sight), RunResult::NotPublished, "that is another one");
+
+    let told = |sight: &Sight| screen::text(&report(sight));
+    assert!(told(&sight).contains("did not publish, and told nothing\n"));
+    view(&mut sight, "hourly").last_report = Some(highwater_batch::ViewReport {
+        why: Some("a file is damaged".to_owned()),
+        ..Default::default()
+    });
+    assert!(told(&sight).contains("did not publish: a file is damaged\n"));
 }

@@ -72,6 +72,8 @@ pub(in super::super) struct LastRun {
     pub(in super::super) result: RunResult,
     /// The number of what it published.
     pub(in super::super) publication: Option<u64>,
+    /// Why it did not publish; null where it did, or told nothing.
+    pub(in super::super) why: Option<String>,
 }
 
 /// What became of a run.
@@ -198,6 +200,10 @@ impl LastRun {
                 None => RunResult::NotPublished,
             },
             publication: publication.map(|publication| publication.number.0),
+            why: match publication {
+                Some(_) => None,
+                None => seen.last_report.as_ref().and_then(|report| report.why.clone()),
+            },
         }
     }
 }
