@@ -9,9 +9,9 @@
 //!
 //! Before that, days go that the dataset no longer keeps (`let_go`).
 //!
-//! What was replaced is kept for `archive.keep_removed`: a batch run reads the version that it pinned, for as long as it
-//! takes. After that time files go that the newest version does not name: replaced ones, and those of commits that never
-//! came to be.
+//! What was replaced is kept for `archive.keep_removed`. After that time files go that the newest version does not name:
+//! replaced ones, and those of commits that never came to be. A batch run reads the version that it pinned, for as long as it
+//! takes: while one does that began before that time, nothing goes (`readers`).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -130,6 +130,9 @@ pub struct Optimized {
     pub by: Files,
     /// Files that no version names, deleted or to be deleted.
     pub deleted: Files,
+    /// Why none is deleted for now: who reads a version for so long that a file it needs would go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_need: Option<String>,
     /// Files that could not be read, and stay as they are.
     pub damaged: Vec<String>,
 }
@@ -185,7 +188,10 @@ impl Archive {
         }
         self.replace(merged, upkeep, &mut done).await?;
         if upkeep.deletes && !cancel.is_cancelled() {
-            done.deleted = self.remove_unnamed(upkeep).await?;
+            done.in_need = self.readers_in_need(upkeep).await?;
+            if done.in_need.is_none() {
+                done.deleted = self.remove_unnamed(upkeep).await?;
+            }
         }
         Ok(done)
     }

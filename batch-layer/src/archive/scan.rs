@@ -48,7 +48,8 @@ use shared_schemas::decode::{EnvironmentKeys, StoredMasks};
 use super::columns::{DATE_COLUMN, TOPIC_COLUMN};
 use super::error::ArchiveError;
 use super::later;
-use super::pinned::{Away, File, damaged, unread};
+use super::pinned::{Away, File, Pinned, damaged, unread};
+use super::readers::Reading;
 use super::standing::topic_text;
 use super::sums::Sums;
 
@@ -66,22 +67,19 @@ pub(super) struct Events {
     schema: SchemaRef,
     store: Arc<dyn ObjectStore>,
     place: String,
+    reading: Arc<Reading>,
 }
 
 impl Events {
-    pub(super) fn new(
-        files: Vec<File>,
-        dataset: Arc<Dataset>,
-        schema: SchemaRef,
-        store: Arc<dyn ObjectStore>,
-        place: String,
-    ) -> Self {
+    /// These files of a version.
+    pub(super) fn new(files: Vec<File>, schema: SchemaRef, of: &Pinned) -> Self {
         Self {
             files,
-            dataset,
+            dataset: Arc::clone(&of.dataset),
             schema,
-            store,
-            place,
+            store: Arc::clone(&of.store),
+            place: of.place.clone(),
+            reading: Arc::clone(&of.reading),
         }
     }
 
@@ -113,6 +111,7 @@ impl Events {
             schema,
             store: Arc::clone(&self.store),
             place: self.place.clone(),
+            reading: Arc::clone(&self.reading),
             properties: Arc::new(properties.with_scheduling_type(SchedulingType::NonCooperative)),
         }))
     }
@@ -148,6 +147,7 @@ struct Scan {
     schema: SchemaRef,
     store: Arc<dyn ObjectStore>,
     place: String,
+    reading: Arc<Reading>,
     properties: Arc<PlanProperties>,
 }
 
@@ -196,6 +196,7 @@ impl ExecutionPlan for Scan {
         };
         let (store, place, schema) = (Arc::clone(&self.store), self.place.clone(), Arc::clone(&self.schema));
         let (masks, dataset) = (Arc::clone(&self.masks), Arc::clone(&self.dataset));
+        let reading = Arc::clone(&self.reading);
         let rows = context.session_config().batch_size();
         let batches = futures::stream::iter(files)
             .then(move |file| {
@@ -204,6 +205,10 @@ impl ExecutionPlan for Scan {
                 read(Arc::clone(&store), place.clone(), file, schema, dataset, masks, rows)
             })
             .try_flatten()
+            .or_else(move |error| {
+                let reading = Arc::clone(&reading);
+                async move { Err(reading.told(error).await) }
+            })
             .map_err(|error| DataFusionError::External(Box::new(error)));
         Ok(Box::pin(RecordBatchStreamAdapter::new(
             Arc::clone(&self.schema),

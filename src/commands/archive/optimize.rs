@@ -15,7 +15,7 @@ use crate::signals::Signals;
 ///
 /// Event days go before that which the dataset no longer keeps (`keep` in its definition). All other
 /// rows stay as they are; archivers and batch runs go on beside it. Files of days that went, files that were replaced, and those of commits that
-/// never came to be, are deleted after `archive.keep_removed`. A file that can't be read is named and stays; then it exits
+/// never came to be, are deleted after `archive.keep_removed`, unless somebody reads on who began before. A file that can't be read is named and stays; then it exits
 /// 1, and so it does where this machine's clock and ClickHouse's don't agree, or days are to go and ClickHouse can't say its time. The archiver does this by itself, whenever `archive.optimize` says so.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
@@ -88,7 +88,7 @@ fn text(all: &[Optimized]) -> String {
         if let Some(horizon) = &one.horizon {
             text.push_str(&format!("{}: events before {horizon} are not kept\n", one.dataset));
         }
-        for said in one.doubt.iter().chain(&one.damaged) {
+        for said in one.doubt.iter().chain(&one.in_need).chain(&one.damaged) {
             text.push_str(&format!("{}: {said}\n", one.dataset));
         }
     }
