@@ -249,14 +249,17 @@ impl Archive {
             let bytes = writer.finish().map_err(|error| failed(error.into()))?;
             length += bytes.len();
             output.put(bytes.into()).await.map_err(|error| failed(error.into()))?;
-            output.shutdown().await.map_err(|error| failed(error.into()))?;
             Ok((all, length))
         };
         match written.await {
-            Ok((all, bytes)) => Ok(Merged {
-                add: home.add(path, bytes, &all, false),
-                sources,
-            }),
+            Ok((all, bytes)) => {
+                // One that fails here is over with, and must not be aborted any more.
+                output.shutdown().await.map_err(|error| failed(error.into()))?;
+                Ok(Merged {
+                    add: home.add(path, bytes, &all, false),
+                    sources,
+                })
+            }
             Err(error) => {
                 // What a store keeps of a file that was never finished costs space and no more.
                 if let Err(error) = output.abort().await {
