@@ -20,6 +20,8 @@ use shared_schemas::handoff::{Offset, Partition, Start};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::faults::trial::trials;
+
 const POLL: Duration = Duration::from_millis(50);
 
 /// A view more, with a filter that fails on some events.
@@ -207,16 +209,16 @@ fn what_kafka_forgot_is_told_everywhere_until_batch_has_it() -> anyhow::Result<(
 /// Progress beyond the log's end, as after Kafka has lost the end of a log.
 #[test]
 fn a_log_that_ends_below_what_was_counted_is_read_no_further() -> anyhow::Result<()> {
-    run(async {
+    trials("6", "an offset beyond the log's end", 3, async |trial| {
         let mut platform = platform("").await?;
         platform.start_speed()?;
         platform.start_serving().await?;
-        platform.send(events(0..400)).await?;
-        platform.until_whole().await?;
+        platform.send(events(0..trial.random.u64(300..400))).await?;
+        trial.whole(&platform).await?;
         platform.stop("speed").await?;
         let ends = ends(&platform).await?;
         let (partition, end) = ends.iter().next().context("no partition")?;
-        let (start, next) = (Start(Offset(0)), Offset(end.0 + 20));
+        let (start, next) = (Start(Offset(0)), Offset(end.0 + trial.random.u64(1..25)));
         let rows: Vec<_> = platform
             .definitions
             .views

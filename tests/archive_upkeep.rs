@@ -13,6 +13,8 @@ use highwater_tests::table::{Table, offsets, partition, texts};
 use shared_schemas::handoff::{Offset, OffsetRange};
 use tokio_util::sync::CancellationToken;
 
+use crate::faults::trial::trials;
+
 const FOR_LONG: Duration = Duration::from_secs(7 * 86_400);
 
 async fn optimize(archive: &mut Archive, target: u64, keep: Duration, dry_run: bool) -> anyhow::Result<Optimized> {
@@ -189,43 +191,40 @@ async fn an_archiver_goes_on_beside_it() -> anyhow::Result<()> {
 }
 
 /// `highwater archive optimize`, killed at any moment: the table is as it was, or as it should be.
-#[tokio::test(flavor = "multi_thread")]
-async fn killed_anywhere_it_loses_nothing() -> anyhow::Result<()> {
-    let seed = fastrand::u64(..);
-    println!("seed {seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut table = Table::new()?;
-    table.days = 40;
-    let home = table.site("[archive]\ntarget_file = \"1MiB\"\n")?;
-    let (mut end, mut rows) = (0, 0);
-    let mut killed = 0;
-    for _ in 0..8 {
-        table.fill(0, end..end + 400, 5).await?;
-        end += 400;
-        let before = texts(&table.pin().await?).await?;
-        rows = before.len();
-        let mut child = tokio::process::Command::new(program("highwater")?)
-            .current_dir(&home)
-            .args(["archive", "optimize"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
-        // sleeps: the instant of a death, not a wait for anything
-        tokio::time::sleep(Duration::from_millis(random.u64(0..600))).await;
-        if child.try_wait()?.is_none() {
-            child.kill().await?;
-            killed += 1;
+#[test]
+fn killed_anywhere_it_loses_nothing() -> anyhow::Result<()> {
+    trials("1", "kill -9 of archive optimize", 3, async |trial| {
+        let mut table = Table::new()?;
+        table.days = 40;
+        let home = table.site("[archive]\ntarget_file = \"1MiB\"\n")?;
+        let mut end = 0;
+        let mut killed = 0;
+        for _ in 0..8 {
+            table.fill(0, end..end + 400, 5).await?;
+            end += 400;
+            let before = texts(&table.pin().await?).await?;
+            let mut child = tokio::process::Command::new(program("highwater")?)
+                .current_dir(&home)
+                .args(["archive", "optimize"])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .kill_on_drop(true)
+                .spawn()?;
+            // sleeps: the instant of a death, not a wait for anything
+            tokio::time::sleep(trial.instant(600)).await;
+            if child.try_wait()?.is_none() {
+                child.kill().await?;
+                killed += 1;
+            }
+            ensure!(texts(&table.pin().await?).await? == before, "rows changed");
         }
-        assert!(texts(&table.pin().await?).await? == before, "rows changed");
-    }
-    println!("killed {killed} of 8");
-    let mut archive = table.open().await?;
-    optimize(&mut archive, 1 << 20, Duration::ZERO, false).await?;
-    let pinned = table.pin().await?;
-    assert_eq!(pinned.ranges().len(), 40, "one file a day");
-    assert_eq!(texts(&pinned).await?.len(), rows);
-    Ok(())
+        println!("killed {killed} of 8");
+        let mut archive = table.open().await?;
+        optimize(&mut archive, 1 << 20, Duration::ZERO, false).await?;
+        let pinned = table.pin().await?;
+        ensure!(pinned.ranges().len() == 40, "one file a day");
+        trial.found(0..end, &offsets(&pinned).await?[&0])
+    })
 }
 
 /// A commit that holds four hundred days makes as many files, and optimizing so many takes little memory.

@@ -6,9 +6,12 @@ mod world;
 
 use std::collections::BTreeSet;
 
+use anyhow::ensure;
 use highwater_batch::archive::ServeError;
 use highwater_tests::stack::until;
 use shared_schemas::handoff::{Offset, OffsetRange, OffsetSet};
+
+use crate::faults::trial::trials;
 
 use world::{FIELDS, World, event};
 
@@ -34,44 +37,51 @@ async fn every_accepted_event_is_archived_once() -> anyhow::Result<()> {
 }
 
 /// Killed anywhere, again and again, while records come: between files, between letters and commit, after the commit.
-#[tokio::test(flavor = "multi_thread")]
-async fn killed_archivers_lose_and_double_nothing() -> anyhow::Result<()> {
-    let seed = fastrand::u64(..);
-    println!("seed {seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
-    let world = World::new(2).await?;
-    let mut sent = [0_u64; 2];
-    for _ in 0..12 {
-        let archiver = world.start()?;
-        for (partition, sent) in sent.iter_mut().enumerate() {
-            let count = random.u64(50..400);
-            let records = (*sent..*sent + count).map(|n| if n % 97 == 0 { "bad".to_owned() } else { event(n) });
-            world.send(i32::try_from(partition)?, records).await?;
-            *sent += count;
+#[test]
+fn killed_archivers_lose_and_double_nothing() -> anyhow::Result<()> {
+    trials("1", "archivers ended anywhere, dead letters", 4, async |trial| {
+        let world = World::new(2).await?;
+        let mut sent = [0_u64; 2];
+        for _ in 0..12 {
+            let archiver = world.start()?;
+            for (partition, sent) in sent.iter_mut().enumerate() {
+                let count = trial.random.u64(50..400);
+                let records = (*sent..*sent + count).map(|n| if n % 97 == 0 { "bad".to_owned() } else { event(n) });
+                world.send(i32::try_from(partition)?, records).await?;
+                *sent += count;
+            }
+            // sleeps: the instant of a death, not a wait for anything
+            tokio::time::sleep(trial.instant(700)).await;
+            archiver.kill().await;
         }
-        // sleeps: the instant of a death, not a wait for anything
-        tokio::time::sleep(std::time::Duration::from_millis(random.u64(0..700))).await;
-        archiver.kill().await;
-    }
-    let archiver = world.start()?;
-    world.until_archived(&sent).await?;
-    archiver.stop().await?;
-    let accepted = |sent: u64| (0..sent).filter(|n| n % 97 != 0);
-    let expected = world
-        .offsets([accepted(sent[0]).collect::<Vec<_>>(), accepted(sent[1]).collect()])
-        .await?;
-    assert_eq!(world.archived().await?, expected);
-    let letters = world.letters().await?;
-    let sources: BTreeSet<_> = letters
-        .iter()
-        .map(|letter| letter.header("highwater-source").to_owned())
-        .collect();
-    let refused = |partition: u64, sent: u64| {
-        let topic = world.topic().to_owned();
-        (0..sent).step_by(97).map(move |n| format!("{topic}/{partition}/{n}"))
-    };
-    assert_eq!(sources, refused(0, sent[0]).chain(refused(1, sent[1])).collect());
-    Ok(())
+        let archiver = world.start()?;
+        world.until_archived(&sent).await?;
+        archiver.stop().await?;
+        // Numbers of both partitions, apart from each other.
+        let number = |partition: u64, n: u64| partition << 32 | n;
+        let accepted = (0..2).flat_map(|partition: u64| {
+            let sent = sent[usize::from(partition == 1)];
+            let accepted = (0..sent).filter(|n| n % 97 != 0);
+            accepted.map(move |n| number(partition, n))
+        });
+        let archived = world.archived().await?.into_iter();
+        let archived: Vec<_> = archived.map(|(of, n)| number(of.number.into(), n)).collect();
+        trial.found(accepted, &archived)?;
+        let letters = world.letters().await?;
+        let sources: BTreeSet<_> = letters
+            .iter()
+            .map(|letter| letter.header("highwater-source").to_owned())
+            .collect();
+        let refused = |partition: u64, sent: u64| {
+            let topic = world.topic().to_owned();
+            (0..sent).step_by(97).map(move |n| format!("{topic}/{partition}/{n}"))
+        };
+        ensure!(
+            sources == refused(0, sent[0]).chain(refused(1, sent[1])).collect(),
+            "{sources:?}"
+        );
+        Ok(())
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,6 +210,32 @@ async fn while_nothing_can_be_written_nothing_is_lost() -> anyhow::Result<()> {
     let expected: Vec<u64> = (0..10).chain(11..511).collect();
     assert_eq!(world.archived().await?, world.offsets([expected]).await?);
     assert_eq!(world.letters().await?.len(), 1, "what was delivered is not sent again");
+    Ok(())
+}
+
+/// `archive.optimize`: whenever it says so small files are made one, beside the archiver; and both end when they are told to.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_archive_is_optimized_on_its_schedule() -> anyhow::Result<()> {
+    let mut world = World::new(1).await?;
+    let in_commits = async |world: &World, from: u64| {
+        for end in (from..=from + 40).step_by(10).skip(1) {
+            world.send(0, (end - 10..end).map(event)).await?;
+            world.until_archived(&[end]).await?;
+        }
+        anyhow::Ok(world.pin().await?.ranges().len())
+    };
+    world.optimize("never")?;
+    let archiver = world.start()?;
+    assert_eq!(in_commits(&world, 0).await?, 8, "two days, four commits");
+    archiver.stop().await?;
+
+    world.optimize("* * * * * *")?;
+    let archiver = world.start()?;
+    in_commits(&world, 40).await?;
+    world.until_files(2).await?;
+    archiver.stop().await?;
+    let expected: Vec<u64> = (0..80).collect();
+    assert_eq!(world.archived().await?, world.offsets([expected]).await?);
     Ok(())
 }
 

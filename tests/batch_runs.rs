@@ -11,6 +11,7 @@ mod gaps;
 mod many_cells;
 mod reconciliation;
 mod retention;
+mod rivals;
 mod timetable;
 mod world;
 

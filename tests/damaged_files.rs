@@ -1,4 +1,4 @@
-//! Files of the archive that are damaged, cut short or gone: named, never answered from, put aside on a person's word.
+//! Fault 12: files of the archive that are damaged, cut short or gone: named, never answered from, put aside on a person's word.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,11 +7,13 @@ use anyhow::{Context, ensure};
 use highwater_batch::Outcome;
 use highwater_batch::archive::Archive;
 use highwater_tests::platform::{Platform, events};
-use highwater_tests::stack::{program, run};
+use highwater_tests::stack::program;
 use highwater_tests::table::{Table, offsets, partition, texts};
 use serde_json::Value;
 use shared_schemas::config::ArchiveUrl;
 use shared_schemas::handoff::Offset;
+
+use crate::faults::trial::trials;
 
 /// Something happens to a file's bytes; what it was, for messages.
 fn damage(path: &Path, random: &mut fastrand::Rng) -> anyhow::Result<String> {
@@ -43,37 +45,36 @@ fn damage(path: &Path, random: &mut fastrand::Rng) -> anyhow::Result<String> {
 }
 
 /// Whatever becomes of a file's bytes, reading says which file it is, or gives the rows that were written.
-#[tokio::test(flavor = "multi_thread")]
-async fn damage_is_named_or_changes_nothing() -> anyhow::Result<()> {
-    let seed = fastrand::u64(..);
-    println!("seed {seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
-    let table = Table::new()?;
-    table.fill(0, 0..900, 2).await?;
-    let pinned = table.pin().await?;
-    let rows = texts(&pinned).await?;
-    let files = table.files()?;
-    let mut harmless = 0;
-    for _ in 0..400 {
-        let path = &files[random.usize(..files.len())];
-        let whole = std::fs::read(path)?;
-        let what = damage(path, &mut random)?;
-        match texts(&pinned).await {
-            Ok(read) => {
-                ensure!(read == rows, "{what}: other rows, and no word");
-                harmless += 1;
+#[test]
+fn damage_is_named_or_changes_nothing() -> anyhow::Result<()> {
+    trials("12", "files damaged, cut short, gone", 5, async |trial| {
+        let table = Table::new()?;
+        table.fill(0, 0..900, 2).await?;
+        let pinned = table.pin().await?;
+        let rows = texts(&pinned).await?;
+        let files = table.files()?;
+        let mut harmless = 0;
+        for _ in 0..400 {
+            let path = &files[trial.random.usize(..files.len())];
+            let whole = std::fs::read(path)?;
+            let what = damage(path, &mut trial.random)?;
+            match texts(&pinned).await {
+                Ok(read) => {
+                    ensure!(read == rows, "{what}: other rows, and no word");
+                    harmless += 1;
+                }
+                Err(error) => {
+                    let name = path.file_name().context("no name")?.to_string_lossy();
+                    let said = format!("{error:#}");
+                    ensure!(said.contains(&*name), "{what}: it does not name {name}: {said}");
+                }
             }
-            Err(error) => {
-                let name = path.file_name().context("no name")?.to_string_lossy();
-                let said = format!("{error:#}");
-                ensure!(said.contains(&*name), "{what}: it does not name {name}: {said}");
-            }
+            std::fs::write(path, whole)?;
         }
-        std::fs::write(path, whole)?;
-    }
-    println!("{harmless} of 400 did no harm");
-    assert!(harmless < 200, "hardly anything is found");
-    Ok(())
+        println!("{harmless} of 400 did no harm");
+        ensure!(harmless < 200, "hardly anything is found");
+        trial.found(0..900, &offsets(&pinned).await?[&0])
+    })
 }
 
 /// The command tells what it would do, does it, and everything goes on without the file.
@@ -183,7 +184,7 @@ async fn a_file_is_put_aside_by_command() -> anyhow::Result<()> {
 /// file goes on; once the file is put aside, runs go on and answers say so.
 #[test]
 fn a_run_does_not_publish_from_a_damaged_file() -> anyhow::Result<()> {
-    run(async {
+    trials("12", "a run that meets a damaged file", 3, async |trial| {
         let mut platform = Platform::new(None).await?;
         platform.start().await?;
         platform.send(events(0..1200)).await?;
@@ -211,9 +212,14 @@ fn a_run_does_not_publish_from_a_damaged_file() -> anyhow::Result<()> {
         };
         let name = file.file_name().context("no name")?.to_string_lossy().into_owned();
         let mut bytes = std::fs::read(&file)?;
-        // Not only of columns that no view reads.
-        let (from, to) = (8, bytes.len() / 2);
-        bytes[from..to].fill(0);
+        // Of columns that each view reads, too.
+        let zeroed = trial.random.bool();
+        if zeroed {
+            let to = bytes.len() / 2;
+            bytes[8..to].fill(0);
+        } else {
+            bytes.truncate(trial.random.usize(..bytes.len()));
+        }
         std::fs::write(&file, bytes)?;
 
         // Further events, of other days.
@@ -229,7 +235,7 @@ fn a_run_does_not_publish_from_a_damaged_file() -> anyhow::Result<()> {
             ensure!(why.contains(&name), "it does not name the file: {why}");
         }
         // Nothing of it is answered: the speed layer has all.
-        platform.until_whole().await?;
+        trial.whole(&platform).await?;
         let after = platform.answer("merged").await?;
         ensure!(
             before.iter().all(|(cell, value)| after.get(cell) == Some(value)),

@@ -1,11 +1,11 @@
-//! A schema that changes in the middle of a topic, and definitions that change under running workers.
+//! Fault 21: a schema that changes in the middle of a topic, and definitions that change under running workers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, bail, ensure};
 use arrow::array::{Array, AsArray};
 use datafusion::prelude::{ParquetReadOptions, SessionContext};
-use highwater_tests::platform::{Cells, Event, Platform, VIEWS, cells, total};
+use highwater_tests::platform::{Cells, Difference, Event, Platform, VIEWS, cells, total};
 use highwater_tests::stack::PATIENCE;
 use serde_json::{Value, json};
 use shared_connections::log::Kafka;
@@ -13,6 +13,8 @@ use shared_connections::log::letters::find::Order;
 use shared_schemas::config::ArchiveUrl;
 use shared_schemas::definitions::Definitions;
 use tokio::time::Instant;
+
+use crate::faults::trial::trials;
 
 fn definitions(text: &str) -> anyhow::Result<Definitions> {
     Definitions::parse([("views.toml", text)]).map_err(|mistakes| anyhow::anyhow!("{mistakes}"))
@@ -23,6 +25,13 @@ fn changed(number: u64, change: impl FnOnce(&mut Value)) -> anyhow::Result<Vec<u
     let mut event: Value = serde_json::from_str(&Event(number).json())?;
     change(&mut event);
     Ok(event.to_string().into_bytes())
+}
+
+/// The same without a field.
+fn without(number: u64, field: &str) -> anyhow::Result<Vec<u8>> {
+    changed(number, |event| {
+        drop(event.as_object_mut().map(|event| event.remove(field)));
+    })
 }
 
 /// No cell has more events than it may.
@@ -48,67 +57,94 @@ async fn until(platform: &Platform, expected: &Cells) -> anyhow::Result<()> {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn records_of_a_new_schema_are_read_or_refused_one_by_one() -> anyhow::Result<()> {
-    let mut platform = Platform::new(None).await?;
-    platform.start().await?;
-    platform.send((0..100).map(Event)).await?;
-    // Old and new producers at once: what is added goes on, what is dropped may be null, all else is refused by record.
-    let mut expected = cells(&platform.sent());
-    let mut refused = BTreeMap::<&str, u64>::new();
-    for number in 100..200 {
-        let (record, reason) = match number % 5 {
-            0 => (changed(number, |event| event["more"] = json!({"since": 2}))?, None),
-            1 => (
-                changed(number, |event| {
-                    drop(event.as_object_mut().map(|event| event.remove("value")))
-                })?,
-                None,
-            ),
-            2 => {
-                let gone = changed(number, |event| {
-                    drop(event.as_object_mut().map(|event| event.remove("kind")))
-                })?;
-                (gone, Some("missing_field"))
-            }
-            3 => (
-                changed(number, |event| event["n"] = json!(number.to_string()))?,
-                Some("wrong_type"),
-            ),
-            _ => (Event(number).json().into_bytes(), None),
-        };
-        platform.send_bad([record]).await?;
-        match reason {
-            Some(reason) => *refused.entry(reason).or_default() += 1,
-            None => {
-                for (cell, (events, value)) in cells(&[Event(number)]) {
-                    let held = expected.entry(cell).or_default();
-                    held.0 += events;
-                    held.1 += if number % 5 == 1 { 0 } else { value };
+/// Old and new producers at once: what is added goes on, what is dropped may be null, all else is refused by record.
+#[test]
+fn records_of_a_new_schema_are_read_or_refused_one_by_one() -> anyhow::Result<()> {
+    trials("21", "fields added, dropped, of another type", 4, async |trial| {
+        let mut platform = Platform::new(None).await?;
+        platform.start().await?;
+        platform.send((0..100).map(Event)).await?;
+        let mut expected = cells(&platform.sent());
+        let mut refused = BTreeMap::<&str, u64>::new();
+        let mut added = BTreeSet::new();
+        for number in 100..200 {
+            let mut without_value = false;
+            let (record, reason) = match trial.random.u8(..7) {
+                0 => {
+                    added.insert(number);
+                    (changed(number, |event| event["more"] = json!({"since": 2}))?, None)
+                }
+                1 => {
+                    without_value = true;
+                    (without(number, "value")?, None)
+                }
+                2 => (without(number, "kind")?, Some("missing_field")),
+                3 => (
+                    changed(number, |event| event["n"] = json!(number.to_string()))?,
+                    Some("wrong_type"),
+                ),
+                // A wider type than was declared.
+                4 => (
+                    changed(number, |event| event["value"] = json!(u64::MAX - number))?,
+                    Some("out_of_range"),
+                ),
+                // A field under another name: the old one is missing, the new one is kept.
+                5 => {
+                    added.insert(number);
+                    without_value = true;
+                    let renamed = changed(number, |event| {
+                        drop(event.as_object_mut().map(|event| event.remove("value")));
+                        event["more"] = json!({"since": 2});
+                    })?;
+                    (renamed, None)
+                }
+                _ => (Event(number).json().into_bytes(), None),
+            };
+            platform.send_bad([record]).await?;
+            match reason {
+                Some(reason) => *refused.entry(reason).or_default() += 1,
+                None => {
+                    for (cell, (events, value)) in cells(&[Event(number)]) {
+                        let held = expected.entry(cell).or_default();
+                        held.0 += events;
+                        held.1 += if without_value { 0 } else { value };
+                    }
                 }
             }
         }
-    }
-    until(&platform, &expected).await?;
-    platform.until_archived().await?;
+        until(&platform, &expected).await?;
+        platform.until_archived().await?;
 
-    let kafka = Kafka::new(&platform.config.kafka)?;
-    let topic = platform.topic.clone();
-    let letters = tokio::task::spawn_blocking(move || kafka.letters(&topic, Order::OldestFirst, &|_| true)).await??;
-    let mut found = BTreeMap::<&str, u64>::new();
-    for letter in &letters.letters {
-        *found.entry(&letter.reason).or_default() += 1;
-    }
-    assert_eq!(found, refused);
+        let kafka = Kafka::new(&platform.config.kafka)?;
+        let topic = platform.topic.clone();
+        let letters = tokio::task::spawn_blocking(move || kafka.letters(&topic, Order::OldestFirst, &|_| true));
+        let letters = letters.await??.letters;
+        let mut found = BTreeMap::<&str, u64>::new();
+        for letter in &letters {
+            *found.entry(&letter.reason).or_default() += 1;
+        }
+        ensure!(found == refused, "{found:?} instead of {refused:?}");
 
-    let kept = extra(&platform).await?;
-    let added: BTreeSet<u64> = (100..200).filter(|number| number % 5 == 0).collect();
-    assert_eq!(kept.keys().copied().collect::<BTreeSet<_>>(), added);
-    assert!(
-        kept.values().all(|extra| *extra == json!({"more": {"since": 2}})),
-        "{kept:?}"
-    );
-    platform.stop_all().await
+        let kept = extra(&platform).await?;
+        ensure!(
+            kept.keys().copied().collect::<BTreeSet<_>>() == added,
+            "{kept:?} instead of {added:?}"
+        );
+        ensure!(
+            kept.values().all(|extra| *extra == json!({"more": {"since": 2}})),
+            "{kept:?}"
+        );
+        // A run reads files of both kinds in one go.
+        platform.publish_to_end().await?;
+        until(&platform, &expected).await?;
+        let events = total(&expected).0;
+        ensure!(
+            platform.answer("batch").await? == expected,
+            "the batch layer reads otherwise"
+        );
+        trial.told(events, Difference::default());
+        platform.stop_all().await
+    })
 }
 
 /// What the archive keeps of undeclared fields, by the event's number.

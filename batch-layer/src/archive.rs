@@ -9,6 +9,7 @@
 //! file:data/archive/flights/                                          one folder for a dataset
 //!   _delta_log/00000000000000000007.json                              which files, which ends, which gaps: one version
 //!   _date=2013-11-01/_topic=6f…/_partition=0/….zstd.parquet           one file for a day and a partition in a commit
+//!   _readers/…                                                        a reader that takes long says that it reads
 //! ```
 //!
 //! Where each thing is kept in the log, and why there:
@@ -26,7 +27,7 @@
 //! - What became of the records of a commit, the refused ones too, is in its entry's own information, for reconciliation: it
 //!   may be cleaned up with the entry.
 //!
-//! The parts, in reading order: `columns`, `standing`, `accounts`, `store`, `table`, `sums`, `files`, `commit`; for readers `pinned`, `later`, `shares`, `scan` and `query`; to keep it tidy `optimize`, `let_go`, `clock`, `upkeep`, `intact`, `quarantine`, `restore`, `accept` and `whole`; for the
+//! The parts, in reading order: `columns`, `standing`, `accounts`, `store`, `table`, `sums`, `files`, `commit`; for readers `pinned`, `readers`, `later`, `shares`, `scan` and `query`; to keep it tidy `optimize`, `let_go`, `clock`, `upkeep`, `intact`, `quarantine`, `restore`, `accept` and `whole`; for the
 //! archiver `held`, `dead_letters`, `stall`, `metrics`, `archiver`, `serve`.
 
 mod accept;
@@ -47,6 +48,7 @@ mod optimize;
 mod pinned;
 mod quarantine;
 mod query;
+mod readers;
 mod restore;
 mod scan;
 mod serve;

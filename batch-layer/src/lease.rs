@@ -204,7 +204,7 @@ fn holder(file: &mut File) -> Option<Holder> {
 }
 
 /// This machine's name.
-fn host() -> String {
+pub(crate) fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let name = name.or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_default();
     let name = name.trim();

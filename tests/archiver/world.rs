@@ -127,6 +127,24 @@ impl World {
         })
     }
 
+    /// From now on archivers keep their archives tidy at these times.
+    pub(super) fn optimize(&mut self, times: &str) -> anyhow::Result<()> {
+        let text = format!("[archive]\noptimize = \"{times}\"\n");
+        let reading = Config::parse(&text, "test.toml", self.folder.path(), &|_| None);
+        ensure!(reading.mistakes.is_empty(), "{}", reading.mistakes);
+        self.config.archive.optimize = reading.config.archive.optimize;
+        Ok(())
+    }
+
+    /// Waits until the newest version is of so many files.
+    pub(super) async fn until_files(&self, files: usize) -> anyhow::Result<()> {
+        let are_so_many = || async {
+            let pinned = self.pin().await.ok()?;
+            (pinned.ranges().len() == files).then_some(())
+        };
+        eventually("so many files", are_so_many).await
+    }
+
     /// The same with other fields in the dataset.
     pub(super) fn with_fields(mut self, fields: &str) -> anyhow::Result<Self> {
         self.definitions = definitions(&self.topic, fields)?;

@@ -1,8 +1,9 @@
 //! One fault, tried with some seeds, told in one line each: `deploy/faults` makes a table of them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use highwater_tests::platform::{Difference, Platform};
 use highwater_tests::stack::run;
 
@@ -86,6 +87,23 @@ impl Trial {
     pub(crate) fn told(&mut self, events: u64, difference: Difference) {
         self.events = events;
         self.difference = Some(difference);
+    }
+
+    /// What was found of numbers of which each should be there once.
+    pub(crate) fn found(&mut self, expected: impl IntoIterator<Item = u64>, found: &[u64]) -> anyhow::Result<()> {
+        let mut times: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        expected
+            .into_iter()
+            .for_each(|number| times.entry(number).or_default().0 += 1);
+        found.iter().for_each(|number| times.entry(*number).or_default().1 += 1);
+        let sum = |of: fn(&(u64, u64)) -> u64| times.values().map(of).sum::<u64>();
+        let difference = Difference {
+            lost: sum(|(right, now)| right.saturating_sub(*now)),
+            doubled: sum(|(right, now)| now.saturating_sub(*right)),
+        };
+        self.told(sum(|(right, _)| *right), difference);
+        ensure!(difference == Difference::default(), "{difference:?}");
+        Ok(())
     }
 
     /// Waits until the answer is all that was sent.

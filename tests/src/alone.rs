@@ -13,14 +13,20 @@ const ALONE: &str = "HIGHWATER_TEST_ALONE";
 ///
 /// # Errors
 /// The test failed there, or there is none of that name in that module (`module_path!()`).
-#[expect(clippy::print_stdout, reason = "it is what the test itself would have said")]
 pub fn is_elsewhere(module: &str, test: &str) -> anyhow::Result<bool> {
+    let mut command = Command::new("bash");
+    command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]);
+    is_elsewhere_by(command, module, test)
+}
+
+/// The same by way of a command that goes on with the program that it is given.
+#[expect(clippy::print_stdout, reason = "it is what the test itself would have said")]
+pub(crate) fn is_elsewhere_by(mut command: Command, module: &str, test: &str) -> anyhow::Result<bool> {
     if std::env::var_os(ALONE).is_some() {
         return Ok(false);
     }
     let module = module.split_once("::").map_or("", |(_, module)| module);
-    let output = Command::new("bash")
-        .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""])
+    let output = command
         .arg(std::env::current_exe()?)
         .args([&format!("{module}::{test}"), "--exact", "--nocapture"])
         .env(ALONE, "1")

@@ -2,6 +2,7 @@
 
 pub mod alone;
 pub mod clickhouse;
+pub mod disk;
 pub mod engine;
 pub mod flights;
 pub mod platform;

@@ -244,11 +244,12 @@ async fn paced(
         let Way::Slow(speed) = now else {
             return to.write_all(bytes).await;
         };
-        // Ten times a second a tenth.
+        // A tenth of a second's at a time.
         let part = usize::try_from(speed / 10).unwrap_or(BUFFER).clamp(1, bytes.len());
         to.write_all(&bytes[..part]).await?;
         bytes = &bytes[part..];
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        let micros = u64::try_from(part).unwrap_or_default() * 1_000_000 / u64::from(speed.max(1));
+        tokio::time::sleep(Duration::from_micros(micros)).await;
     }
     Ok(())
 }

@@ -55,6 +55,15 @@ pub enum ArchiveError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A file is gone that no newer version names: it went while it was still to be read. There is nothing wrong with the archive.
+    #[error(
+        "{path} of the archive was taken out while it was still to be read, and is deleted by now: begin anew, and let \
+         archive.keep_removed be longer than that takes"
+    )]
+    TakenOut {
+        /// The file, with the table's place.
+        path: String,
+    },
     /// A field is declared never null, and an archived event has none.
     #[error(
         "field `{field}` is declared never null, and events of {path} in the archive have none: declare it with `?`"

@@ -9,9 +9,10 @@
 //!
 //! Before that, days go that the dataset no longer keeps (`let_go`).
 //!
-//! What was replaced is kept for `archive.keep_removed`: a batch run reads the version that it pinned, for as long as it
-//! takes. After that time files go that the newest version does not name: replaced ones, and those of commits that never
-//! came to be. That they are old enough, two clocks must say; small files are made large ones without them.
+//! What was replaced is kept for `archive.keep_removed`. After that time files go that the newest version does not name:
+//! replaced ones, and those of commits that never came to be. That they are old enough, two clocks must say; small files are made
+//! large ones without them. A batch run reads the version that it pinned, for as long as it takes: while one does that began before
+//! that time, nothing goes (`readers`).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -132,6 +133,9 @@ pub struct Optimized {
     pub deleted: Files,
     /// Files that are old enough by this machine's clock, and stay until another one agrees with it.
     pub waiting: Files,
+    /// Why none is deleted for now: who reads a version for so long that a file it needs would go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_need: Option<String>,
     /// Files that could not be read, and stay as they are.
     pub damaged: Vec<String>,
 }
@@ -187,12 +191,15 @@ impl Archive {
         }
         self.replace(merged, upkeep, &mut done).await?;
         if !cancel.is_cancelled() {
-            let old = self.remove_unnamed(upkeep).await?;
-            *(if upkeep.deletes {
-                &mut done.deleted
-            } else {
-                &mut done.waiting
-            }) = old;
+            done.in_need = self.readers_in_need(upkeep).await?;
+            if done.in_need.is_none() {
+                let old = self.remove_unnamed(upkeep).await?;
+                *(if upkeep.deletes {
+                    &mut done.deleted
+                } else {
+                    &mut done.waiting
+                }) = old;
+            }
         }
         Ok(done)
     }
@@ -250,14 +257,17 @@ impl Archive {
             let bytes = writer.finish().map_err(|error| failed(error.into()))?;
             length += bytes.len();
             output.put(bytes.into()).await.map_err(|error| failed(error.into()))?;
-            output.shutdown().await.map_err(|error| failed(error.into()))?;
             Ok((all, length))
         };
         match written.await {
-            Ok((all, bytes)) => Ok(Merged {
-                add: home.add(path, bytes, &all, false),
-                sources,
-            }),
+            Ok((all, bytes)) => {
+                // One that fails here is over with, and must not be aborted any more.
+                output.shutdown().await.map_err(|error| failed(error.into()))?;
+                Ok(Merged {
+                    add: home.add(path, bytes, &all, false),
+                    sources,
+                })
+            }
             Err(error) => {
                 // What a store keeps of a file that was never finished costs space and no more.
                 if let Err(error) = output.abort().await {

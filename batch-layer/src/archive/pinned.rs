@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::AsArray;
+use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Int64Type, SchemaRef, TimestampMicrosecondType};
 use chrono::DateTime;
 use datafusion::catalog::TableProvider;
 use deltalake::table::state::DeltaTableState;
 use futures::TryStreamExt;
+use futures::stream::BoxStream;
 use object_store::ObjectStore;
 use parquet::errors::ParquetError;
 use serde::Deserialize;
@@ -18,10 +19,11 @@ use shared_schemas::handoff::{ArchivedRange, EventDay, Mark, Offset, OffsetRange
 use super::columns::{DATE_COLUMN, TOPIC_COLUMN, lean};
 use super::error::ArchiveError;
 use super::files::date;
+use super::readers::Reading;
 use super::scan::{Events, open};
 use super::standing::topic;
 
-/// One version of the archive. Its files are never changed, so it can be read for as long as it takes.
+/// One version of the archive. Its files are never changed, and kept while it is read, so that may take as long as it takes.
 #[derive(Clone)]
 pub struct Pinned {
     /// The version.
@@ -45,6 +47,8 @@ pub struct Pinned {
     pub(super) schema: SchemaRef,
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) place: String,
+    /// For as long as it lasts, files that this version names are kept.
+    pub(super) reading: Arc<Reading>,
 }
 
 /// A file, as the log describes it.
@@ -157,7 +161,7 @@ impl Pinned {
                 events += file.rows;
                 continue;
             }
-            let (_, mut batches) = open(&self.store, &self.place, file, &[OFFSET_COLUMN], BATCH_ROWS).await?;
+            let mut batches = self.open(file, &[OFFSET_COLUMN]).await?;
             while let Some(batch) = batches.try_next().await? {
                 let offsets = batch.column_by_name(OFFSET_COLUMN);
                 let Some(offsets) = offsets.and_then(|column| column.as_primitive_opt::<Int64Type>()) else {
@@ -175,7 +179,7 @@ impl Pinned {
     /// The Kafka times of a file that begins below `from`.
     async fn times_within(&self, file: &File, from: Offset) -> Result<Option<(i64, i64)>, ArchiveError> {
         let columns = [OFFSET_COLUMN, KAFKA_TIME_COLUMN];
-        let (_, mut batches) = open(&self.store, &self.place, file, &columns, BATCH_ROWS).await?;
+        let mut batches = self.open(file, &columns).await?;
         let mut found: Option<(i64, i64)> = None;
         while let Some(batch) = batches.try_next().await? {
             let offsets = batch.column_by_name(OFFSET_COLUMN);
@@ -195,13 +199,25 @@ impl Pinned {
         Ok(found)
     }
 
+    /// A file's rows, of these columns.
+    async fn open(
+        &self,
+        file: &File,
+        columns: &[&str],
+    ) -> Result<BoxStream<'static, Result<RecordBatch, ArchiveError>>, ArchiveError> {
+        match open(&self.store, &self.place, file, columns, BATCH_ROWS).await {
+            Ok((_, batches)) => Ok(batches),
+            Err(error) => Err(self.reading.told(error).await),
+        }
+    }
+
     /// The events of these days, as a table: the columns of `plan::event_schema`, and [`TOPIC_COLUMN`]. Files of other days
     /// are not touched. Fields that a file is older than are read from its undeclared data. Fields with a mask rule are
     /// masked by it, in files that are older than the rule too.
     ///
     /// What can't be read is told when it is read: a file that is damaged, cut short or gone ends the plan with
-    /// [`ArchiveError::File`] inside DataFusion's error, one that the store does not give with [`ArchiveError::Away`], one that
-    /// lacks a value which is declared never null with [`ArchiveError::NeverNull`]; a mask rule without its key with
+    /// [`ArchiveError::File`] inside DataFusion's error, one that was taken out meanwhile with [`ArchiveError::TakenOut`], one
+    /// that the store does not give with [`ArchiveError::Away`], one that lacks a value which is declared never null with [`ArchiveError::NeverNull`]; a mask rule without its key with
     /// [`ArchiveError::Masks`].
     pub fn events(&self, days: &BTreeSet<EventDay>) -> Arc<dyn TableProvider> {
         self.events_as(days, Arc::clone(&self.schema))
@@ -233,13 +249,7 @@ impl Pinned {
     }
 
     fn table<'a>(&self, files: impl Iterator<Item = &'a File>, schema: SchemaRef) -> Arc<dyn TableProvider> {
-        Arc::new(Events::new(
-            files.cloned().collect(),
-            Arc::clone(&self.dataset),
-            schema,
-            Arc::clone(&self.store),
-            self.place.clone(),
-        ))
+        Arc::new(Events::new(files.cloned().collect(), schema, self))
     }
 }
 

@@ -229,13 +229,7 @@ impl TableProvider for Arrived {
         filters: &[Expr],
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let events = Events::new(
-            self.files(state, filters)?,
-            Arc::clone(&self.pinned.dataset),
-            Arc::clone(&self.schema),
-            Arc::clone(&self.pinned.store),
-            self.pinned.place.clone(),
-        );
+        let events = Events::new(self.files(state, filters)?, Arc::clone(&self.schema), &self.pinned);
         events.plan(state.config().target_partitions(), projection)
     }
 }

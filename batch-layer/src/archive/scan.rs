@@ -49,7 +49,8 @@ use shared_schemas::decode::{EnvironmentKeys, StoredMasks};
 use super::columns::{DATE_COLUMN, TOPIC_COLUMN};
 use super::error::ArchiveError;
 use super::later;
-use super::pinned::{Away, File, damaged, unread};
+use super::pinned::{Away, File, Pinned, damaged, unread};
+use super::readers::Reading;
 use super::shares::{Share, shares};
 use super::standing::topic_text;
 use super::sums::{ROW_GROUP, Sums};
@@ -68,24 +69,21 @@ pub(super) struct Events {
     schema: SchemaRef,
     store: Arc<dyn ObjectStore>,
     place: String,
+    reading: Arc<Reading>,
     /// A file is not cut into pieces of fewer bytes.
     least_piece: u64,
 }
 
 impl Events {
-    pub(super) fn new(
-        files: Vec<File>,
-        dataset: Arc<Dataset>,
-        schema: SchemaRef,
-        store: Arc<dyn ObjectStore>,
-        place: String,
-    ) -> Self {
+    /// These files of a version.
+    pub(super) fn new(files: Vec<File>, schema: SchemaRef, of: &Pinned) -> Self {
         Self {
             files,
-            dataset,
+            dataset: Arc::clone(&of.dataset),
             schema,
-            store,
-            place,
+            store: Arc::clone(&of.store),
+            place: of.place.clone(),
+            reading: Arc::clone(&of.reading),
             least_piece: ROW_GROUP as u64,
         }
     }
@@ -111,6 +109,7 @@ impl Events {
             schema,
             store: Arc::clone(&self.store),
             place: self.place.clone(),
+            reading: Arc::clone(&self.reading),
             properties: Arc::new(properties.with_scheduling_type(SchedulingType::NonCooperative)),
         }))
     }
@@ -146,6 +145,7 @@ struct Scan {
     schema: SchemaRef,
     store: Arc<dyn ObjectStore>,
     place: String,
+    reading: Arc<Reading>,
     properties: Arc<PlanProperties>,
 }
 
@@ -201,6 +201,7 @@ impl ExecutionPlan for Scan {
         };
         let (store, place, schema) = (Arc::clone(&self.store), self.place.clone(), Arc::clone(&self.schema));
         let (masks, dataset) = (Arc::clone(&self.masks), Arc::clone(&self.dataset));
+        let reading = Arc::clone(&self.reading);
         let rows = context.session_config().batch_size();
         let batches = futures::stream::iter(share)
             .then(move |share| {
@@ -209,6 +210,10 @@ impl ExecutionPlan for Scan {
                 read(Arc::clone(&store), place.clone(), share, schema, dataset, masks, rows)
             })
             .try_flatten()
+            .or_else(move |error| {
+                let reading = Arc::clone(&reading);
+                async move { Err(reading.told(error).await) }
+            })
             .map_err(|error| DataFusionError::External(Box::new(error)));
         Ok(Box::pin(RecordBatchStreamAdapter::new(
             Arc::clone(&self.schema),
@@ -534,10 +539,9 @@ mod tests {
             ..pinned.files[0].clone()
         };
 
-        let (store, place) = (Arc::clone(&pinned.store), pinned.place.clone());
         let events = Events {
             least_piece: 1,
-            ..Events::new(vec![file], Arc::new(dataset), Arc::clone(&pinned.schema), store, place)
+            ..Events::new(vec![file], Arc::clone(&pinned.schema), &pinned)
         };
         for readers in [1, 2, 3, 7, 100, 10_000] {
             let plan = events.plan(readers, None).unwrap();

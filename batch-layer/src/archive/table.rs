@@ -20,6 +20,7 @@ use super::columns;
 use super::commit::Try;
 use super::error::ArchiveError;
 use super::pinned::{Pinned, files_of};
+use super::readers::Reading;
 use super::standing::{PROPERTY, Standing, topic_text, transaction};
 use super::store::log_in_store;
 
@@ -137,6 +138,7 @@ impl Archive {
             dataset: Arc::new(self.dataset.clone()),
             schema: columns::read_schema(&self.dataset),
             store: self.log.object_store(None),
+            reading: Arc::new(Reading::begin(&self.log, &self.place, state.version())),
             place: self.place.clone(),
         })
     }

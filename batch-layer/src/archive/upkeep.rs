@@ -92,6 +92,9 @@ fn tell(done: &Optimized) {
             "events before {horizon} are out of the archive"
         );
     }
+    if let Some(in_need) = &done.in_need {
+        tracing::info!(dataset = done.dataset, "{in_need}");
+    }
     tracing::info!(
         dataset = done.dataset,
         replaced = done.replaced.files,

@@ -19,6 +19,7 @@ use super::error::ArchiveError;
 use super::optimize::Files;
 use super::pinned::files_of;
 use super::quarantine;
+use super::readers;
 use super::table::{failed, load, log_store};
 
 /// Where a table's log is, within its folder.
@@ -144,11 +145,8 @@ fn is_of_log(object: &ObjectMeta) -> bool {
 fn is_ours(object: &ObjectMeta) -> bool {
     let path = object.location.as_ref();
     let begins = |folder: &str, end: char| path.strip_prefix(folder).is_some_and(|rest| rest.starts_with(end));
-    is_of_log(object)
-        || begins(DATE_COLUMN, '=')
-        || [quarantine::FOLDER, clock::FOLDER]
-            .iter()
-            .any(|folder| begins(folder, '/'))
+    let folders = [quarantine::FOLDER, readers::FOLDER, clock::FOLDER];
+    is_of_log(object) || begins(DATE_COLUMN, '=') || folders.into_iter().any(|folder| begins(folder, '/'))
 }
 
 /// Removes folders that nothing is left in, as well as it can be done.

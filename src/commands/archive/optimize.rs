@@ -15,7 +15,8 @@ use crate::signals::Signals;
 ///
 /// Event days go before that which the dataset no longer keeps (`keep` in its definition). All other
 /// rows stay as they are; archivers and batch runs go on beside it. Files of days that went, files that were replaced, and those of commits that
-/// never came to be, are deleted after `archive.keep_removed`. A file that can't be read is named and stays; then it exits 1.
+/// never came to be, are deleted after `archive.keep_removed`, unless somebody reads on who began before. A file that can't be read is named
+/// and stays; then it exits 1.
 ///
 /// Days go and files are deleted only where a second clock agrees with this machine's: ClickHouse's, or where that can't be asked an object
 /// store's. Where none does, it says why what is due stays, and exits 1. The archiver does all this by itself, whenever
@@ -91,7 +92,7 @@ fn text(all: &[Optimized]) -> String {
         if let Some(horizon) = &one.horizon {
             text.push_str(&format!("{}: events before {horizon} are not kept\n", one.dataset));
         }
-        for said in one.doubt.iter().chain(&one.damaged) {
+        for said in one.doubt.iter().chain(&one.in_need).chain(&one.damaged) {
             text.push_str(&format!("{}: {said}\n", one.dataset));
         }
     }

@@ -276,6 +276,11 @@ async fn serve(caller: &mut TcpStream, shared: &Arc<Shared>, rules: &Mutex<Rules
         let act = lock(rules).choose(&request.statement());
         let reply = match act {
             None => with_caller(caller, server.ask(&request, shared)).await?,
+            Some(Act::HalveReply) => {
+                let reply = with_caller(caller, server.ask(&request, shared)).await?;
+                let bytes = [&reply.head[..], &reply.body[..reply.body.len() / 2]].concat();
+                return paced(caller, &bytes, shared).await;
+            }
             Some(act) => match acted(act, request, &mut server, caller, shared).await? {
                 Some(reply) => reply,
                 None => return Ok(()),
@@ -338,6 +343,9 @@ async fn acted(
             server.ask(&request.with_settings(settings), shared).await.map(Some)
         }
         Act::Refuse(code) => Ok(Some(refusal(code))),
+        Act::Status(status) => Ok(Some(answer(status))),
+        // Its caller gets no whole reply.
+        Act::HalveReply => Ok(None),
         Act::Hold(gate) => {
             gate.take();
             let is_gone = tokio::select! {
@@ -379,6 +387,19 @@ async fn send_on(gate: Arc<Gate>, request: Message, shared: Arc<Shared>) {
     if gate.opened().await == Then::SendOn {
         let _ = Server { stream: None }.ask(&request, &shared).await;
         gate.done();
+    }
+}
+
+/// As S3 answers where it can't.
+fn answer(status: u16) -> Message {
+    let body = "<Error><Code>ATest</Code><Message>a test's answer</Message></Error>";
+    let head = format!(
+        "HTTP/1.1 {status} A Test\r\nContent-Type: application/xml\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    Message {
+        head: head.into_bytes(),
+        body: body.as_bytes().to_vec(),
     }
 }
 

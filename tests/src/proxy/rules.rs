@@ -26,6 +26,10 @@ pub enum Act {
     InBlocks,
     /// The server refuses it with that ClickHouse error code.
     Refuse(u32),
+    /// It never arrives, and is answered with that status of HTTP, as S3 does.
+    Status(u16),
+    /// It is done, and half of its reply arrives before the connection is closed.
+    HalveReply,
     /// It waits before the server sees it.
     Hold(Arc<Gate>),
     /// It is done, and its reply waits.

@@ -1,13 +1,13 @@
 //! Days that the dataset no longer keeps: out of the archive, for good, and nothing else.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 use shared_schemas::handoff::EventDay;
 use tokio_util::sync::CancellationToken;
 
 use super::super::optimize::Upkeep;
-use super::{Archive, Commit, Site, decoded, flights, offsets, partition, range};
+use super::{Archive, Commit, Site, decoded, flights, offsets, partition, range, rows};
 
 /// 2013-10-31, so that the first of November is day 1.
 const BEFORE: i32 = 16_009;
@@ -155,7 +155,37 @@ async fn what_was_pinned_is_read_on() {
         keep_removed: Duration::ZERO,
         ..upkeep(Some(3), false)
     };
+    // A reader that takes long says so: nothing is deleted.
+    before.reading.say().await;
+    let sign = || std::fs::read_dir(site.table().join("_readers")).unwrap().next();
+    let held = archive.optimize(&upkeep, &CancellationToken::new()).await.unwrap();
+    let who = held.in_need.unwrap();
+    let expected = format!("no file is deleted for now: process {} on ", std::process::id());
+    assert!(
+        who.starts_with(&expected) && who.contains("reads version 1 since"),
+        "{who}"
+    );
+    assert_eq!((held.deleted.files, offsets(&before).await.len()), (0, 30));
+
+    // One that was killed says nothing more.
+    let silent = SystemTime::now() - Duration::from_secs(2 * 3600);
+    let file = std::fs::File::options()
+        .write(true)
+        .open(sign().unwrap().unwrap().path());
+    file.unwrap().set_modified(silent).unwrap();
     let last = archive.optimize(&upkeep, &CancellationToken::new()).await.unwrap();
-    assert_eq!((last.deleted.files, site.files().len()), (2, 1));
+    assert_eq!((last.in_need, last.deleted.files, site.files().len()), (None, 2, 1));
+    assert!(sign().is_none(), "what it left behind is removed");
     assert_eq!(offsets(&archive.pin().await.unwrap()).await.len(), 10);
+    // It reads no other rows, and is not told of damage.
+    let error = rows(&before).await.unwrap_err().to_string();
+    assert!(error.contains("taken out while it was still to be read"), "{error}");
+
+    // One that ends removes what it said.
+    before.reading.say().await;
+    assert!(sign().is_some());
+    drop(before);
+    while sign().is_some() {
+        tokio::task::yield_now().await;
+    }
 }
