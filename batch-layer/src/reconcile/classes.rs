@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use arrow::array::{AsArray, BooleanArray, Int32Array, RecordBatch};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::{DataType, Int32Type, SchemaRef, UInt64Type};
+use arrow::datatypes::{DataType, Int32Type, SchemaRef, TimestampMicrosecondType, UInt64Type};
 use arrow::row::OwnedRow;
 use datafusion::catalog::TableProvider;
 use datafusion::common::{DataFusionError, Result, ScalarValue};
@@ -256,10 +256,15 @@ impl Classes {
 
     /// Whether an event lies in the window that begins at that moment.
     fn of_window(&self, window: i64) -> Expr {
+        self.of_windows(window, window)
+    }
+
+    /// Whether it lies in one of those that begin from the one moment to the other.
+    fn of_windows(&self, first: i64, last: i64) -> Expr {
         let length = i64::try_from(self.view.grain.as_micros()).unwrap_or(i64::MAX);
         ident(EVENT_TIME_COLUMN)
-            .gt_eq(moment(window))
-            .and(ident(EVENT_TIME_COLUMN).lt(moment(window.saturating_add(length))))
+            .gt_eq(moment(first))
+            .and(ident(EVENT_TIME_COLUMN).lt(moment(last.saturating_add(length))))
     }
 
     /// What these expressions give of the events of one window that count, each once, behind the columns of their cells' keys. At most so
@@ -307,17 +312,35 @@ impl Classes {
             .await
     }
 
-    /// The events at these offsets, each in a row of its own, in no order; in the columns of [`Classes::columns`].
+    /// The events at these offsets, each in a row of its own, in no order; in the columns of [`Classes::columns`]. Where cells are named, none of windows
+    /// before or behind all of these.
     pub(crate) async fn each(
         &self,
         events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
         classified: &Arc<Classified>,
         offsets: &BTreeMap<Partition, OffsetSet>,
+        cells: Option<&BTreeSet<OwnedRow>>,
     ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
         let each = placed(&classified.places.topics())?;
-        let only = [None, Some(at_offsets(offsets))];
-        self.started(events, days, classified, only, each).await
+        let mut of_these = at_offsets(offsets);
+        if let Some([first, last]) = cells.map(|cells| self.windows(cells)).transpose()?.flatten() {
+            of_these = of_these.and(self.of_windows(first, last));
+        }
+        self.started(events, days, classified, [None, Some(of_these)], each)
+            .await
+    }
+
+    /// Where the first and the last window of these cells begin; keys are in the order of windows.
+    fn windows(&self, cells: &BTreeSet<OwnedRow>) -> Result<Option<[i64; 2]>> {
+        let converter = key_converter(self.schema(), 1 + self.view.dimensions.len())?;
+        let parser = converter.parser();
+        let ends = [cells.first(), cells.last()].into_iter().flatten();
+        let columns = converter.convert_rows(ends.map(|cell| parser.parse(cell.as_ref())))?;
+        let windows = columns
+            .first()
+            .and_then(|windows| windows.as_primitive_opt::<TimestampMicrosecondType>());
+        Ok(windows.and_then(|windows| windows.values().first_chunk().copied()))
     }
 
     /// The rows of cells that are of one event each, without their place.
@@ -433,4 +456,63 @@ pub(crate) fn rows_of(batch: &RecordBatch, keys: usize) -> Result<Vec<OwnedRow>>
     let keys: Vec<_> = batch.columns().iter().take(keys).cloned().collect();
     let rows = key_converter(&batch.schema(), keys.len())?.convert_columns(&keys)?;
     Ok(rows.iter().map(|row| row.owned()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, TimestampMicrosecondArray, UInt64Array};
+    use shared_schemas::definitions::Definitions;
+
+    use super::super::laid::merged;
+    use super::super::sorted::sorted;
+    use super::*;
+    use crate::spill::Spill;
+
+    const DEFINITIONS: &str = r#"
+[dataset.flights]
+topic = "flights"
+event_time = "at"
+fields = { at = "timestamp" }
+[view.hourly]
+dataset = "flights"
+grain = "1h"
+[view.hourly.measures]
+flights = "count()"
+"#;
+
+    /// However many partitions there are, a cell has a row for each class.
+    #[tokio::test]
+    async fn the_cells_of_a_class_are_those_of_all_partitions() {
+        let definitions = Definitions::parse([("flights.toml", DEFINITIONS)]).unwrap();
+        let room = Room::with_cores(64 << 20, 1, Arc::new(Spill::new(None).unwrap())).unwrap();
+        let classes = Classes::new(&definitions.views[0], &definitions.datasets[0], &room).unwrap();
+        let of_partition = |number: i32| {
+            let windows: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![0, 0, 7]).with_timezone("UTC"));
+            let starts = [Class::Kept, Class::Across, Class::Kept].map(|class| class as u64);
+            let [starts, failed, counts]: [ArrayRef; 3] =
+                [starts, [0; 3], [1, 10, 100]].map(|numbers| Arc::new(UInt64Array::from(numbers.to_vec())) as _);
+            let partitions: ArrayRef = Arc::new(Int32Array::from(vec![number; 3]));
+            let columns = vec![windows, partitions, starts, failed, counts];
+            Ok(RecordBatch::try_new(classes.columns().clone(), columns).unwrap())
+        };
+        let cells: Vec<_> = (0..5).map(of_partition).collect();
+        let cells = futures::stream::iter(cells).boxed();
+        let cells = sorted(&room, classes.columns(), 3, classes.over_partitions(cells))
+            .await
+            .unwrap();
+        let cells: Vec<_> = merged(classes.merge_by_class().clone(), 3, cells, 64)
+            .try_collect()
+            .await
+            .unwrap();
+        assert_eq!(cells.iter().map(RecordBatch::num_rows).sum::<usize>(), 3);
+        let parted = classes.parted(&cells).unwrap();
+        let counts = |class| {
+            let counts = parted[&class].iter().flat_map(|cells| {
+                let counts = cells.column_by_name("flights__count").unwrap();
+                counts.as_primitive::<UInt64Type>().values().to_vec()
+            });
+            counts.collect::<Vec<_>>()
+        };
+        assert_eq!((counts(Class::Kept), counts(Class::Across)), (vec![5, 500], vec![50]));
+    }
 }

@@ -6,8 +6,11 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, Float64Array, RecordBatch, UInt64Array};
-use arrow::compute::{cast, concat_batches, take_record_batch};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BinaryArray, DynComparator, Float64Array, PrimitiveArray, RecordBatch, UInt64Array,
+    make_comparator,
+};
+use arrow::compute::{SortOptions, cast, concat_batches, take_record_batch};
 use arrow::datatypes::{
     DataType, Field, FieldRef, Float64Type, Schema, SchemaRef, TimestampMicrosecondType, UInt8Type, UInt64Type,
 };
@@ -64,6 +67,9 @@ pub struct Difference {
     #[serde(skip)]
     pub(crate) cell: Option<OwnedRow>,
 }
+
+/// What the column of layers says of a cell of batch rows alone.
+const OF_BATCH: u8 = 1;
 
 /// A repeat that a window or a partition hides from the speed layer.
 pub(crate) const REPEATS: &str = "repeats that the speed layer could not know, which the next batch run drops";
@@ -138,7 +144,7 @@ impl Cells {
             .column_by_name(LAYERS_COLUMN)?
             .as_primitive_opt::<UInt8Type>()?;
         Some(match layers.value(at) {
-            1 => "batch",
+            OF_BATCH => "batch",
             2 => "speed",
             _ => "merged",
         })
@@ -236,10 +242,17 @@ impl Compare {
     pub(crate) fn of(view: &View, held: &Cells, exact: &Cells) -> Self {
         let mut found = Self::default();
         let measures = measures(view);
+        let matched: Vec<_> = measures
+            .iter()
+            .map(|measure| (measure, measure.matched(held, exact)))
+            .collect();
         each_cell(held, exact, |cell, held_at, exact_at| {
-            for measure in &measures {
+            for (measure, matched) in &matched {
                 found.compared += 1;
-                if measure.is_equal(held, held_at, exact, exact_at) {
+                if held_at
+                    .zip(exact_at)
+                    .is_some_and(|(held, exact)| matched.is_equal(held, exact))
+                {
                     found.equal += 1;
                 } else {
                     found
@@ -288,26 +301,21 @@ impl Compared<'_> {
     }
 
     pub(crate) fn is_equal(&self, a: &Cells, a_at: Option<usize>, b: &Cells, b_at: Option<usize>) -> bool {
-        let (Some(a_at), Some(b_at)) = (a_at, b_at) else {
-            return false;
-        };
-        self.states.iter().all(|of_aggregate| {
-            let tolerance = tolerance(of_aggregate, b, b_at);
-            of_aggregate
+        let rows = a_at.zip(b_at);
+        rows.is_some_and(|(a_at, b_at)| self.matched(a, b).is_equal(a_at, b_at))
+    }
+
+    /// Its columns on both sides.
+    fn matched<'c>(&self, a: &'c Cells, b: &'c Cells) -> Matched<'c> {
+        let layers = a.batch.column_by_name(LAYERS_COLUMN);
+        Matched {
+            layers: layers.and_then(|layers| layers.as_primitive_opt::<UInt8Type>()),
+            aggregates: self
+                .states
                 .iter()
-                .filter(|(name, state)| match state.held {
-                    Held::Both => true,
-                    // What speed rows don't have is whole in batch rows alone, and predicted for none.
-                    Held::Batch => a.layer(a_at) == Some("batch") && b.state(name, b_at).is_some(),
-                })
-                .all(|(name, state)| match (a.state(name, a_at), b.state(name, b_at)) {
-                    (Some((a, a_at)), Some((b, b_at))) => match tolerance.filter(|_| state.is_rounded()) {
-                        Some(tolerance) => close(float(a, a_at), float(b, b_at), tolerance),
-                        None => same(a, a_at, b, b_at),
-                    },
-                    _ => false,
-                })
-        })
+                .map(|states| MatchedStates::of(states, a, b))
+                .collect(),
+        }
     }
 
     /// Its states for people.
@@ -378,20 +386,99 @@ pub(crate) fn count((column, at): (&ArrayRef, usize)) -> Option<u64> {
 
 /// How far sums of doubles may lie apart: twice `n · ε · Σ |x|`, each side's bound. `None` where nothing is rounded.
 fn tolerance(states: &[(String, State)], exact: &Cells, at: usize) -> Option<f64> {
-    states.iter().find(|(_, state)| state.is_rounded())?;
-    let of = |suffix: &str| {
-        states
-            .iter()
-            .find(|(_, state)| state.suffix == suffix)
-            .and_then(|(name, _)| exact.state(name, at))
-    };
-    let (magnitude, at) = of("magnitude")?;
-    let magnitude = float(magnitude, at)?;
-    let (counts, at) = of("count")?;
-    let count = counts.as_primitive_opt::<UInt64Type>()?.value(at);
-    #[expect(clippy::cast_precision_loss, reason = "a bound")]
-    let count = count as f64;
-    Some(2.0 * count * f64::EPSILON * magnitude)
+    Bound::of(states, exact)?.at(at)
+}
+
+/// What the bound of sums of doubles is made of.
+struct Bound<'c> {
+    magnitudes: &'c ArrayRef,
+    counts: &'c PrimitiveArray<UInt64Type>,
+}
+
+impl<'c> Bound<'c> {
+    fn of(states: &[(String, State)], exact: &'c Cells) -> Option<Self> {
+        states.iter().find(|(_, state)| state.is_rounded())?;
+        let of = |suffix: &str| {
+            let (name, _) = states.iter().find(|(_, state)| state.suffix == suffix)?;
+            exact.batch.column_by_name(name)
+        };
+        Some(Self {
+            magnitudes: of("magnitude")?,
+            counts: of("count")?.as_primitive_opt()?,
+        })
+    }
+
+    fn at(&self, at: usize) -> Option<f64> {
+        let magnitude = float(self.magnitudes, at)?;
+        #[expect(clippy::cast_precision_loss, reason = "a bound")]
+        let count = self.counts.value(at) as f64;
+        Some(2.0 * count * f64::EPSILON * magnitude)
+    }
+}
+
+/// A measure's columns on two sides, looked up once for all cells.
+struct Matched<'c> {
+    layers: Option<&'c PrimitiveArray<UInt8Type>>,
+    aggregates: Vec<MatchedStates<'c>>,
+}
+
+/// The columns of an aggregate's states.
+struct MatchedStates<'c> {
+    bound: Option<Bound<'c>>,
+    states: Vec<MatchedState<'c>>,
+}
+
+struct MatchedState<'c> {
+    /// What speed rows don't have is whole in batch rows alone, and predicted for none.
+    is_of_batch: bool,
+    is_rounded: bool,
+    columns: [Option<&'c ArrayRef>; 2],
+    /// None where they can't be equal.
+    compare: Option<DynComparator>,
+}
+
+impl<'c> MatchedStates<'c> {
+    fn of(states: &[(String, State)], a: &'c Cells, b: &'c Cells) -> Self {
+        let matched = |(name, state): &(String, State)| {
+            let columns = [a, b].map(|cells| cells.batch.column_by_name(name));
+            let compare = match columns {
+                [Some(a), Some(b)] if a.data_type() == b.data_type() => {
+                    make_comparator(a.as_ref(), b.as_ref(), SortOptions::default()).ok()
+                }
+                _ => None,
+            };
+            MatchedState {
+                is_of_batch: state.held == Held::Batch,
+                is_rounded: state.is_rounded(),
+                columns,
+                compare,
+            }
+        };
+        Self {
+            bound: Bound::of(states, b),
+            states: states.iter().map(matched).collect(),
+        }
+    }
+}
+
+impl Matched<'_> {
+    fn is_equal(&self, a_at: usize, b_at: usize) -> bool {
+        let is_batch = || self.layers.is_some_and(|layers| layers.value(a_at) == OF_BATCH);
+        self.aggregates.iter().all(|aggregate| {
+            let tolerance = aggregate.bound.as_ref().and_then(|bound| bound.at(b_at));
+            aggregate.states.iter().all(|state| match (state.columns, tolerance) {
+                ([_, None], _) if state.is_of_batch => true,
+                _ if state.is_of_batch && !is_batch() => true,
+                ([Some(a), Some(b)], Some(tolerance)) if state.is_rounded => {
+                    close(float(a, a_at), float(b, b_at), tolerance)
+                }
+                _ => state
+                    .compare
+                    .as_ref()
+                    .is_some_and(|compare| compare(a_at, b_at).is_eq()),
+            })
+        })
+    }
 }
 
 /// How far sums of doubles lie apart, and how far they may.

@@ -135,7 +135,8 @@ impl OfView<'_> {
             most = parted.unknown.saturating_add(unsure(of, among));
             if only.is_some() || archived(of, &parted.possible).await? <= MOST_OTHERS {
                 let possible = self.events(of, of.days);
-                let possible = with.classes.each(possible, of.days, &with.classified, &parted.possible);
+                let (classes, classified, cells) = (&with.classes, &with.classified, only.map(AsRef::as_ref));
+                let possible = classes.each(possible, of.days, classified, &parted.possible, cells);
                 events = Some(possible.await.map_err(failed)?);
             }
         }
