@@ -178,8 +178,9 @@ impl Worker {
         };
         for row in progress {
             if let Some(of_partition) = self.of_partition(row.fingerprint, row.partition.number) {
-                of_partition.starts.mark_shown(row.start, row.ledger.next);
-                of_partition.wanted.progress.record(row.start, row.ledger.next);
+                let (start, redo, next) = (row.start, row.redo, row.ledger.next);
+                of_partition.starts.mark_shown(start, redo, next);
+                of_partition.wanted.progress.record_after(start, redo, next);
             }
         }
         for (view, number, highest) in highest {
