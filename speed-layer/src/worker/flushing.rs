@@ -61,6 +61,11 @@ impl Flushing {
         self.under_way.is_empty() && self.began.is_none_or(|began| began.elapsed() >= self.pause)
     }
 
+    /// What must lie between the beginnings of two flushes.
+    pub(super) fn pause(&self) -> Duration {
+        self.pause
+    }
+
     /// Lets flushes come less often while parts pile up, and as often as they should when they are merged.
     pub(super) fn pace(&mut self, parts: u64, usual: Duration) {
         let before = self.pause;
