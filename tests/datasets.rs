@@ -12,7 +12,7 @@ use serde_json::Value;
 use shared_connections::store::{Ledger, Origin, ProgressRow, Store};
 use shared_schemas::config::Config;
 use shared_schemas::definitions::Definitions;
-use shared_schemas::handoff::{Offset, Publication, RunId, Start};
+use shared_schemas::handoff::{Offset, Publication, Redo, RunId, Start};
 
 const VIEW: &str = "[view.rides]\ndataset = \"trips\"\ngrain = \"1h\"\n[view.rides.measures]\nrides = \"count()\"\n";
 const OTHERS: &str = "[dataset.flights]\nevent_time = \"at\"\n[dataset.flights.fields]\nat = \"timestamp\"\n\
@@ -69,6 +69,7 @@ fn a_dataset_that_no_definition_names_can_be_removed_and_comes_back_as_new() -> 
                 fingerprint: view.fingerprint,
                 partition: of,
                 start: Start(Offset(0)),
+                redo: Redo::default(),
                 ledger,
             };
             store.record_progress(&[progress]).await?;

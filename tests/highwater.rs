@@ -62,6 +62,10 @@ mod serving;
 mod several_workers;
 #[cfg(test)]
 mod sketches;
+#[cfg(test)]
+mod speed_redo;
+#[cfg(test)]
+mod speed_refused;
 mod sql;
 #[cfg(test)]
 mod statements;

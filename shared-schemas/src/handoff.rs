@@ -10,6 +10,7 @@
 //! - [`select`]: which speed rows count above a mark, and why each offset is in exactly one of them
 //! - [`progress`]: how far the speed layer has come: coverage, and where a worker resumes
 //! - [`worker`]: which starts a worker keeps, and where it goes next
+//! - [`redo`]: which starts are read again when somebody orders it
 //! - [`publication`]: what makes a batch result visible, which one is newest, rollback
 //! - [`marks`]: the mark a run may choose, the cut it asks for, when the cut is ready
 //! - [`days`]: which event days a run computes again
@@ -23,6 +24,7 @@ pub mod marks;
 pub mod offset;
 pub mod progress;
 pub mod publication;
+pub mod redo;
 pub mod select;
 pub mod worker;
 
@@ -34,7 +36,8 @@ pub use days::{ArchivedRange, EventDay, dirty_days};
 pub use floor::{Collectable, Floor};
 pub use marks::{ArchiveBehind, CutState, MarkChoice, choose_mark, cut_state, mark_limit, wanted_cuts};
 pub use offset::{BadChunk, ChunkSize, Mark, Offset, OffsetRange, OffsetSet, Partition, Start, TopicId};
-pub use progress::{Coverage, SpeedProgress};
+pub use progress::{Coverage, Redo, SpeedProgress};
 pub use publication::{Publication, PublicationNumber, RunId, Standing, Verdict, may_publish, newest};
+pub use redo::{Again, CutOff, again};
 pub use select::{counting_start, counts};
 pub use worker::{Delivered, delivered, may_show, next_start, wanted};

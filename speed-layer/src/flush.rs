@@ -204,14 +204,15 @@ impl Flush {
                     .push((view.view.fingerprint, *number, of_partition.highest));
                 let shown = of_partition.starts.to_show(&of_partition.wanted);
                 for (group, shown) in flush.progress.iter_mut().zip(shown) {
-                    group.extend(shown.into_iter().map(|(start, ledger)| ProgressRow {
+                    group.extend(shown.into_iter().map(|(start, kept)| ProgressRow {
                         fingerprint: view.view.fingerprint,
                         partition: Partition {
                             topic: topic.id,
                             number: *number,
                         },
                         start,
-                        ledger: ledger.clone(),
+                        redo: kept.redo,
+                        ledger: kept.ledger.clone(),
                     }));
                 }
             }

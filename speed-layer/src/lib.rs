@@ -23,6 +23,7 @@
 //! - [`alarm`]: whether too many records are refused
 //! - [`worker`]: the loop of one dataset
 //! - [`layer`]: all datasets
+//! - [`redo`]: what the store has lost is read again, by command
 
 pub mod aggregate;
 mod alarm;
@@ -34,8 +35,10 @@ mod flush;
 mod lanes;
 pub mod layer;
 mod look;
+pub mod redo;
 pub mod starts;
 mod worker;
 
 pub use error::SpeedError;
 pub use layer::run;
+pub use redo::redo;

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use shared_connections::store::Ledger;
-use shared_schemas::handoff::{ChunkSize, Mark, Offset, OffsetRange, SpeedProgress, Start, may_show, wanted};
+use shared_schemas::handoff::{ChunkSize, Mark, Offset, OffsetRange, Redo, SpeedProgress, Start, may_show, wanted};
 
 use crate::aggregate::Counted;
 use crate::dedupe::Judgement;
@@ -72,6 +72,8 @@ impl Wanted {
 /// A start whose cells are kept.
 #[derive(Debug, Clone)]
 pub struct Kept {
+    /// Under which redo it is read.
+    pub redo: Redo,
     /// Up to where it has read, or knows that the log has nothing.
     read_to: Offset,
     /// A record at or past the chunk's end was delivered.
@@ -180,6 +182,7 @@ impl Starts {
     fn begin(&mut self, from: Offset, to: Offset, wanted: &Wanted, rules: &str) {
         for start in wanted.lacking(from, to, self.chunk) {
             self.kept.entry(start).or_insert_with(|| Kept {
+                redo: wanted.progress.redo(start),
                 read_to: start.0,
                 complete: false,
                 ledger: Ledger {
@@ -194,10 +197,13 @@ impl Starts {
         }
     }
 
-    /// Lets go of what nobody needs any more. Returns the starts whose cells can be dropped.
+    /// Lets go of what nobody needs any more, and of what is to be read again from its first offset. Returns the starts whose cells
+    /// can be dropped.
     pub fn retain_wanted(&mut self, now: &Wanted) -> Vec<Start> {
         let chunk = self.chunk;
-        self.drop_where(|start, _| !wanted(start, now.mark, &now.cuts, chunk))
+        self.drop_where(|start, kept| {
+            !wanted(start, now.mark, &now.cuts, chunk) || kept.redo < now.progress.redo(start)
+        })
     }
 
     /// Lets go of starts that a reader fed that is no more: they are read again from their first offset.
@@ -230,7 +236,7 @@ impl Starts {
 
     /// The progress that may be recorded now, cuts before the chunk's own: each group is to be durable before the next
     /// is sent. Rows of these starts must be durable already.
-    pub fn to_show(&self, wanted: &Wanted) -> [Vec<(Start, &Ledger)>; 2] {
+    pub fn to_show(&self, wanted: &Wanted) -> [Vec<(Start, &Kept)>; 2] {
         let mut shown: BTreeMap<Start, Option<Offset>> = wanted
             .cuts
             .iter()
@@ -239,16 +245,16 @@ impl Starts {
         let news = |start: &Start, shown: &BTreeMap<Start, Option<Offset>>| {
             let kept = self.kept.get(start)?;
             let is_news = kept.ledger.next > start.0 && kept.shown < Some(kept.ledger.next) && !kept.is_withheld;
-            (is_news && may_show(*start, kept.ledger.next, shown, self.chunk)).then_some((*start, &kept.ledger))
+            (is_news && may_show(*start, kept.ledger.next, shown, self.chunk)).then_some((*start, kept))
         };
         let (mut cuts, mut own) = (Vec::new(), Vec::new());
         // From the highest start down: a lower one waits for the cuts behind it.
         for start in self.kept.keys().rev() {
             if self.chunk.is_first(start.0) {
                 own.extend(news(start, &shown));
-            } else if let Some((cut, ledger)) = news(start, &shown) {
-                shown.insert(cut, Some(ledger.next));
-                cuts.push((cut, ledger));
+            } else if let Some((cut, kept)) = news(start, &shown) {
+                shown.insert(cut, Some(kept.ledger.next));
+                cuts.push((cut, kept));
             }
         }
         [cuts, own]
@@ -260,9 +266,9 @@ impl Starts {
         kept.is_some_and(|kept| !std::mem::replace(&mut kept.is_withheld, true))
     }
 
-    /// Progress was recorded up to there.
-    pub fn mark_shown(&mut self, start: Start, next: Offset) {
-        if let Some(kept) = self.kept.get_mut(&start) {
+    /// Progress was recorded up to there, under that redo: of another one it says nothing.
+    pub fn mark_shown(&mut self, start: Start, redo: Redo, next: Offset) {
+        if let Some(kept) = self.kept.get_mut(&start).filter(|kept| kept.redo == redo) {
             kept.shown = kept.shown.max(Some(next));
         }
     }

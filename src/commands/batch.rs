@@ -21,6 +21,11 @@ use crate::{USED_WRONGLY, connect, metrics};
 
 /// Exact results: computed from the archive, published, rolled back
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    highwater batch run --to-end\n  \
+    highwater batch list\n  \
+    highwater batch rollback --view departures\n  \
+    highwater batch schedule")]
 pub(crate) struct Batch {
     #[command(subcommand)]
     command: Command,

@@ -15,6 +15,10 @@ use crate::signals::Signals;
 /// Figures are compared with the aims in docs/performance.md. A missed aim is no failure: it exits 0. Wrong counts are: it
 /// exits 1.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    highwater bench stages\n  \
+    highwater bench speed --quick\n  \
+    highwater bench batch --output json")]
 pub(crate) struct Bench {
     #[command(subcommand)]
     bench: Name,

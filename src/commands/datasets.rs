@@ -17,6 +17,9 @@ use super::{Place, WOULD_GO, on_store, used_wrongly};
 
 /// What is held of datasets, and removing what no definition names
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    highwater datasets list\n  \
+    highwater datasets remove flights")]
 pub(crate) struct Datasets {
     #[command(subcommand)]
     command: Command,

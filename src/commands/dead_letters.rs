@@ -13,6 +13,10 @@ use super::status::told;
 
 /// Records that were refused
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    highwater dead-letters list flights --reason bad_time\n  \
+    highwater dead-letters show flights flights/3/81204\n  \
+    highwater dead-letters replay flights --all --dry-run")]
 pub(crate) struct DeadLetters {
     #[command(subcommand)]
     command: Command,

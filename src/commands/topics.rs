@@ -12,6 +12,8 @@ use super::output::Output;
 
 /// Topics in Kafka
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    highwater topics create")]
 pub(crate) struct Topics {
     #[command(subcommand)]
     command: Command,

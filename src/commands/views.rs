@@ -18,6 +18,9 @@ use super::{Place, WOULD_GO, on_store, used_wrongly};
 
 /// What ClickHouse holds of views, and removing what no definition names
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    highwater views list\n  \
+    highwater views remove --unused")]
 pub(crate) struct Views {
     #[command(subcommand)]
     command: Command,

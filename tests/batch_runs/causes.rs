@@ -9,7 +9,7 @@ use shared_connections::store::reconciliations::RECONCILIATIONS_KEPT;
 use shared_connections::store::{ProgressRow, RulesDiffer};
 use shared_schemas::dataset::{Dataset, KeyCheck, Mask};
 use shared_schemas::fingerprint::Fingerprint;
-use shared_schemas::handoff::{Offset, OffsetRange, Start};
+use shared_schemas::handoff::{Offset, OffsetRange, Redo, Start};
 use shared_schemas::store::tables::{batch_table_name, speed_table_name};
 use tokio_util::sync::CancellationToken;
 
@@ -170,6 +170,7 @@ fn what_a_gap_lacks_is_put_down_to_it() -> anyhow::Result<()> {
             fingerprint: view.fingerprint,
             partition: partition(0),
             start: Start(Offset(8)),
+            redo: Redo::default(),
             ledger,
         };
         store.record_progress(&[progress]).await?;

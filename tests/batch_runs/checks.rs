@@ -7,7 +7,7 @@ use highwater_batch::{Outcome, ViewReport};
 use highwater_tests::stack::{highwater_in, said_in};
 use serde_json::Value;
 use shared_connections::store::ProgressRow;
-use shared_schemas::handoff::PublicationNumber;
+use shared_schemas::handoff::{PublicationNumber, Redo};
 use shared_schemas::store::quote;
 use shared_schemas::store::tables::{batch_table_name, speed_table_name};
 use tokio_util::sync::CancellationToken;
@@ -244,6 +244,7 @@ fn a_cut_or_other_rules_keep_no_other_offsets_from_being_compared() -> anyhow::R
                 fingerprint: view.fingerprint,
                 partition,
                 start,
+                redo: Redo::default(),
                 ledger,
             }
         });

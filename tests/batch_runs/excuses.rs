@@ -11,7 +11,7 @@ use highwater_tests::clickhouse::ClickHouse;
 use shared_connections::store::ProgressRow;
 use shared_schemas::dataset::{Dataset, Undeclared};
 use shared_schemas::definitions::Definitions;
-use shared_schemas::handoff::{Offset, Start};
+use shared_schemas::handoff::{Offset, Redo, Start};
 use shared_schemas::store::tables::{batch_table_name, speed_table_name};
 use tokio_util::sync::CancellationToken;
 
@@ -260,6 +260,7 @@ async fn counting_less(world: &World, start: Start, repeats: u64) -> anyhow::Res
         fingerprint: view.fingerprint,
         partition: partition(0),
         start,
+        redo: Redo::default(),
         ledger,
     };
     Ok(store.record_progress(&[row]).await?)

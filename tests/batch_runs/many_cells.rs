@@ -12,6 +12,7 @@ use highwater_batch::{Selection, reconcile};
 use highwater_tests::stack::highwater_in as highwater;
 use serde_json::Value;
 use shared_connections::store::{Ledger, ProgressRow};
+use shared_schemas::handoff::Redo;
 use shared_schemas::store::tables::{batch_table_name, speed_table_name};
 use tokio_util::sync::CancellationToken;
 
@@ -125,6 +126,7 @@ fn more_slices_of_differences_take_no_more_readings() -> anyhow::Result<()> {
             fingerprint: view.fingerprint,
             partition,
             start,
+            redo: Redo::default(),
             ledger: Ledger { unsure: 1, ..ledger },
         });
         store.record_progress(&progress.collect::<Vec<_>>()).await?;

@@ -21,7 +21,7 @@ use shared_schemas::dataset::Dataset;
 use shared_schemas::decode::{Decoder, EnvironmentKeys, Options, Reason, Record};
 use shared_schemas::definitions::Definitions;
 use shared_schemas::fingerprint::Fingerprint;
-use shared_schemas::handoff::{ChunkSize, Offset, OffsetRange, Partition, Publication, Start, TopicId};
+use shared_schemas::handoff::{ChunkSize, Offset, OffsetRange, Partition, Publication, Redo, Start, TopicId};
 use shared_schemas::plan::{CellKey, CellPlan, START_COLUMN};
 use shared_schemas::store::tables::speed_table_name;
 use shared_schemas::store::{Merging, speed_rows};
@@ -297,6 +297,7 @@ impl World {
                     fingerprint: view.fingerprint,
                     partition: partition(number),
                     start: *start,
+                    redo: Redo::default(),
                     ledger: self.ledger(view, number, *start, upto(*start)),
                 })
                 .collect();

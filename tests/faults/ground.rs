@@ -17,6 +17,35 @@ const WAYS: [&str; 2] = ["CUT", "WIRE"];
 pub(crate) const SHORT: &str = "[kafka.properties]\n\"session.timeout.ms\" = \"3000\"\n\
     \"heartbeat.interval.ms\" = \"500\"\n\"socket.timeout.ms\" = \"6000\"\n\"reconnect.backoff.max.ms\" = \"1000\"";
 
+/// The same of the protocol in which the broker says how long a session is.
+const SHORT_OF_BROKER: &str = "[kafka.properties]\n\"group.protocol\" = \"consumer\"\n\"socket.timeout.ms\" = \"6000\"\n\
+    \"reconnect.backoff.max.ms\" = \"1000\"";
+
+/// How a group gives partitions to its members.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Assignor {
+    /// Step by step: nobody lets go of what it keeps.
+    Cooperative,
+    /// Everybody lets go of everything at each rebalance.
+    Eager,
+    /// Kafka's newer protocol: the broker decides.
+    Broker,
+}
+
+impl Assignor {
+    /// All of them.
+    pub(crate) const ALL: [Self; 3] = [Self::Cooperative, Self::Eager, Self::Broker];
+
+    /// The section of the configuration that asks for it, with short sessions.
+    pub(crate) fn properties(self) -> String {
+        match self {
+            Self::Cooperative => SHORT.to_owned(),
+            Self::Eager => format!("{SHORT}\n\"partition.assignment.strategy\" = \"range\""),
+            Self::Broker => SHORT_OF_BROKER.to_owned(),
+        }
+    }
+}
+
 /// A Kafka, and proxies that lead to it.
 pub(crate) struct Ground {
     stack: Stack,
@@ -86,7 +115,14 @@ impl Ground {
 
 /// What a broker must be told before it takes members with [`SHORT`] sessions.
 pub(crate) fn short_sessions() -> Vec<(String, String)> {
-    vec![("group.min.session.timeout.ms".to_owned(), "1000".to_owned())]
+    let settings = [
+        ("group.min.session.timeout.ms", "1000"),
+        ("group.consumer.min.session.timeout.ms", "1000"),
+        ("group.consumer.session.timeout.ms", "3000"),
+        ("group.consumer.min.heartbeat.interval.ms", "500"),
+        ("group.consumer.heartbeat.interval.ms", "500"),
+    ];
+    settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
 }
 
 /// A proxy before ClickHouse, and a place whose processes go through it.

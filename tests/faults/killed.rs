@@ -60,12 +60,15 @@ fn a_worker_killed_between_any_two_steps_loses_and_doubles_nothing() -> anyhow::
     })
 }
 
-/// Killed every few seconds while events stream: the worker, the archiver, or both. Then a batch run takes over.
+/// Killed every few seconds while events stream: the worker, the archiver, or both. The worker has a name in its group: it is back
+/// under it before its session ends, and has its partitions again. Then a batch run takes over.
 #[test]
 fn workers_killed_at_random_lose_and_double_nothing() -> anyhow::Result<()> {
     trials("1", "kill -9 at random, worker and archiver", 4, async |trial| {
         let platform = Ground::shared().await?.platform().await?;
-        let mut workers = vec![Worker::speed(&platform)?, Worker::archive(&platform)?];
+        let mut named = platform.place();
+        named.speed += "\ninstance = \"one\"";
+        let mut workers = vec![Worker::speed_at(&platform, &named)?, Worker::archive(&platform)?];
         let kills = trial.times(4, 25);
         let killing = async {
             for _ in 0..kills {
@@ -74,7 +77,7 @@ fn workers_killed_at_random_lose_and_double_nothing() -> anyhow::Result<()> {
                 let which = trial.random.usize(0..2);
                 workers.remove(which).kill().await;
                 let again = if which == 0 {
-                    Worker::speed(&platform)
+                    Worker::speed_at(&platform, &named)
                 } else {
                     Worker::archive(&platform)
                 };

@@ -8,7 +8,7 @@ use highwater_tests::stack::unique;
 use highwater_tests::workers::Worker;
 use shared_schemas::store::tables::PROGRESS;
 
-use super::ground::{Ground, place, proxied};
+use super::ground::{Assignor, Ground, place, proxied};
 use super::killed::speed_table;
 use super::trial::trials;
 
@@ -194,12 +194,15 @@ fn a_worker_without_kafka_is_stood_in_for() -> anyhow::Result<()> {
     })
 }
 
-/// Up to five workers of one group are started, ended and killed at random.
+/// Up to five workers of one group are started, ended and killed at random, in a group of any protocol.
 #[test]
 fn a_storm_of_workers_that_come_and_go_loses_and_doubles_nothing() -> anyhow::Result<()> {
     trials("4", "workers started, ended, killed at random", 5, async |trial| {
         let platform = Ground::shared().await?.platform().await?;
-        let place = place(&platform);
+        let mut place = place(&platform);
+        let assignor = Assignor::ALL[trial.random.usize(0..Assignor::ALL.len())];
+        place.more = assignor.properties();
+        println!("partitions are given by {assignor:?}");
         let mut workers = vec![Worker::speed_at(&platform, &place)?];
         let changes = trial.times(8, 60);
         let storm = async {

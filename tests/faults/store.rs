@@ -15,8 +15,12 @@ use super::ground::{self, Ground};
 use super::killed::speed_table;
 use super::trial::trials;
 
-/// How often memory is looked at while the store is away.
+/// How often memory, or a metric, is looked at.
 const SAMPLE: Duration = Duration::from_millis(500);
+/// More parts than flushes go on with as before.
+const PILE: u64 = 400;
+/// So many seconds are far longer than a flush of 10 ms.
+const SLOW: f64 = 0.15;
 /// What may be open, and what one look at the log brings. All that is sent while the store is away takes three times as much.
 const MOST_OPEN: f64 = 3.0 * 1024.0 * 1024.0;
 /// A worker that gathers what it cannot write would take more than this in the long form: 300,000 events as cells.
@@ -108,6 +112,57 @@ fn a_store_that_refuses_for_a_while_poisons_nothing() -> anyhow::Result<()> {
                 Ok(())
             })
             .await
+    })
+}
+
+/// Flushes that come fast make parts, which a store that merges nothing piles up: they come ever less often, and as often as they
+/// should when all is merged.
+#[test]
+fn parts_that_pile_up_slow_flushes_down_and_no_more() -> anyhow::Result<()> {
+    trials("9", "parts that nobody merges", 2, async |trial| {
+        let platform = Ground::shared().await?.platform().await?;
+        let mut place = ground::place(&platform);
+        place.speed = "flush = \"10ms\"".to_owned();
+        let worker = Worker::speed_at(&platform, &place)?;
+        platform.send_next(100).await?;
+        trial.whole(&platform).await?;
+        let store = platform.store();
+        let progress = format!("`{}`.`{PROGRESS}`", store.database());
+        let merges = async |what: &str| store.execute(what, &format!("SYSTEM {what} MERGES {progress}")).await;
+        merges("STOP").await?;
+        // As many as flushes would have made in some seconds: each block is a part.
+        let pile = format!(
+            "INSERT INTO {progress} (fingerprint, _start) SELECT 'nobody', number FROM numbers({PILE}) \
+             SETTINGS max_block_size = 1, max_threads = 1, min_insert_block_size_rows = 0, min_insert_block_size_bytes = 0"
+        );
+        store.execute("make parts", &pile).await?;
+        ensure!(store.active_parts(PROGRESS).await? >= PILE, "they are merged");
+
+        let pause = async || worker.metric("highwater_speed_flush_pause_seconds").await;
+        let slower = async {
+            while pause().await? < SLOW {
+                tokio::time::sleep(SAMPLE).await;
+            }
+            Ok(())
+        };
+        platform.while_streaming(slower).await?;
+        let parts = store.active_parts(PROGRESS).await?;
+        ensure!(parts < 2 * PILE, "{parts} parts at a pause that grows");
+        trial.whole(&platform).await?;
+
+        merges("START").await?;
+        store
+            .execute("merge", &format!("OPTIMIZE TABLE {progress} FINAL"))
+            .await?;
+        let faster = async {
+            while pause().await? > 0.0 {
+                tokio::time::sleep(SAMPLE).await;
+            }
+            Ok(())
+        };
+        platform.while_streaming(faster).await?;
+        trial.whole(&platform).await?;
+        worker.end_well().await
     })
 }
 

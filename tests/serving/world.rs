@@ -20,7 +20,7 @@ use shared_schemas::decode::{Decoder, EnvironmentKeys, Options, Record};
 use shared_schemas::definitions::Definitions;
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{
-    EventDay, Mark, Offset, Partition, Publication, PublicationNumber, RunId, Start, TopicId,
+    EventDay, Mark, Offset, Partition, Publication, PublicationNumber, Redo, RunId, Start, TopicId,
 };
 use shared_schemas::plan::{CellKey, CellPlan, START_COLUMN};
 use shared_schemas::store::tables::{batch_table_name, speed_table_name};
@@ -308,6 +308,7 @@ impl World {
             fingerprint: view.fingerprint,
             partition: partition(number),
             start: Start(Offset(*start)),
+            redo: Redo::default(),
             ledger: Ledger {
                 next: Offset(end(*start)),
                 ..Ledger::default()

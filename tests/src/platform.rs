@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::stack::{PATIENCE, shared, unique};
+use crate::stack::{PATIENCE, program, shared, unique};
 
 pub use oracle::Difference;
 pub use place::Place;
@@ -229,6 +229,22 @@ impl Platform {
             producer: self.producer.clone(),
             folder: TempDir::with_prefix("highwater-test-")?,
         })
+    }
+
+    /// Where an event was first in the log: its partition and offset.
+    pub fn position(&self, event: Event) -> Option<(u32, u64)> {
+        lock(&self.positions).get(&event).copied()
+    }
+
+    /// Runs `highwater` to its end: its exit code, what it said on stdout, what on stderr.
+    pub async fn highwater(&self, arguments: &[&str]) -> anyhow::Result<(Option<i32>, String, String)> {
+        let mut command = tokio::process::Command::new(program("highwater")?);
+        command
+            .current_dir(self.folder_of("command", &self.place())?)
+            .args(arguments);
+        let output = tokio::time::timeout(PATIENCE, command.kill_on_drop(true).output()).await??;
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
     }
 
     /// The store.

@@ -227,6 +227,13 @@ impl Worker {
         Ok(std::fs::read_to_string(log)?)
     }
 
+    /// Waits until it ends by itself; what it said.
+    pub async fn ended(self) -> anyhow::Result<(ExitStatus, String)> {
+        let ended = tokio::time::timeout(PATIENCE, self.process.wait()).await;
+        let status = ended.with_context(|| format!("it does not end: {}", tail(&self.log)))?;
+        Ok((status, self.said()))
+    }
+
     /// Tells it to end; it must do so with success.
     pub async fn end_well(self) -> anyhow::Result<()> {
         let log = self.log.clone();

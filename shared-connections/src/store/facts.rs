@@ -10,7 +10,7 @@ use clickhouse::Row;
 use serde::Deserialize;
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{
-    EventDay, Floor, Mark, Offset, OffsetRange, OffsetSet, Partition, Publication, PublicationNumber, RunId,
+    EventDay, Floor, Mark, Offset, OffsetRange, OffsetSet, Partition, Publication, PublicationNumber, Redo, RunId,
     SpeedProgress, Start, TopicId, newest, wanted_cuts,
 };
 use shared_schemas::store::quote;
@@ -198,6 +198,7 @@ struct NextRow {
     topic: u128,
     partition: u32,
     start: u64,
+    redo: u64,
     next: u64,
 }
 
@@ -441,7 +442,7 @@ impl Store {
 
     async fn progress_of(&self, views: &[View]) -> Result<Vec<BTreeMap<Partition, SpeedProgress>>, StoreError> {
         let sql = format!(
-            "SELECT fingerprint AS view, _topic AS topic, _partition AS partition, _start AS start, _next AS next \
+            "SELECT fingerprint AS view, _topic AS topic, _partition AS partition, _start AS start, redo, _next AS next \
              FROM {} FINAL WHERE {}",
             self.table(PROGRESS),
             of_views(views)
@@ -450,7 +451,7 @@ impl Store {
         for row in self.rows::<NextRow>("read progress", &sql, &[]).await? {
             let of_view = of.entry(row.view).or_default();
             let held = of_view.entry(partition(row.topic, row.partition)).or_default();
-            held.record(Start(Offset(row.start)), Offset(row.next));
+            held.record_after(Start(Offset(row.start)), Redo(row.redo), Offset(row.next));
         }
         Ok(in_order(views, &of))
     }
@@ -488,14 +489,17 @@ impl Store {
         Ok(())
     }
 
-    /// The progress rows with their ledgers, for `status` and reconciliation.
+    /// The progress rows with their ledgers, for `status` and reconciliation; without those that are void, and those that void
+    /// them.
     ///
     /// # Errors
     /// ClickHouse's.
     pub async fn ledgers(&self, view: &View) -> Result<Vec<(Partition, Start, Ledger)>, StoreError> {
         let sql = format!(
             "SELECT _topic AS topic, _partition AS partition, _start AS start, _next AS next, rules, read, holes, \
-             gap, aggregated, filtered, repeated, reasons, unsure, failed_filters FROM {} FINAL WHERE fingerprint = {{view:String}} ORDER BY topic, partition, start",
+             gap, aggregated, filtered, repeated, reasons, unsure, failed_filters FROM (SELECT * FROM {} FINAL \
+             WHERE fingerprint = {{view:String}} ORDER BY _topic, _partition, _start, redo DESC LIMIT 1 BY _topic, _partition, _start) \
+             WHERE _next > _start ORDER BY topic, partition, start",
             self.table(PROGRESS)
         );
         let rows = self.rows::<LedgerRow>("read ledgers", &sql, &of(view)).await?;

@@ -9,7 +9,7 @@ use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 use shared_schemas::fingerprint::Fingerprint;
 use shared_schemas::handoff::{
-    EventDay, Floor, Mark, OffsetRange, Partition, Publication, PublicationNumber, RunId, Start,
+    EventDay, Floor, Mark, OffsetRange, Partition, Publication, PublicationNumber, Redo, RunId, Start,
 };
 use shared_schemas::store::tables::{CUTS, FLOORS, GAPS, HORIZONS, PROGRESS, PUBLICATIONS, RUNS};
 use shared_schemas::view::View;
@@ -39,6 +39,8 @@ pub struct ProgressRow {
     pub partition: Partition,
     /// The start.
     pub start: Start,
+    /// Under which redo of the start its records were read.
+    pub redo: Redo,
     /// How far it has come, and what became of the records.
     pub ledger: Ledger,
 }
@@ -49,6 +51,7 @@ struct Progress {
     _topic: u128,
     _partition: u32,
     _start: u64,
+    redo: u64,
     _next: u64,
     rules: String,
     read: u64,
@@ -125,6 +128,22 @@ fn marks(marks: &BTreeMap<Partition, Mark>) -> Vec<(u128, u32, u64)> {
         .collect()
 }
 
+impl ProgressRow {
+    /// Voids what was recorded of a start under lower redos: it is to be read again.
+    pub fn void(fingerprint: Fingerprint, partition: Partition, start: Start, redo: Redo) -> Self {
+        Self {
+            fingerprint,
+            partition,
+            start,
+            redo,
+            ledger: Ledger {
+                next: start.0,
+                ..Ledger::default()
+            },
+        }
+    }
+}
+
 impl Store {
     /// Records progress. The rows that it speaks of must be durable before.
     ///
@@ -138,6 +157,7 @@ impl Store {
                 _topic: row.partition.topic.0,
                 _partition: row.partition.number,
                 _start: row.start.0.0,
+                redo: row.redo.0,
                 _next: row.ledger.next.0,
                 rules: row.ledger.rules.clone(),
                 read: row.ledger.read,

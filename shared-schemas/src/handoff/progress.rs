@@ -3,17 +3,34 @@
 //! From a mark, the starts that count follow on each other: the mark's own, then every chunk's. Walking them until
 //! one is not complete gives both what a reader may promise ([`Coverage::covered`]) and where a worker without
 //! memory takes up the work ([`Coverage::open`]).
+//!
+//! Progress of a start only grows, but by command: a redo ([`super::redo`]) begins the start anew. It is a row like any other, of
+//! the next [`Redo`] and without an offset, and what was written before it, or arrives later from somebody who has not seen it,
+//! counts no more.
 
 use std::collections::BTreeMap;
 
 use super::offset::{ChunkSize, Mark, Offset, OffsetRange, OffsetSet, Start};
 use super::select::counts;
 
+/// How often a start was ordered to be read again before whoever writes of it began to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Redo(pub u64);
+
 /// What the speed layer has recorded for one view and partition.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct SpeedProgress {
-    nexts: BTreeMap<Start, Offset>,
+    nexts: BTreeMap<Start, Come>,
     gaps: BTreeMap<Start, OffsetSet>,
+}
+
+/// How far a start has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Come {
+    redo: Redo,
+    next: Offset,
+    /// The highest `next` of any redo.
+    once: Offset,
 }
 
 /// What the starts from a mark on hold.
@@ -28,10 +45,33 @@ pub struct Coverage {
 }
 
 impl SpeedProgress {
-    /// Takes in a progress row; the highest `next` of a start stays.
+    /// Takes in a progress row of a start that was never to be read again; the highest `next` of a start stays.
     pub fn record(&mut self, start: Start, next: Offset) {
-        let held = self.nexts.entry(start).or_insert(next);
-        *held = next.max(*held);
+        self.record_after(start, Redo::default(), next);
+    }
+
+    /// Takes in a progress row; of a start's rows the highest redo stays, and of those the highest `next`.
+    pub fn record_after(&mut self, start: Start, redo: Redo, next: Offset) {
+        self.come(start, Come { redo, next, once: next });
+    }
+
+    fn come(&mut self, start: Start, come: Come) {
+        let held = self.nexts.entry(start).or_insert(come);
+        let once = held.once.max(come.once);
+        if (come.redo, come.next) > (held.redo, held.next) {
+            *held = come;
+        }
+        held.once = once;
+    }
+
+    /// The redo under which a start is to be read now.
+    pub fn redo(&self, start: Start) -> Redo {
+        self.nexts.get(&start).map(|come| come.redo).unwrap_or_default()
+    }
+
+    /// What was recorded of each start: its redo, and up to where it has come.
+    pub fn starts(&self) -> impl Iterator<Item = (Start, Redo, Offset)> {
+        self.nexts.iter().map(|(start, come)| (*start, come.redo, come.next))
     }
 
     /// Takes in a gap row: a writer of `start` did not find these offsets in the log.
@@ -43,7 +83,7 @@ impl SpeedProgress {
 
     /// Takes in all that another recorded.
     pub fn extend(&mut self, other: &Self) {
-        other.nexts.iter().for_each(|(start, next)| self.record(*start, *next));
+        other.nexts.iter().for_each(|(start, come)| self.come(*start, *come));
         for (start, gaps) in &other.gaps {
             self.gaps.entry(*start).or_default().extend(gaps);
         }
@@ -57,7 +97,7 @@ impl SpeedProgress {
 
     /// Up to where that start's rows have come; `None`: no progress was ever recorded.
     pub fn next(&self, start: Start) -> Option<Offset> {
-        self.nexts.get(&start).copied()
+        self.nexts.get(&start).map(|come| come.next)
     }
 
     /// The first start of which anything was recorded.
@@ -66,9 +106,9 @@ impl SpeedProgress {
         self.nexts.keys().next().copied().into_iter().chain(gap).min()
     }
 
-    /// The highest `next` of any start.
+    /// The highest `next` of any start, under any redo: up to where anything was ever counted.
     pub fn highest_next(&self) -> Option<Offset> {
-        self.nexts.values().max().copied()
+        self.nexts.values().map(|come| come.once).max()
     }
 
     /// The gaps recorded for that start.
@@ -186,12 +226,15 @@ mod tests {
 
         /// The order in which rows arrive, and how often, changes nothing.
         #[test]
-        fn rows_commute(rows in prop::collection::vec((0_u64..20, 0_u64..24), 0..12), seed in 0_usize..12) {
+        fn rows_commute(rows in prop::collection::vec((0_u64..20, 0_u64..3, 0_u64..24), 0..12), seed in 0_usize..12) {
+            let take = |into: &mut SpeedProgress, (start, redo, next): &(u64, u64, u64)| {
+                into.record_after(Start(Offset(*start)), Redo(*redo), Offset(*next));
+            };
             let mut forward = SpeedProgress::default();
-            rows.iter().for_each(|(start, next)| forward.record(Start(Offset(*start)), Offset(*next)));
+            rows.iter().for_each(|row| take(&mut forward, row));
             let mut shuffled = SpeedProgress::default();
             let turned = rows.iter().cycle().skip(seed).take(rows.len() * 2);
-            turned.for_each(|(start, next)| shuffled.record(Start(Offset(*start)), Offset(*next)));
+            turned.for_each(|row| take(&mut shuffled, row));
             prop_assert_eq!(forward, shuffled);
         }
 

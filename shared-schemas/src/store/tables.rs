@@ -84,7 +84,6 @@ impl Table {
             .iter()
             .map(|(name, column_type)| format!("    {} {column_type}", identifier(name)))
             .collect();
-        let order: Vec<_> = self.order_by.iter().map(|column| identifier(column)).collect();
         let partition = if self.partition_by.is_empty() {
             String::new()
         } else {
@@ -96,11 +95,17 @@ impl Table {
             qualified(database, &self.name),
             columns.join(",\n"),
             self.engine,
-            order.join(", "),
+            self.order(),
         )
     }
 
-    /// The statement that adds these of its columns; the others are there.
+    fn order(&self) -> String {
+        let order: Vec<_> = self.order_by.iter().map(|column| identifier(column)).collect();
+        order.join(", ")
+    }
+
+    /// The statement that adds these of its columns; the others are there. Where one is of the sorting key it becomes so: a new
+    /// column at the key's end changes the order of no row.
     pub fn add_columns(&self, database: &str, lacking: &[&str]) -> String {
         let columns: Vec<_> = self
             .columns
@@ -108,7 +113,11 @@ impl Table {
             .filter(|(name, _)| lacking.contains(&name.as_str()))
             .map(|(name, column_type)| format!("ADD COLUMN IF NOT EXISTS {} {column_type}", identifier(name)))
             .collect();
-        format!("ALTER TABLE {} {}", qualified(database, &self.name), columns.join(", "))
+        let mut changes = columns.join(", ");
+        if self.order_by.iter().any(|column| lacking.contains(&column.as_str())) {
+            changes += &format!(", MODIFY ORDER BY ({})", self.order());
+        }
+        format!("ALTER TABLE {} {changes}", qualified(database, &self.name))
     }
 }
 
@@ -175,17 +184,18 @@ pub fn batch_table(view: &View) -> Table {
 pub fn control_tables() -> Vec<Table> {
     let place = "fingerprint String, _topic UInt128, _partition UInt32, _start UInt64";
     vec![
+        // Of a start's rows the highest `redo` counts: it is in the key, so that a late row of an earlier one replaces none.
         // The ledger: `read = aggregated + filtered + repeated + invalid`, `read + holes = _next - _start`. The reasons are
         // those of the invalid, a gap is among the holes; the last two are counted beside.
         control(
             PROGRESS,
             &format!(
-                "{place}, _next UInt64, rules String, read UInt64, holes UInt64, gap UInt64, aggregated UInt64, \
+                "{place}, redo UInt64, _next UInt64, rules String, read UInt64, holes UInt64, gap UInt64, aggregated UInt64, \
                  filtered UInt64, repeated UInt64, invalid UInt64, reasons Map(String, UInt64), unsure UInt64, \
                  failed_filters UInt64, written DateTime64(3, 'UTC') DEFAULT now64(3)"
             ),
             "_next",
-            &["fingerprint", "_topic", "_partition", "_start"],
+            &["fingerprint", "_topic", "_partition", "_start", "redo"],
         ),
         // The key is the whole fact: a gap is never replaced by another.
         control(

@@ -154,8 +154,8 @@ proptest! {
                     fold(&mut starts, &records, &taken);
                 }
             }
-            for (start, ledger) in starts.to_show(&wanted).into_iter().flatten() {
-                prop_assert_eq!(ledger.balances(start), Ok(()), "{:?}", ledger);
+            for (start, kept) in starts.to_show(&wanted).into_iter().flatten() {
+                prop_assert_eq!(kept.ledger.balances(start), Ok(()), "{:?}", kept.ledger);
             }
         }
         for (start, kept) in starts.kept() {
@@ -187,14 +187,14 @@ proptest! {
             for group in 0..2 {
                 let shown: BTreeMap<Start, Option<Offset>> =
                     wanted.cuts.iter().map(|cut| (*cut, wanted.progress.next(*cut))).collect();
-                let group = starts.to_show(&wanted)[group].iter().map(|(start, ledger)| (*start, (*ledger).clone())).collect::<Vec<_>>();
+                let group = starts.to_show(&wanted)[group].iter().map(|(start, kept)| (*start, kept.ledger.clone())).collect::<Vec<_>>();
                 for (start, ledger) in group {
                     // Shown together, cuts do not pass each other: they have read the same records.
                     let behind = shown.iter().filter(|(cut, _)| **cut > start && cut.0 < ledger.next.min(chunk().end(start.0)));
                     if chunk().is_first(start.0) {
                         prop_assert!(may_show(start, ledger.next, &behind.map(|(cut, next)| (*cut, *next)).collect(), chunk()));
                     }
-                    starts.mark_shown(start, ledger.next);
+                    starts.mark_shown(start, Redo::default(), ledger.next);
                     wanted.progress.record(start, ledger.next);
                 }
             }
@@ -238,6 +238,50 @@ fn what_the_log_lost_is_told_for_each_chunk_and_the_next_record_goes_on() {
     let ledger = &starts.kept()[&at(8)].ledger;
     assert_eq!((ledger.next, ledger.read, ledger.holes), (Offset(12), 1, 3));
     assert_eq!(ledger.gap, 2);
+}
+
+#[test]
+fn what_is_to_be_read_again_is_let_go_and_begun_anew() {
+    let mut starts = Starts::new(chunk());
+    let mut wanted = Wanted::default();
+    let records = |from, next| Records {
+        from: Offset(from),
+        next: Offset(next),
+        fates: (from..next)
+            .map(|at| (Offset(at), Fate::Accepted(Judgement::First)))
+            .collect(),
+    };
+    let at = |at| Start(Offset(at));
+    let redo = |starts: &Starts, start| starts.kept()[&start].redo;
+    starts.take(&records(0, 6), &wanted, "rules");
+    assert_eq!(redo(&starts, at(0)), Redo(0));
+    wanted.progress.record_after(at(0), Redo(1), Offset(0));
+    assert_eq!(starts.retain_wanted(&wanted), [at(0)], "its progress is void");
+    assert_eq!(starts.retain_wanted(&wanted), []);
+    // The head goes on, a reader that begins at its first offset begins it.
+    assert_eq!(
+        starts.take(&records(6, 9), &wanted, "rules").len(),
+        1,
+        "the next chunk's"
+    );
+    starts.take(&records(0, 6), &wanted, "rules");
+    assert_eq!((redo(&starts, at(0)), redo(&starts, at(8))), (Redo(1), Redo(0)));
+    // A flush that was under way before says nothing of the new reading.
+    starts.mark_shown(at(0), Redo(0), Offset(6));
+    let shown = |starts: &Starts| {
+        starts.to_show(&wanted)[1]
+            .iter()
+            .map(|(start, _)| *start)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&starts), [at(8), at(0)]);
+    starts.mark_shown(at(0), Redo(1), Offset(6));
+    assert_eq!(shown(&starts), [at(8)]);
+    assert_eq!(
+        starts.retain_wanted(&wanted),
+        [],
+        "it is read under the redo that is wanted"
+    );
 }
 
 #[test]

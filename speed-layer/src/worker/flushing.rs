@@ -67,6 +67,11 @@ impl Flushing {
         self.began.is_none_or(|began| began.elapsed() >= pause)
     }
 
+    /// What must lie between the beginnings of two flushes.
+    pub(super) fn pause(&self) -> Duration {
+        self.pause
+    }
+
     /// Lets flushes come less often while parts pile up, and as often as they should when they are merged.
     pub(super) fn pace(&mut self, parts: u64, usual: Duration) {
         let before = self.pause;
@@ -179,8 +184,9 @@ impl Worker {
         };
         for row in progress {
             if let Some(of_partition) = self.of_partition(row.fingerprint, row.partition.number) {
-                of_partition.starts.mark_shown(row.start, row.ledger.next);
-                of_partition.wanted.progress.record(row.start, row.ledger.next);
+                let (start, redo, next) = (row.start, row.redo, row.ledger.next);
+                of_partition.starts.mark_shown(start, redo, next);
+                of_partition.wanted.progress.record_after(start, redo, next);
             }
         }
         for (view, number, highest) in highest {

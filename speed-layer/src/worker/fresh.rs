@@ -280,6 +280,8 @@ impl Worker {
             if let Ok(Some(parts)) = told {
                 self.flushing.pace(parts, self.setup.speed.flush);
                 let dataset = self.setup.dataset.name.clone();
+                let pause = self.flushing.pause().as_secs_f64();
+                gauge!("highwater_speed_flush_pause_seconds", "dataset" => dataset.clone()).set(pause);
                 gauge!("highwater_speed_parts", "dataset" => dataset).set(precise(parts));
             }
         }

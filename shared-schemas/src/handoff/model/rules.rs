@@ -25,6 +25,10 @@ pub(super) enum Rule {
     LetCutsSettle,
     /// Workers look for cuts, and read again what they have passed.
     LookForCuts,
+    /// Of a start's progress the highest redo wins, whatever arrives late.
+    HighestRedoWins,
+    /// A worker lets go of a start whose progress was voided, and begins it anew.
+    BeginRedosAnew,
     /// A worker goes to what is open behind it.
     FillWhatIsOpen,
     /// The filter of a start is warmed over what lies before it.
@@ -70,7 +74,7 @@ pub(super) enum Rule {
 }
 
 /// All of them.
-pub(super) const RULES: [Rule; 30] = [
+pub(super) const RULES: [Rule; 32] = [
     Rule::WholeCells,
     Rule::HighestVersionWins,
     Rule::ReadFromTheStart,
@@ -80,6 +84,8 @@ pub(super) const RULES: [Rule; 30] = [
     Rule::ShowCutsFirst,
     Rule::LetCutsSettle,
     Rule::LookForCuts,
+    Rule::HighestRedoWins,
+    Rule::BeginRedosAnew,
     Rule::FillWhatIsOpen,
     Rule::WarmFilter,
     Rule::SelectStarts,

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::laws::Reader;
 use super::rules::Rule;
 use super::world::{Action, CELLS, Content, Flight, Insert, PARTITION, Protocol, Sender, World};
 use crate::handoff::marks::wanted_cuts;
 use crate::handoff::worker::missing;
 use crate::handoff::{
-    ChunkSize, Delivered, Mark, Offset, OffsetRange, OffsetSet, RunId, Start, delivered, may_show, next_start, wanted,
+    Again, ChunkSize, Delivered, Mark, Offset, OffsetRange, OffsetSet, Redo, RunId, Start, again, delivered, may_show,
+    next_start, wanted,
 };
 
 /// A worker's memory; a crash empties it.
@@ -20,6 +22,8 @@ pub(super) struct Worker {
     /// The newest mark and the cuts, as it last saw them.
     mark: Mark,
     cuts: BTreeSet<Start>,
+    /// The redos of starts that have one, as it last saw them.
+    redos: BTreeMap<Start, Redo>,
     /// What it knows of the cuts' progress.
     shown: BTreeMap<Start, Option<Offset>>,
     /// Runs whose cuts it has not looked for yet.
@@ -37,6 +41,7 @@ pub(super) struct Line {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Kept {
     pub(super) start: Start,
+    redo: Redo,
     /// The version of its next rows.
     next: Offset,
     /// What its cells lack.
@@ -56,12 +61,13 @@ impl Worker {
     /// One of its inserts was acknowledged. What it dropped meanwhile it has no use for.
     pub(super) fn acknowledged(&mut self, insert: &Insert, chunk: ChunkSize) {
         self.waits = false;
-        let start = match insert {
-            Insert::Cells { start, .. } | Insert::Progress { start, .. } | Insert::Gap { start, .. } => *start,
+        let (start, of) = match insert {
+            Insert::Cells { start, redo, .. } | Insert::Progress { start, redo, .. } => (*start, Some(*redo)),
+            Insert::Gap { start, .. } => (*start, None),
             Insert::Publication { .. } | Insert::Batch { .. } => return,
         };
         let mut kept = self.lines.iter_mut().flat_map(|line| &mut line.kept);
-        if let Some(kept) = kept.find(|kept| kept.start == start) {
+        if let Some(kept) = kept.find(|kept| kept.start == start && of.is_none_or(|redo| redo == kept.redo)) {
             match insert {
                 Insert::Cells { version, .. } => kept.rows = *version,
                 Insert::Progress { next, .. } => {
@@ -108,9 +114,20 @@ impl Protocol {
             cuts.clear();
         }
         let worker = &mut world.workers[at];
+        let progress = &world.store.progress;
         for line in &mut worker.lines {
             line.kept.retain(|kept| wanted(kept.start, mark, &cuts, self.chunk));
+            if self.breaks(Rule::BeginRedosAnew) {
+                let now = |kept: &mut Kept| kept.redo = progress.redo(kept.start);
+                line.kept.iter_mut().for_each(now);
+            }
+            line.kept.retain(|kept| kept.redo == progress.redo(kept.start));
         }
+        worker.redos = progress
+            .starts()
+            .filter(|(_, redo, _)| *redo > Redo::default())
+            .map(|(start, redo, _)| (start, redo))
+            .collect();
         worker.lines.retain(|line| !line.kept.is_empty());
         let kept: BTreeSet<_> = worker.kept().map(|kept| kept.start).collect();
         let mut cursors: Vec<_> = worker.lines.iter().map(|line| line.cursor).collect();
@@ -136,10 +153,45 @@ impl Protocol {
             };
             worker.lines.push(Line {
                 cursor,
-                kept: vec![Kept::at(start, cursor)],
+                kept: vec![Kept::at(start, world.store.progress.redo(start), cursor)],
             });
             worker.lines.sort_by_key(|line| line.cursor);
         }
+    }
+
+    /// What a redo would void now.
+    fn again(&self, world: &World) -> Option<Again> {
+        let mark = world
+            .newest(self)
+            .map(|newest| newest.mark(PARTITION))
+            .unwrap_or_default();
+        let log = OffsetRange {
+            from: world.log_start,
+            to: self.log_end(),
+        };
+        again(mark, &world.store.progress, self.chunk, Offset(0), log).ok()
+    }
+
+    /// Rows that progress speaks of may be lost; not while a query is between its steps, which was promised them.
+    pub(super) fn redo_actions(&self, world: &World, actions: &mut Vec<Action>) {
+        if world.left.redos == 0 || world.reader != Reader::Idle {
+            return;
+        }
+        let voids = self.again(world).map(|again| again.voids).unwrap_or_default();
+        let rows = world.store.rows.keys();
+        let lost = rows.filter(|(start, _)| voids.iter().any(|(voided, _)| voided == start));
+        actions.extend(lost.map(|(start, cell)| Action::Redo(*start, *cell)));
+    }
+
+    /// The row is lost. All that is promised from the mark on is voided, and is no promise any more.
+    pub(super) fn redo(&self, world: &mut World, row: (Start, u64)) {
+        let Some(again) = self.again(world) else { return };
+        world.left.redos -= 1;
+        world.store.rows.remove(&row);
+        for (start, redo) in again.voids {
+            world.store.progress.record_after(start, redo, start.0);
+        }
+        world.promised = 0;
     }
 
     /// A line reads on once what it completed is flushed; one that keeps nothing, only if no other is ahead of it.
@@ -152,7 +204,7 @@ impl Protocol {
     pub(super) fn read(&self, world: &mut World, at: usize, line: usize) {
         let worker = &mut world.workers[at];
         let held: BTreeSet<_> = worker.kept().map(|kept| kept.start).collect();
-        let (mark, cuts) = (worker.mark, worker.cuts.clone());
+        let (mark, cuts, redos) = (worker.mark, worker.cuts.clone(), worker.redos.clone());
         let line = &mut worker.lines[line];
         let end = self.chunk.end(line.cursor);
         let lost = missing(line.cursor, world.log_start.min(end));
@@ -163,7 +215,8 @@ impl Protocol {
         // Starts that are wanted open as they are passed.
         for start in (line.cursor.0..reached.0).map(|offset| Start(Offset(offset))) {
             if !held.contains(&start) && wanted(start, mark, &cuts, self.chunk) {
-                line.kept.push(Kept::at(start, start.0));
+                let redo = redos.get(&start).copied().unwrap_or_default();
+                line.kept.push(Kept::at(start, redo, start.0));
             }
         }
         for kept in &mut line.kept {
@@ -203,14 +256,20 @@ impl Protocol {
         if gap.is_some() && !self.breaks(Rule::GapBeforeRows) {
             return gap;
         }
+        let redo = kept.redo;
         let rows = (kept.next > kept.rows).then(|| Insert::Cells {
             start,
+            redo,
             version: kept.next,
             cells: (0..CELLS)
                 .filter_map(|cell| self.touched(kept, cell).map(|content| (cell, content)))
                 .collect(),
         });
-        let progress = (kept.next > kept.shown).then_some(Insert::Progress { start, next: kept.next });
+        let progress = (kept.next > kept.shown).then_some(Insert::Progress {
+            start,
+            redo,
+            next: kept.next,
+        });
         if self.breaks(Rule::RowsBeforeProgress) {
             return progress.or(rows).or(gap);
         }
@@ -264,9 +323,10 @@ impl Protocol {
 }
 
 impl Kept {
-    fn at(start: Start, cursor: Offset) -> Self {
+    fn at(start: Start, redo: Redo, cursor: Offset) -> Self {
         let mut kept = Self {
             start,
+            redo,
             next: cursor,
             missing: OffsetSet::default(),
             recorded: OffsetSet::default(),

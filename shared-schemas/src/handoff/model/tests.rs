@@ -17,6 +17,7 @@ const NOTHING: Budget = Budget {
     collections: 0,
     queries: 0,
     archive_losses: 0,
+    redos: 0,
 };
 
 /// A log in which each letter is an event, a repeated letter a repeat, and `-` a hole.
@@ -102,6 +103,24 @@ fn bounded() -> Vec<(&'static str, Protocol)> {
         (
             "two rivals and repeats",
             protocol(2, "aab", 2, 1, Budget { faults: 1, ..NOTHING }),
+        ),
+        (
+            "two rivals, and a redo of a row that was lost",
+            protocol(2, "ab", 2, 1, Budget { redos: 1, ..NOTHING }),
+        ),
+        (
+            "a redo beside a run with a cut",
+            protocol(
+                2,
+                "ab",
+                1,
+                1,
+                Budget {
+                    redos: 1,
+                    pins: 1,
+                    ..NOTHING
+                },
+            ),
         ),
         (
             "a run with a cut",
@@ -225,6 +244,7 @@ fn is_rare(action: &Action) -> bool {
             | Action::Delay(_)
             | Action::DoubleBatch(_)
             | Action::Retain
+            | Action::Redo(..)
             | Action::LoseArchive
             | Action::Overdue(_)
             | Action::FallBack(_)
@@ -290,6 +310,7 @@ fn wild(seed: u64) -> Protocol {
         collections: random.up_to(2),
         queries: random.up_to(4),
         archive_losses: random.up_to(1),
+        redos: random.up_to(1),
     };
     protocol(chunk, text, 2, 2, budget)
 }
@@ -325,6 +346,16 @@ fn narrow(rule: Rule) -> Option<Protocol> {
                 retention: 2,
                 queries: 3,
                 ..NOTHING
+            },
+        ),
+        Rule::HighestRedoWins | Rule::BeginRedosAnew => protocol(
+            4,
+            "abcd",
+            2,
+            1,
+            Budget {
+                redos: 1,
+                ..budget(1, 0)
             },
         ),
         Rule::FillWhatIsOpen => {

@@ -9,7 +9,7 @@ use super::laws::{Reader, Seen};
 use super::rules::Rule;
 use super::speed::Worker;
 use crate::handoff::{
-    ChunkSize, EventDay, Floor, Offset, OffsetRange, OffsetSet, Partition, Publication, PublicationNumber, RunId,
+    ChunkSize, EventDay, Floor, Offset, OffsetRange, OffsetSet, Partition, Publication, PublicationNumber, Redo, RunId,
     SpeedProgress, Start, TopicId, newest,
 };
 
@@ -75,6 +75,8 @@ pub(super) struct Budget {
     /// Queries whose steps lie apart.
     pub(super) queries: u8,
     pub(super) archive_losses: u8,
+    /// Rows that the store acknowledged and lost, each followed by a redo.
+    pub(super) redos: u8,
 }
 
 /// A row of the speed layer: the highest version, and where equal versions differ, what any and what all of them hold.
@@ -104,11 +106,14 @@ pub(super) enum Insert {
     /// Whole cells of a start.
     Cells {
         start: Start,
+        /// For the reply alone: the row does not have it.
+        redo: Redo,
         version: Offset,
         cells: Vec<(u64, Content)>,
     },
     Progress {
         start: Start,
+        redo: Redo,
         next: Offset,
     },
     Gap {
@@ -200,6 +205,8 @@ pub(super) enum Action {
     Half(usize),
     /// The sender gives up on an insert that is still on its way.
     Delay(usize),
+    /// The store has lost a row, and somebody orders that what progress claims is read again.
+    Redo(Start, u64),
     /// The lowest offset leaves the log.
     Retain,
     Archive,
@@ -288,6 +295,7 @@ impl Protocol {
                 let sender = std::mem::replace(&mut world.flights[flight].sender, Sender::Nobody);
                 self.refuse(world, sender);
             }
+            Action::Redo(start, cell) => self.redo(world, (start, cell)),
             Action::Retain => {
                 world.left.retention -= 1;
                 world.log_start = world.log_start.next();
@@ -300,7 +308,9 @@ impl Protocol {
 
     fn apply(&self, store: &mut Store, insert: &Insert) {
         match insert {
-            Insert::Cells { start, version, cells } => {
+            Insert::Cells {
+                start, version, cells, ..
+            } => {
                 for (cell, content) in cells {
                     let row = Row {
                         version: *version,
@@ -321,7 +331,14 @@ impl Protocol {
                     .batch
                     .extend(rows.iter().map(|(day, content)| ((*run, *day), *content)));
             }
-            Insert::Progress { start, next } => store.progress.record(*start, *next),
+            Insert::Progress { start, redo, next } => {
+                let redo = if self.breaks(Rule::HighestRedoWins) {
+                    store.progress.redo(*start)
+                } else {
+                    *redo
+                };
+                store.progress.record_after(*start, redo, *next);
+            }
             Insert::Gap { start, range } => store.progress.record_gap(*start, *range),
             Insert::Publication { row } => {
                 if !store.publications.contains(&row.0) {
@@ -419,6 +436,7 @@ impl Model for Protocol {
                 }
             }
         }
+        self.redo_actions(world, actions);
         if world.left.retention > 0 && world.log_start < self.log_end() {
             actions.push(Action::Retain);
         }
