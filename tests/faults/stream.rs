@@ -96,7 +96,8 @@ fn events_in_any_order_reach_their_windows() -> anyhow::Result<()> {
         let watermark = highest.unwrap_or_default() - LATENESS;
         worker
             .until_metrics("highwater_speed_watermark_timestamp", |watermarks| {
-                watermarks.iter().map(|(_, at)| *at as i64).max() == Some(watermark) && watermarks.len() == 4
+                let highest = watermarks.iter().map(|(_, at)| *at).fold(f64::MIN, f64::max);
+                highest == watermark as f64 && watermarks.len() == 4
             })
             .await?;
         platform.until_archived().await?;
