@@ -101,7 +101,7 @@ impl Checked<'_> {
             Err(differs) if self.accept => Ok(format!("accepted: {differs}")),
             other => other,
         };
-        checks.push(Check::of("speed", accepted(self.speed(&accounts).await?)));
+        checks.push(Check::of("speed", accepted(Box::pin(self.speed(&accounts)).await?)));
         let Some(parent) = self.parent else {
             return Ok(checks);
         };
