@@ -124,12 +124,18 @@ fn every_record_is_in_a_ledger_and_in_a_commit() -> anyhow::Result<()> {
         let bad = [b"{".to_vec(), b"[1]".to_vec(), b"{\"n\": 1}".to_vec(), b"{".to_vec()];
         platform.send_bad(bad).await?;
         abort(&platform, 5).await?;
+        // Kafka writes the marker when it has answered already. At a log's end it would be no record's to be read to.
+        let holes = 6;
+        let began = Instant::now();
+        while ends(&platform).await?.values().map(|end| end.0).sum::<u64>() < 804 + holes {
+            ensure!(began.elapsed() < PATIENCE, "the transaction never ends");
+            tokio::time::sleep(POLL).await;
+        }
         platform.send(events(700..900)).await?;
         platform.until_whole().await?;
         platform.until_archived().await?;
         let ends = ends(&platform).await?;
         let all: u64 = ends.values().map(|end| end.0).sum();
-        let holes = 6;
         assert_eq!(all, 1004 + holes);
         until(&platform, "caught up", |speed| speed["lag_events"] == 0).await?;
 
@@ -339,12 +345,11 @@ fn partitions_that_are_added_and_a_topic_made_again_are_counted() -> anyhow::Res
         tokio::time::timeout(PATIENCE, made).await?;
         platform.send(events(600..1000)).await?;
         platform.until_whole().await?;
-        let speed = until(&platform, "the new topic read", |speed| speed["lag_events"] == 0).await?;
-        assert_eq!(
-            speed["partitions"].as_object().map(serde_json::Map::len),
-            Some(2),
-            "{speed:#}"
-        );
+        // Until a worker has spoken of the new one the old one is told.
+        until(&platform, "the new topic read", |speed| {
+            speed["lag_events"] == 0 && speed["partitions"].as_object().is_some_and(|all| all.len() == 2)
+        })
+        .await?;
         platform.stop_all().await
     })
 }

@@ -175,6 +175,10 @@ impl OpenCells {
             }
             stays
         });
+        // A table keeps the room that it once had; what is let go of is to be free.
+        if self.cells.len() < self.cells.capacity() / 4 {
+            self.cells.shrink_to(2 * self.cells.len(), Cell::hash);
+        }
         self.join()
     }
 

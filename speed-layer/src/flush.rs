@@ -226,9 +226,14 @@ impl Flush {
         self.cursors = cursors;
     }
 
+    /// Whether anything is to be written that is counted.
+    pub(crate) fn counts(&self) -> bool {
+        !self.rows.is_empty() || self.progress.iter().any(|group| !group.is_empty())
+    }
+
     /// Whether there is nothing to write.
     pub(crate) fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.progress.iter().all(Vec::is_empty) && self.freshness.is_none()
+        !self.counts() && self.freshness.is_none()
     }
 
     /// Writes it, each part until it is durable. May be given up at any moment: what is missing then is read again.
@@ -243,7 +248,7 @@ impl Flush {
         topic: Topic,
     ) -> Result<Flushed, SpeedError> {
         let began = Instant::now();
-        let counts = !self.rows.is_empty() || self.progress.iter().any(|group| !group.is_empty());
+        let counts = self.counts();
         // After the records were read and before anything is written: records of a topic made again count for no other.
         if counts && !is_same_topic(&kafka, &name, &topic).await? {
             return Ok(Flushed::TopicChanged);

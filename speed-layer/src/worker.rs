@@ -298,7 +298,10 @@ impl Worker {
                 self.fold().await?;
             }
             self.flush_if_due().await?;
-            self.take_turns()?;
+            // While reading waits all partitions look silent.
+            if !is_paused {
+                self.take_turns()?;
+            }
         };
         if ended == Ended::Cancelled {
             self.flush_all(membership).await?;

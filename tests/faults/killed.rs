@@ -12,6 +12,8 @@ use super::trial::trials;
 
 /// What a worker says whose last flush does not end in time.
 const GIVEN_UP: &str = "the last flush took too long";
+/// How often a metric is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// The table of a view's speed rows.
 pub(crate) fn speed_table(platform: &Platform, view: &str) -> String {
@@ -121,11 +123,17 @@ fn a_worker_told_to_end_writes_what_it_has() -> anyhow::Result<()> {
         );
 
         let worker = Worker::speed_at(&platform, &place)?;
+        // It reads by now.
+        platform.send_next(100).await?;
         trial.whole(&platform).await?;
         proxy.set(highwater_tests::proxy::Way::Silent);
+        let counted = worker.metric("highwater_speed_events_total").await?;
         platform.send_next(500).await?;
+        while worker.metric("highwater_speed_events_total").await? <= counted {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
         // sleeps: a random instant
-        tokio::time::sleep(trial.instant(500) + Duration::from_millis(200)).await;
+        tokio::time::sleep(trial.instant(500)).await;
         let said = worker.end_in_time().await?;
         anyhow::ensure!(
             said.contains(GIVEN_UP),

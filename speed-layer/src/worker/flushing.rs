@@ -32,6 +32,8 @@ pub(super) struct Flushing {
     /// One at most. Given up where the worker is.
     under_way: JoinSet<Result<Flushed, SpeedError>>,
     began: Option<Instant>,
+    /// When the last one began that wrote more than how fresh all is.
+    wrote: Option<Instant>,
     due: bool,
     /// Whether the next one also says how fresh all is.
     tells: bool,
@@ -64,7 +66,7 @@ impl Flushing {
 
     /// Whether the last one began so long ago.
     fn has_passed(&self, pause: Duration) -> bool {
-        self.began.is_none_or(|began| began.elapsed() >= pause)
+        self.wrote.is_none_or(|wrote| wrote.elapsed() >= pause)
     }
 
     /// What must lie between the beginnings of two flushes.
@@ -160,10 +162,15 @@ impl Worker {
             flush.tell(self.freshness(), self.cursors());
         }
         if !flush.is_empty() {
+            let counts = flush.counts();
             let (kafka, store) = (self.setup.kafka.clone(), self.setup.store.clone());
             let write = flush.write(kafka, store, self.setup.dataset.topic.clone(), self.topic);
             self.flushing.under_way.spawn(write);
-            self.flushing.began = Some(Instant::now());
+            let now = Some(Instant::now());
+            self.flushing.began = now;
+            if counts {
+                self.flushing.wrote = now;
+            }
         }
         Ok(())
     }

@@ -4,6 +4,9 @@
 //! partition at a time has its turn, up to the end of the chunk in which it is furthest; all others wait. So open cells take
 //! no more than allowed and one chunk's, and reading goes on however little that is: also where there is but one partition.
 //!
+//! Only what is behind waits at first: a partition whose chunk's end is not in its log yet could have a turn for hours, and brings cells no faster
+//! than events come. Such ones wait, too, once open cells take twice as much as allowed.
+//!
 //! A partition whose log has the rest of its chunk goes first, for its turn is sure to end. One that gives nothing, being at the end of
 //! its log or without a leader, does not wait, and no other waits for it. Each has its turn before one has another.
 
@@ -19,6 +22,9 @@ use crate::error::SpeedError;
 /// Whoever waited reads on together with others once open cells take less than so many quarters of what they may: with
 /// fewer they would wait longer than they must, with more they would be stopped again at once.
 const QUARTERS: u64 = 3;
+
+/// What streams in just now waits as well once open cells take so many times what they may.
+const FAR_OVER: u64 = 2;
 
 /// How a partition is read.
 #[derive(Debug, Clone)]
@@ -83,8 +89,8 @@ impl Turns {
         *self = Self::default();
     }
 
-    /// Open cells take too much: decides who waits.
-    fn take(&mut self, places: &BTreeMap<u32, Place>, chunk: ChunkSize) {
+    /// Open cells take too much, or far too much: decides who waits.
+    fn take(&mut self, places: &BTreeMap<u32, Place>, chunk: ChunkSize, is_far: bool) {
         self.is_over = true;
         let is_over = |(number, end): &(u32, Offset)| {
             let is_before = |place: &Place| place.cursors.iter().any(|cursor| chunk.end(*cursor) == *end);
@@ -115,10 +121,12 @@ impl Turns {
         for one in &mut candidates {
             one.had = self.had.contains(&one.turn.0);
         }
+        let goes_on = |one: &&Candidate| one.lacks_end && !is_far;
+        let mut reads: BTreeSet<u32> = candidates.iter().filter(goes_on).map(|one| one.turn.0).collect();
         self.turn = candidates.into_iter().min().map(|one| one.turn);
-        let reads = self.turn.map(|(number, _)| number);
+        reads.extend(self.turn.map(|(number, _)| number));
         let waiting = speaking.map(|(number, _)| *number);
-        self.waiting = waiting.filter(|number| Some(*number) != reads).collect();
+        self.waiting = waiting.filter(|number| !reads.contains(number)).collect();
     }
 }
 
@@ -133,7 +141,8 @@ impl Worker {
         let before = self.turns.waiting.len();
         if is_over {
             let places = self.places();
-            self.turns.take(&places, self.chunk);
+            self.turns
+                .take(&places, self.chunk, open > memory.saturating_mul(FAR_OVER));
         } else {
             self.turns.end();
         }
@@ -205,9 +214,20 @@ mod tests {
     }
 
     fn turn(turns: &mut Turns, places: &[Place]) -> (Option<u32>, Vec<u32>) {
-        turns.take(&(0..).zip(places.iter().cloned()).collect(), chunk());
+        turns.take(&(0..).zip(places.iter().cloned()).collect(), chunk(), true);
         let reads = turns.turn.map(|(number, _)| number);
         (reads, turns.waiting.iter().copied().collect())
+    }
+
+    #[test]
+    fn what_streams_in_waits_only_where_cells_take_far_too_much() {
+        let (live, behind) = (place(100, 101), place(10, 300));
+        let places: BTreeMap<u32, Place> = (0..).zip([live.clone(), behind.clone(), live, behind]).collect();
+        let mut turns = Turns::default();
+        turns.take(&places, chunk(), false);
+        assert_eq!(turns.waiting, BTreeSet::from([3]), "one that is behind has its turn");
+        turns.take(&places, chunk(), true);
+        assert_eq!(turns.waiting, BTreeSet::from([0, 2, 3]));
     }
 
     #[test]
@@ -275,14 +295,14 @@ mod tests {
                 of.sum()
             };
             let at_once = 4;
-            let most = limit + CHUNK + at_once * (logs.len() as u64 + 1);
+            let most = FAR_OVER * limit + CHUNK + at_once * (logs.len() as u64 + 1);
             for (which, count) in reads.iter().cycle().take(20_000) {
                 if turns.is_over(open(&cursors), limit) {
                     let places = cursors.iter().enumerate().map(|(number, cursor)| {
                         let is_silent = *cursor == end(number);
                         Place { is_silent, ..place(*cursor, end(number)) }
                     });
-                    turns.take(&(0..).zip(places).collect(), chunk());
+                    turns.take(&(0..).zip(places).collect(), chunk(), open(&cursors) > FAR_OVER * limit);
                 } else {
                     turns.end();
                 }
