@@ -122,6 +122,13 @@ async fn progress_of_an_earlier_build_can_be_voided() -> anyhow::Result<()> {
     store.execute("write progress", &insert).await?;
     store.create_tables(&platform.definitions).await?;
     store.create_tables(&platform.definitions).await?;
+    // Else an insert of a worker that does not know the column would be refused.
+    let defaults = format!(
+        "SELECT throwIf(count() != 1) FROM system.columns WHERE database = '{}' AND table = '{PROGRESS}' AND name = 'redo' \
+         AND default_kind = 'DEFAULT'",
+        store.database()
+    );
+    store.execute("look for the default", &defaults).await?;
 
     let (partition, start) = (
         Partition {

@@ -142,8 +142,7 @@ fn a_table_that_lacks_a_column_ends_the_worker_with_what_to_do() -> anyhow::Resu
         platform.send(events(700..800)).await?;
         let (status, said) = worker.ended().await?;
         assert_eq!(status.code(), Some(1), "{said}");
-        let remedy =
-            "undo what altered them; or drop them, start again, and have them filled by `highwater speed redo`";
+        let remedy = "undo what altered them; or, of a view's own alone, drop them, start again, and have them filled by `highwater speed redo`";
         for sentence in ["rows can't be written: its tables are not as these definitions", remedy] {
             assert!(said.contains(sentence), "{said}");
         }

@@ -291,7 +291,8 @@ impl StoreError {
         match self.kind() {
             ErrorKind::Fatal(Fault::Schema) => Some(
                 "its tables are not as these definitions and this version of highwater make them: undo what altered \
-                 them; or drop them, start again, and have them filled by `highwater speed redo` and `highwater batch run --full`",
+                 them; or, of a view's own alone, drop them, start again, and have them filled by `highwater speed redo` and `highwater batch run \
+                 --full`",
             ),
             ErrorKind::Fatal(Fault::Access) => Some(
                 "check clickhouse.user and clickhouse.password, and that this user may read and write clickhouse.database",

@@ -46,8 +46,9 @@ impl Store {
                 lacking.join(", ")
             );
             let doing = format!("add columns to table {}", table.name);
-            self.execute(&doing, &table.add_columns(self.database(), &lacking))
-                .await?;
+            for statement in table.add_columns(self.database(), &lacking) {
+                self.execute(&doing, &statement).await?;
+            }
         }
         Ok(())
     }

@@ -61,6 +61,10 @@ pub const FRESHNESS: &str = "freshness";
 /// A mark of a partition, in a list of them: topic, partition, mark.
 pub const MARKS_TYPE: &str = "Array(Tuple(UInt128, UInt32, UInt64))";
 
+/// Between a column's type and its default. A column that a later build added has one: workers of an earlier build, which write beside
+/// new ones while all are updated, don't know it.
+const DEFAULT: &str = " DEFAULT ";
+
 /// A table as it is created.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
@@ -104,20 +108,31 @@ impl Table {
         order.join(", ")
     }
 
-    /// The statement that adds these of its columns; the others are there. Where one is of the sorting key it becomes so: a new
-    /// column at the key's end changes the order of no row.
-    pub fn add_columns(&self, database: &str, lacking: &[&str]) -> String {
-        let columns: Vec<_> = self
-            .columns
-            .iter()
-            .filter(|(name, _)| lacking.contains(&name.as_str()))
-            .map(|(name, column_type)| format!("ADD COLUMN IF NOT EXISTS {} {column_type}", identifier(name)))
-            .collect();
-        let mut changes = columns.join(", ");
-        if self.order_by.iter().any(|column| lacking.contains(&column.as_str())) {
+    /// The statements that add these of its columns; the others are there. Where one is of the sorting key it becomes so: a new
+    /// column at the key's end changes the order of no row. Such a one gets its default afterwards, for ClickHouse takes none before.
+    pub fn add_columns(&self, database: &str, lacking: &[&str]) -> Vec<String> {
+        let is_key = |name: &String| self.order_by.contains(name);
+        let added = || {
+            let columns = self.columns.iter();
+            columns.filter(|(name, _)| lacking.contains(&name.as_str()))
+        };
+        let add = |(name, column_type): &(String, String)| {
+            let bare = column_type.split(DEFAULT).next().unwrap_or_default();
+            let column_type = if is_key(name) { bare } else { column_type };
+            format!("ADD COLUMN IF NOT EXISTS {} {column_type}", identifier(name))
+        };
+        let mut changes = added().map(add).collect::<Vec<_>>().join(", ");
+        if added().any(|(name, _)| is_key(name)) {
             changes += &format!(", MODIFY ORDER BY ({})", self.order());
         }
-        format!("ALTER TABLE {} {changes}", qualified(database, &self.name))
+        let with_default = added().filter(|(name, column_type)| is_key(name) && column_type.contains(DEFAULT));
+        let defaults =
+            with_default.map(|(name, column_type)| format!("MODIFY COLUMN {} {column_type}", identifier(name)));
+        let table = qualified(database, &self.name);
+        std::iter::once(changes)
+            .chain(defaults)
+            .map(|changes| format!("ALTER TABLE {table} {changes}"))
+            .collect()
     }
 }
 
@@ -190,7 +205,7 @@ pub fn control_tables() -> Vec<Table> {
         control(
             PROGRESS,
             &format!(
-                "{place}, redo UInt64, _next UInt64, rules String, read UInt64, holes UInt64, gap UInt64, aggregated UInt64, \
+                "{place}, redo UInt64{DEFAULT}0, _next UInt64, rules String, read UInt64, holes UInt64, gap UInt64, aggregated UInt64, \
                  filtered UInt64, repeated UInt64, invalid UInt64, reasons Map(String, UInt64), unsure UInt64, \
                  failed_filters UInt64, written DateTime64(3, 'UTC') DEFAULT now64(3)"
             ),
