@@ -69,6 +69,11 @@ impl SpeedProgress {
         self.nexts.get(&start).map(|come| come.redo).unwrap_or_default()
     }
 
+    /// Whether a start from there on has not come as far again as before it was to be read again.
+    pub fn is_read_again(&self, from: Start) -> bool {
+        self.nexts.range(from..).any(|(_, come)| come.next < come.once)
+    }
+
     /// What was recorded of each start: its redo, and up to where it has come.
     pub fn starts(&self) -> impl Iterator<Item = (Start, Redo, Offset)> {
         self.nexts.iter().map(|(start, come)| (*start, come.redo, come.next))

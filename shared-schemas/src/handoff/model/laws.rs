@@ -218,10 +218,13 @@ impl Protocol {
     }
 
     /// What was whole stays whole, as long as publications follow on each other: not across a rollback, or when of
-    /// two publications with one number the second arrives; nor where a worker found the log shorter than before.
+    /// two publications with one number the second arrives; nor where a worker found the log shorter than before, or what
+    /// somebody ordered to be read again is not read yet: a run that had waited for it publishes all the same.
     fn keep_promise(&self, world: &mut World, publication: Option<&Publication>, coverage: &Coverage) {
         let key = publication.map(Publication::key);
+        let mark = publication.map(|newest| newest.mark(PARTITION)).unwrap_or_default();
         let follows = !world.overdue
+            && !world.store.progress.is_read_again(mark.start())
             && (key == world.promised_by
                 || publication
                     .is_some_and(|newest| newest.parent == world.promised_by && newest.content == newest.number));
