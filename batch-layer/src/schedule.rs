@@ -141,7 +141,11 @@ fn next(schedule: &Schedule, standing: &Standing, now: DateTime<Utc>) -> Option<
         views: Vec::new(),
     };
     let due = schedule.after(standing.done);
-    if standing.owed || due.is_some_and(|due| due <= now) {
+    if standing.owed {
+        // What killed it may do so again: not at once, then.
+        return Some(all((standing.done + FIRST_RETRY).max(now), Why::Missed));
+    }
+    if due.is_some_and(|due| due <= now) {
         return Some(all(now, Why::Missed));
     }
     let retry = standing.failing.as_ref().map(|failing| Start {

@@ -76,6 +76,12 @@ impl std::fmt::Debug for Pinned {
     }
 }
 
+/// Whether a file may hold some of these offsets.
+fn touches(range: &ArchivedRange, offsets: &BTreeMap<Partition, OffsetSet>) -> bool {
+    let of_partition = offsets.get(&range.partition);
+    of_partition.is_some_and(|offsets| !offsets.within(range.first, range.last.next()).is_empty())
+}
+
 impl Pinned {
     /// Whether events of these offsets may have been let go with their days.
     pub fn may_lack(&self, partition: Partition, range: OffsetRange) -> bool {
@@ -228,18 +234,23 @@ impl Pinned {
         self.events_as(days, lean(&self.schema, &self.dataset))
     }
 
+    /// How many events the files hold that may hold some of these offsets.
+    pub(crate) fn events_at_most(&self, days: &BTreeSet<EventDay>, offsets: &BTreeMap<Partition, OffsetSet>) -> u64 {
+        let files = self.files.iter().filter(|file| days.contains(&file.range.day));
+        files
+            .filter(|file| touches(&file.range, offsets))
+            .map(|file| file.rows)
+            .sum()
+    }
+
     /// The same of the files alone that may hold some of these offsets.
     pub(crate) fn lean_events_at(
         &self,
         days: &BTreeSet<EventDay>,
         offsets: &BTreeMap<Partition, OffsetSet>,
     ) -> Arc<dyn TableProvider> {
-        let touches = |range: &ArchivedRange| {
-            let of_partition = offsets.get(&range.partition);
-            of_partition.is_some_and(|offsets| !offsets.within(range.first, range.last.next()).is_empty())
-        };
         let files = self.files.iter().filter(|file| days.contains(&file.range.day));
-        let files = files.filter(|file| touches(&file.range));
+        let files = files.filter(|file| touches(&file.range, offsets));
         self.table(files, lean(&self.schema, &self.dataset))
     }
 

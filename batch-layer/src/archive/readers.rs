@@ -33,8 +33,8 @@ use crate::lease::host;
 pub(super) const FOLDER: &str = "_readers";
 /// After so long a reader says so, and then as often: well within the shortest `keep_removed`, an hour.
 const SAYS_SO: Duration = Duration::from_secs(600);
-/// A reader that has said nothing for so long is gone.
-const SILENT: TimeDelta = TimeDelta::hours(1);
+/// A reader that has said nothing for so long is gone: longer than the store's clock and this machine's may be apart.
+const SILENT: TimeDelta = TimeDelta::hours(2);
 /// Clocks of machines that work together are no further apart.
 const APART: TimeDelta = TimeDelta::hours(1);
 

@@ -6,15 +6,17 @@
 //! offsets that are left out is computed from the few files that hold them, so that the others are compared all the same.
 //!
 //! A day that does not come to the same is computed as the speed layer counts it, without just those repeats that it can know of.
-//! So a repeat excuses what it adds and nothing more, in sums as in counts.
+//! So a repeat excuses what it adds and nothing more, in sums as in counts. The run itself may then have fewer events by no more than the repeats
+//! that it left out.
+//!
+//! What is computed is computed in the groups of days that the run is written in. Where it would be much, or can't be, the
+//! check says so: it stops no run by what it costs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, TimestampMicrosecondType};
-use datafusion::catalog::TableProvider;
 use datafusion::common::{DataFusionError, Result as PlanResult};
 use futures::TryStreamExt;
 use shared_connections::store::{Ledger, RulesKnown};
@@ -28,7 +30,12 @@ use crate::archive::Accounts;
 use crate::error::RunError;
 use crate::recompute::Recompute;
 use crate::retry::patiently;
-use crate::write::{reason, span};
+use crate::write::{groups, reason, span};
+
+/// More events than this are not read again only because they can't be compared.
+const MOST_LEFT_OUT: u64 = 4 << 20;
+/// So many ranges of offsets are asked about in one statement, which may not be too long.
+const RANGES: usize = 256;
 
 /// Why offsets are not compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -199,10 +206,59 @@ pub(super) fn unequal(columns: &[String], counts: &BTreeSet<String>, one: &Sums,
     found
 }
 
+/// The first place where the run has more events than both sides come to, or fewer by more than the repeats that it left out; or, where
+/// it has as many, other sums.
+pub(super) fn beyond_repeats(
+    columns: &[String],
+    counts: &BTreeSet<String>,
+    theirs: &Sums,
+    ours: &Sums,
+    repeats: &BTreeMap<EventDay, u64>,
+) -> Option<Unequal> {
+    let found = unequal(columns, counts, theirs, ours);
+    let counted: BTreeSet<EventDay> = found
+        .iter()
+        .filter(|one| counts.contains(&one.column))
+        .map(|one| one.day)
+        .collect();
+    found.into_iter().find(|one| {
+        if !counts.contains(&one.column) {
+            return !counted.contains(&one.day);
+        }
+        let fewer = one.values.0 - one.values.1;
+        let repeats = repeats.get(&one.day).copied().unwrap_or_default();
+        fewer < 0.0 || fewer > super::float(repeats)
+    })
+}
+
+/// The same offsets in parts of so many ranges at most.
+pub(super) fn in_parts(offsets: &BTreeMap<Partition, OffsetSet>, most: usize) -> Vec<BTreeMap<Partition, OffsetSet>> {
+    let ranges: Vec<(Partition, OffsetRange)> = offsets
+        .iter()
+        .flat_map(|(partition, set)| set.ranges().iter().map(|range| (*partition, *range)))
+        .collect();
+    let part = |ranges: &[(Partition, OffsetRange)]| {
+        let mut part: BTreeMap<Partition, OffsetSet> = BTreeMap::new();
+        for (partition, range) in ranges {
+            part.entry(*partition).or_default().insert(*range);
+        }
+        part
+    };
+    ranges.chunks(most.max(1)).map(part).collect()
+}
+
 impl Checked<'_> {
+    /// As [`Checked::compared`]; what can't be computed is not looked at.
+    pub(super) async fn speed(&self, accounts: &Accounts) -> Result<Result<String, String>, RunError> {
+        match self.compared(accounts).await {
+            Err(RunError::Compute { why, .. }) => Ok(Ok(format!("not looked at: it can't be computed: {why}"))),
+            done => done,
+        }
+    }
+
     /// What the speed layer counted between the marks, beside what is new in this run. `accounts` are what the archive's log tells of
     /// these offsets.
-    pub(super) async fn speed(&self, accounts: &Accounts) -> Result<Result<String, String>, RunError> {
+    async fn compared(&self, accounts: &Accounts) -> Result<Result<String, String>, RunError> {
         let common = self.common(accounts).await?;
         let rest = common.not_looked_at();
         if common.counted.is_empty() {
@@ -219,19 +275,24 @@ impl Checked<'_> {
         let now = self.days.iter().map(|day| (*day, self.publication.run)).collect();
         let before = sums_of(&self.totals(&held).await?);
         let now = sums_of(&self.totals(&now).await?);
-        let of_speed = |days| speed_totals(database, view, &common.counted, days);
-        let speed = sums_of(&self.lines(&of_speed(self.days)).await?);
-        let left_out = if common.left_out.is_empty() {
-            Sums::new()
-        } else {
-            let events = self.pinned.lean_events_at(self.days, &common.left_out);
-            self.archived(events, self.days, &common.left_out, By::Batch).await?
-        };
-        let apart = unequal(&columns, &counts, &together(&[&before, &speed, &left_out]), &now);
+        let mut speed = Sums::new();
+        for part in in_parts(&common.counted, RANGES) {
+            let of_part = sums_of(&self.lines(&speed_totals(database, view, &part, self.days)).await?);
+            speed = together(&[&speed, &of_part]);
+        }
+        let events = self.pinned.events_at_most(self.days, &common.left_out);
+        if events > MOST_LEFT_OUT {
+            let rest = rest.unwrap_or_default();
+            return Ok(Ok(format!(
+                "{rest}; nor at the others: the former are up to {events} events"
+            )));
+        }
+        let left_out = self.archived(self.days, &common.left_out, By::Batch).await?;
+        let theirs = together(&[&before, &speed, &left_out]);
+        let apart = unequal(&columns, &counts, &theirs, &now);
         let apart: BTreeSet<EventDay> = apart.into_iter().map(|one| one.day).collect();
         if !apart.is_empty() {
-            let events = self.pinned.lean_events(&apart);
-            let expected = self.archived(events, &apart, &common.counted, By::Speed).await?;
+            let expected = self.archived(&apart, &common.counted, By::Speed).await?;
             let mut speed = speed;
             speed.retain(|day, _| apart.contains(day));
             if let Some(Unequal { day, column, values }) = unequal(&columns, &counts, &speed, &expected).first() {
@@ -244,7 +305,18 @@ impl Checked<'_> {
                 )));
             }
         }
-        let same = says(self.days.len(), &apart, &self.written.repeats_of);
+        if let Some(Unequal { day, column, values }) =
+            beyond_repeats(&columns, &counts, &theirs, &now, &self.written.repeats_of)
+        {
+            return Ok(Err(format!(
+                "of {} the speed layer and the publication before have {column} {}, and this run has {}: `highwater reconcile` tells more, and \
+                 `--accept` publishes it all the same",
+                span(&BTreeSet::from([day])),
+                values.0,
+                values.1,
+            )));
+        }
+        let same = says(self.days.len(), apart.len());
         Ok(Ok(match rest {
             Some(rest) => format!("{same}; {rest}"),
             None => same,
@@ -275,47 +347,50 @@ impl Checked<'_> {
     /// What the archive gives of these days at these offsets.
     async fn archived(
         &self,
-        events: Arc<dyn TableProvider>,
         days: &BTreeSet<EventDay>,
         counted: &BTreeMap<Partition, OffsetSet>,
         by: By,
     ) -> Result<Sums, RunError> {
-        let (_turn, room) = self.seat.room().await?;
-        let computed = async {
-            let recompute = Recompute::of_both_layers(self.view, self.dataset, room)?;
-            let mut cells = match by {
-                By::Batch => recompute.cells(events, days, counted).await?,
-                By::Speed => recompute.cells_of_speed(events, days, counted).await?,
+        let mut sums = Sums::new();
+        if counted.is_empty() {
+            return Ok(sums);
+        }
+        let columns = additive(self.view);
+        for days in groups(days, &self.pinned.ranges()) {
+            let (_turn, room) = self.seat.room().await?;
+            let computed = async {
+                let recompute = Recompute::of_both_layers(self.view, self.dataset, room)?;
+                let mut cells = match by {
+                    By::Batch => {
+                        let events = self.pinned.lean_events_at(&days, counted);
+                        recompute.cells(events, &days, counted).await?
+                    }
+                    // What a repeat repeats may lie elsewhere.
+                    By::Speed => {
+                        let events = self.pinned.lean_events(&days);
+                        recompute.cells_of_speed(events, &days, counted).await?
+                    }
+                };
+                while let Some(batch) = cells.try_next().await? {
+                    add(&mut sums, &batch, &columns)?;
+                }
+                Ok::<_, DataFusionError>(())
             };
-            let columns = additive(self.view);
-            let mut sums = Sums::new();
-            while let Some(batch) = cells.try_next().await? {
-                add(&mut sums, &batch, &columns)?;
-            }
-            Ok::<_, DataFusionError>(sums)
-        };
-        computed.await.map_err(|error| RunError::Compute {
-            days: span(days),
-            why: reason(&error),
-        })
+            computed.await.map_err(|error| RunError::Compute {
+                days: span(&days),
+                why: reason(&error),
+            })?;
+        }
+        Ok(sums)
     }
 }
 
-/// What was found, where nothing is wrong: on the days that are apart the run has something else than both sides come to.
-pub(super) fn says(days: usize, apart: &BTreeSet<EventDay>, repeats: &BTreeMap<EventDay, u64>) -> String {
-    let (repeated, changed): (Vec<EventDay>, Vec<EventDay>) =
-        apart.iter().copied().partition(|day| repeats.contains_key(day));
-    let mut text = match repeated.len() {
+/// What was found, where nothing is wrong: on so many days the run left out repeats that the speed layer could not know of.
+pub(super) fn says(days: usize, apart: usize) -> String {
+    match apart {
         0 => format!("the speed layer counted the same on all {days} days"),
         some => format!("the speed layer counted the same but for repeats on {some} of {days} days"),
-    };
-    if !changed.is_empty() {
-        text.push_str(&format!(
-            "; on {} days the archive changed below the old marks",
-            changed.len()
-        ));
     }
-    text
 }
 
 /// By whose rule events are repeats.

@@ -4,7 +4,7 @@ use shared_connections::store::{Ledger, RulesKnown};
 use shared_schemas::definitions::Definitions;
 use shared_schemas::handoff::{ChunkSize, Offset, OffsetSet, SpeedProgress, Start, TopicId};
 
-use super::speed::{Common, Sums, doubts, says, together, unequal};
+use super::speed::{Common, Sums, beyond_repeats, doubts, in_parts, says, together, unequal};
 use super::*;
 
 fn days(all: &[(i32, u64, f64)]) -> Days {
@@ -197,17 +197,43 @@ fn counts_are_equal_and_sums_up_to_rounding() {
     assert_eq!(found(&now(14.0, 7.6)), [0]);
     assert_eq!(found(&of(0, 14.0, 7.5)), [1], "a day that is not there");
 
-    let (one, repeats) = (BTreeSet::from([EventDay(1)]), BTreeMap::from([(EventDay(1), 2)]));
-    let said = |apart: &BTreeSet<EventDay>, repeats| says(3, apart, repeats);
+    let beyond = |ours: &Sums, repeats: u64| {
+        let repeats = BTreeMap::from([(EventDay(0), repeats)]);
+        beyond_repeats(&columns, &counts, &both, ours, &repeats).is_some()
+    };
+    assert!(!beyond(&now(14.0, 7.5), 0));
+    assert!(!beyond(&now(12.0, 1.0), 2), "what the repeats had is not in the sum");
+    assert!(beyond(&now(12.0, 7.5), 1), "more than the repeats are missing");
+    assert!(beyond(&now(15.0, 7.5), 9), "more than both have");
+    assert!(beyond(&now(14.0, 7.6), 9), "as many, and another sum");
+
+    assert_eq!(says(3, 0), "the speed layer counted the same on all 3 days");
     assert_eq!(
-        said(&BTreeSet::new(), &repeats),
-        "the speed layer counted the same on all 3 days"
-    );
-    assert_eq!(
-        said(&one, &repeats),
+        says(3, 1),
         "the speed layer counted the same but for repeats on 1 of 3 days"
     );
-    assert!(said(&one, &BTreeMap::new()).ends_with("; on 1 days the archive changed below the old marks"));
+}
+
+#[test]
+fn offsets_are_asked_about_in_parts() {
+    let range = |from: u64| OffsetRange {
+        from: Offset(from),
+        to: Offset(from + 1),
+    };
+    let partition = |number| Partition {
+        topic: TopicId(1),
+        number,
+    };
+    let of = |from: std::ops::Range<u64>| from.map(|at| range(2 * at)).collect::<OffsetSet>();
+    let all = BTreeMap::from([(partition(0), of(0..5)), (partition(1), of(0..2))]);
+    let parts = in_parts(&all, 3);
+    assert_eq!(parts.len(), 3);
+    assert_eq!(parts[0], BTreeMap::from([(partition(0), of(0..3))]));
+    assert_eq!(
+        parts[1],
+        BTreeMap::from([(partition(0), of(3..5)), (partition(1), of(0..1))])
+    );
+    assert!(in_parts(&BTreeMap::new(), 3).is_empty());
 }
 
 #[test]
