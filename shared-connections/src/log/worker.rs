@@ -43,6 +43,9 @@ const MANY: usize = 1_024;
 const IDLE: Duration = Duration::from_millis(100);
 /// Where Kafka could not say why it has nowhere to go on, it is asked again after this.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// librdkafka (2.12) ends the process (`rd_kafka_assignment_partition_stopped`, its issue 5573) where a partition is stopped once more before it
+/// has stopped. That takes it some milliseconds, which nobody is told of: between two stops of a partition lies at least this.
+const STOPS: Duration = Duration::from_millis(500);
 
 /// The reading thread's state.
 pub(super) struct Worker {
@@ -61,6 +64,10 @@ pub(super) struct Worker {
     truncated: BTreeSet<u32>,
     /// When to ask where the logs begin and end.
     look_at: Option<Instant>,
+    /// Those that librdkafka is to deliver.
+    assigned: BTreeSet<u32>,
+    /// When it was last told to stop delivering one.
+    stopped: BTreeMap<u32, Instant>,
 }
 
 /// Why the thread reads no further.
@@ -99,6 +106,8 @@ impl Worker {
             shared,
             truncated: BTreeSet::new(),
             look_at: None,
+            assigned: BTreeSet::new(),
+            stopped: BTreeMap::new(),
         }
     }
 
@@ -144,7 +153,7 @@ impl Worker {
 
     fn read(&mut self) -> Result<(), Ended> {
         let mut queue = Queue::of(&self.consumer).map_err(|source| self.failed(source))?;
-        self.assign()?;
+        self.assign_all()?;
         while !self.events.is_closed() {
             self.change()?;
             if self.shared.is_made_again() {
@@ -164,24 +173,23 @@ impl Worker {
 
     /// Takes in which partitions are to be read now. All slices are closed.
     fn change(&mut self) -> Result<(), Ended> {
-        let mut changed = false;
+        let mut changed = BTreeSet::new();
         while let Ok(change) = self.changes.try_recv() {
-            changed = true;
             match change {
                 Change::Add(slices) => {
                     let slices = slices.into_iter().map(|slice| (slice.partition(), slice));
-                    self.partitions.extend(slices);
+                    self.partitions.extend(slices.inspect(|(number, _)| {
+                        changed.insert(*number);
+                    }));
                 }
                 Change::Remove(gone) => {
                     self.partitions.retain(|number, _| !gone.contains(number));
                     self.truncated.retain(|number| !gone.contains(number));
+                    changed.extend(gone);
                 }
             }
         }
-        if changed {
-            self.assign()?;
-        }
-        Ok(())
+        Ok(self.assign(&changed)?)
     }
 
     /// Waits for a first record, then takes what comes until the slices are full or old enough. The errors that came
@@ -327,7 +335,7 @@ impl Worker {
             };
             send(&self.events, Found { generation, event })?;
         }
-        Ok(self.assign()?)
+        Ok(self.assign_all()?)
     }
 
     /// Where the log begins and ends. A gap is recorded for good, so a beginning above the cursor is asked for more than once.
@@ -343,7 +351,7 @@ impl Worker {
         if ended.is_empty() {
             return Ok(());
         }
-        self.assign()?;
+        self.assign_all()?;
         for (partition, open) in ended {
             let event = Event::Short {
                 is_certain: false,
@@ -357,15 +365,48 @@ impl Worker {
         Ok(())
     }
 
-    /// Has librdkafka deliver the partitions from their cursors on.
-    fn assign(&self) -> Result<(), LogError> {
-        let cursors = self
+    /// Has librdkafka deliver all partitions from their cursors on.
+    fn assign_all(&mut self) -> Result<(), LogError> {
+        let mut all = self.assigned.clone();
+        all.extend(self.partitions.keys());
+        self.assign(&all)
+    }
+
+    /// Has librdkafka deliver these partitions from their cursors on, or no longer where they are read no longer; all others it goes on with.
+    fn assign(&mut self, changed: &BTreeSet<u32>) -> Result<(), LogError> {
+        let gone: BTreeSet<u32> = self.assigned.intersection(changed).copied().collect();
+        if !gone.is_empty() {
+            self.wait_for_stops(&gone);
+            // It looks at no offset of theirs.
+            let from = gone.iter().map(|number| (*number, Offset::default())).collect();
+            positions(&self.topic, &from)
+                .and_then(|gone| self.consumer.incremental_unassign(&gone))
+                .map_err(|source| self.failed(source))?;
+            self.assigned.retain(|number| !gone.contains(number));
+            let now = Instant::now();
+            self.stopped.extend(gone.into_iter().map(|number| (number, now)));
+        }
+        let from: BTreeMap<u32, Offset> = self
             .partitions
             .iter()
-            .map(|(partition, open)| (*partition, open.cursor()));
-        positions(&self.topic, &cursors.collect())
-            .and_then(|positions| self.consumer.assign(&positions))
-            .map_err(|source| self.failed(source))
+            .filter(|(number, _)| changed.contains(number))
+            .map(|(number, open)| (*number, open.cursor()))
+            .collect();
+        if !from.is_empty() {
+            positions(&self.topic, &from)
+                .and_then(|from| self.consumer.incremental_assign(&from))
+                .map_err(|source| self.failed(source))?;
+            self.assigned.extend(from.into_keys());
+        }
+        Ok(())
+    }
+
+    /// Waits until these partitions have stopped that were stopped just now: see [`STOPS`].
+    fn wait_for_stops(&self, partitions: &BTreeSet<u32>) {
+        let last = partitions.iter().filter_map(|number| self.stopped.get(number)).max();
+        let left = last.map_or(Duration::ZERO, |last| STOPS.saturating_sub(last.elapsed()));
+        #[expect(clippy::disallowed_methods, reason = "nobody tells when a partition has stopped")]
+        std::thread::sleep(left);
     }
 }
 
