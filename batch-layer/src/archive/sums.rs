@@ -4,7 +4,7 @@
 //! carry no checksum either. A flipped bit would thus become another number without a word. So a file's key-value metadata
 //! holds a hash of each column chunk's bytes, and one of how rows and chunks are laid out, which guards what of the footer
 //! decides about values. Readers fetch whole chunks and hash them: some gigabytes a second. Other programs ignore the key.
-//! Files that are older than this have none and are read unchecked.
+//! Files that are older than this have none and are read unchecked, as long as the footer has its other key.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -47,6 +47,10 @@ impl Sums {
     pub(super) fn of(metadata: &ParquetMetaData) -> Result<Option<Arc<Self>>, ParquetError> {
         let pairs = || metadata.file_metadata().key_value_metadata().into_iter().flatten();
         let Some(pair) = pairs().find(|pair| pair.key == KEY) else {
+            // Every writer of ours says what the columns are in Arrow: a footer that zeros end early says neither.
+            if pairs().all(|pair| pair.key != ARROW_SCHEMA_META_KEY) {
+                return Err(wrong("its footer is not as it was written"));
+            }
             return Ok(None);
         };
         let listed = pair.value.as_deref().and_then(|text| serde_json::from_str(text).ok());
