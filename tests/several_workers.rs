@@ -107,6 +107,7 @@ async fn workers_that_come_and_go_count_everything_once() -> anyhow::Result<()> 
     platform.start_speed_as("second")?;
     platform.send(events(400..1_000)).await?;
     platform.until_whole().await?;
+    platform.until_archived().await?;
     platform.publish().await?;
     platform.stop("first").await?;
     platform.send(events(1_000..1_600)).await?;
@@ -136,6 +137,7 @@ async fn rivals_on_every_partition_count_everything_once() -> anyhow::Result<()>
         platform.send(events(hundred * 100..hundred * 100 + 100)).await?;
         if hundred % 7 == 6 {
             platform.until_whole().await?;
+            platform.until_archived().await?;
             platform.publish().await?;
         }
     }

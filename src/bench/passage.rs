@@ -1,10 +1,9 @@
 //! A topic's passage through the speed layer: from Kafka until every event is visible in ClickHouse.
 //!
-//! Timed is from the first moment at which any event is visible to the one at which all are, and counted are the events
-//! that became visible in between. So starting a process is left out, which is told apart; of a topic so small that the
-//! first look already finds much of it, the start is timed too. "Visible" is what an answer
-//! promises to hold: progress of every view, over all partitions. In the end the merged answers are compared with what
-//! was sent, minute by minute; a bench of wrong counts fails.
+//! Timed is from the moment at which a worker reads its first events to the one at which all are visible. So starting a
+//! process and joining the group are left out, which is told apart. "Visible" is what an answer promises to hold: progress
+//! of every view, over all partitions. In the end the merged answers are compared with what was sent, minute by minute; a
+//! bench of wrong counts fails.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,8 +17,8 @@ use super::process::{Highwater, Metrics, highest_resident, processor_time, resid
 use super::site::{Site, Trial};
 use super::topic::Topic;
 
-/// How often it is looked at what is visible: at the beginning and near the end, where the time counts, and between, where
-/// looking would only take processor time.
+/// How often it is looked at what is read and what is visible: at the beginning and near the end, where the time counts, and
+/// between, where looking would only take processor time.
 const LOOK_CLOSELY: Duration = Duration::from_millis(50);
 const LOOK: Duration = Duration::from_millis(250);
 /// How often at what it costs.
@@ -42,15 +41,6 @@ pub(crate) struct Passage {
     pub(crate) weights: Weights,
     rows: f64,
     cells: u64,
-}
-
-/// From when on it is measured.
-struct Since {
-    at: Instant,
-    /// What was visible by then.
-    visible: u64,
-    /// What each process had taken by then.
-    processors: BTreeMap<&'static str, Duration>,
 }
 
 /// What a worker holds, and its tables, looked at again and again.
@@ -105,6 +95,12 @@ impl Workers {
             all.push(Metrics::read(&self.http, url).await?);
         }
         Ok(all)
+    }
+
+    /// Whether any of them has read events.
+    async fn have_read(&self) -> anyhow::Result<bool> {
+        let read = |one: &Metrics| one.sum("highwater_speed_events_total") > 0.0;
+        Ok(self.metrics().await?.iter().any(read))
     }
 
     /// The mean of a histogram of theirs.
@@ -179,15 +175,22 @@ impl Weights {
 pub(crate) async fn pass(site: &Site, topic: &Topic, workers: u32, further: &[Further]) -> anyhow::Result<Passage> {
     let trial = site.trial(topic, further)?;
     trial.begin().await?;
-    let from_the_start = Since {
-        at: Instant::now(),
-        visible: 0,
-        processors: processors(site, [])?,
-    };
-    let began = from_the_start.at;
+    let started = Instant::now();
     let workers = Workers::start(&trial, workers).await?;
+    // As of the last look that found nothing read: the time is rather too long than too short.
+    let (mut began, mut before) = (started, processors(site, workers.pids())?);
+    loop {
+        let looked = (Instant::now(), processors(site, workers.pids())?);
+        if workers.have_read().await? {
+            break;
+        }
+        (began, before) = looked;
+        workers.check()?;
+        ensure!(started.elapsed() < STUCK, "no worker reads anything");
+        tokio::time::sleep(LOOK_CLOSELY).await;
+    }
     let (mut weights, mut weighed) = (Weights::default(), None);
-    let (mut first, mut visible, mut grew) = (None, 0, began);
+    let (mut starting, mut visible, mut grew) = (None, 0, began);
     while visible < topic.events {
         let closely = visible == 0 || visible >= topic.events / 10 * 9;
         tokio::time::sleep(if closely { LOOK_CLOSELY } else { LOOK }).await;
@@ -195,13 +198,7 @@ pub(crate) async fn pass(site: &Site, topic: &Topic, workers: u32, further: &[Fu
         let at = Instant::now();
         if now > visible {
             (visible, grew) = (now, at);
-        }
-        if now > 0 && first.is_none() {
-            first = Some(Since {
-                at,
-                visible: now,
-                processors: processors(site, workers.pids())?,
-            });
+            starting.get_or_insert(at - started);
         }
         workers.check()?;
         ensure!(
@@ -219,16 +216,11 @@ pub(crate) async fn pass(site: &Site, topic: &Topic, workers: u32, further: &[Fu
         "{visible} events are visible, and there are {}",
         topic.events
     );
-    let later = processors(site, workers.pids())?;
-    let starting = first.as_ref().map_or(Duration::ZERO, |first| first.at - began);
-    let since = first
-        .filter(|first| first.visible <= topic.events / 10)
-        .unwrap_or(from_the_start);
-    let took = grew - since.at;
-    let processor = later
+    let took = grew - began;
+    let processor = processors(site, workers.pids())?
         .into_iter()
         .map(|(name, now)| {
-            let before = since.processors.get(name).copied().unwrap_or_default();
+            let before = before.get(name).copied().unwrap_or_default();
             (name, now.saturating_sub(before))
         })
         .collect();
@@ -239,12 +231,11 @@ pub(crate) async fn pass(site: &Site, topic: &Topic, workers: u32, further: &[Fu
     trial.check_counts(topic.events).await?;
     let cells = trial.cells().await?;
     trial.end().await?;
-    let events = topic.events - since.visible;
     Ok(Passage {
-        rate: number(events) / took.as_secs_f64().max(f64::EPSILON),
-        starting,
+        rate: number(topic.events) / took.as_secs_f64().max(f64::EPSILON),
+        starting: starting.unwrap_or_default(),
         processor,
-        events,
+        events: topic.events,
         took,
         weights,
         rows,

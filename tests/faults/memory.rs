@@ -51,7 +51,7 @@ fn more_open_cells_than_fit_are_counted_in_turns() -> anyhow::Result<()> {
             watched = watched => return watched,
         }
         ensure!(most < MOST, "{most} bytes were open");
-        ensure!(waiting == f64::from(PARTITIONS - 1), "{waiting} partitions waited");
+        ensure!(waiting > 0.0, "no partition ever waited for its turn");
         ensure!(worker.said().contains("`speed.memory`"), "{}", worker.said());
         worker
             .until_metric("highwater_speed_waiting_partitions", |waiting| waiting == 0.0)
