@@ -198,6 +198,14 @@ impl Standing {
         }
     }
 
+    /// When a start is told to be. Of one that catches up while a view fails it is when that would have been: whoever comes after
+    /// a kill takes it for another try of that view alone otherwise.
+    fn told_at(&self, start: &Start, schedule: &Schedule) -> DateTime<Utc> {
+        let is_told = start.why == Why::Missed && self.failing.is_some();
+        let missed = is_told.then(|| schedule.after(self.done)).flatten();
+        missed.map_or(start.at, |missed| missed.min(start.at))
+    }
+
     /// After a run that ended at that time and left these views failed.
     fn after(self, failed: Vec<Failed>, now: DateTime<Utc>) -> Self {
         let times = self.failing.map_or(0, |failing| failing.times) + 1;
@@ -253,7 +261,7 @@ impl Batch {
             metrics::gauge!("highwater_batch_schedule_success_timestamp").set(seconds(succeeded));
         }
         while let Some(start) = next(schedule, &standing, clock.now()) {
-            let tells = standing.tell(start.at, succeeded);
+            let tells = standing.tell(standing.told_at(&start, schedule), succeeded);
             if let Err(error) = self.store.record_timetable(&tells).await {
                 tracing::debug!(%error, "how the schedule stands could not be told");
             }
@@ -547,6 +555,12 @@ mod tests {
         assert_eq!(again(&told, "18T02:11"), start("18T02:14", Why::Retry, &["a", "b"]));
         let later = again(&told, "18T09:00").unwrap();
         assert_eq!((later.why, later.views.len()), (Why::Retry, 2));
+        // A start of all views was missed meanwhile, and who caught up with it was killed.
+        let standing = Standing::told(&told, at("19T09:00"));
+        let missed = start("19T09:00", Why::Missed, &[]);
+        assert_eq!(next(&schedule, &standing, at("19T09:00")), missed);
+        let told = standing.tell(standing.told_at(&missed.unwrap(), &schedule), None);
+        assert_eq!(again(&told, "19T09:05"), start("19T09:05", Why::Missed, &[]));
         // Another schedule by now: the next start of the old one does not hold the new one back.
         let far = Timetable {
             next: at("28T02:00").timestamp(),

@@ -40,7 +40,7 @@ pub(crate) struct Seen {
 /// How the schedule of batch runs stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Scheduled {
-    /// When the next run starts; null where nobody is there to start it.
+    /// When the next run starts, or when the one started that is under way; null where nobody is there to start it.
     next_run: Option<String>,
     /// When the last one ended in which no view failed; null where that is not known.
     last_success: Option<String>,

@@ -32,9 +32,11 @@ pub struct Redone {
     pub partition: Partition,
     /// The starts that are read again, and up to where each had come.
     pub voided: Vec<(Start, Offset)>,
+    /// Those that are to be read again already, and of which nothing is written yet.
+    pub waiting: Vec<Start>,
     /// Those that can't be.
     pub left: Vec<Start>,
-    /// Why, where there are any.
+    /// Why, where there are any, and what to do instead.
     pub why: Option<String>,
 }
 
@@ -65,7 +67,7 @@ pub async fn redo(
         let found = again(facts.mark(partition), &progress, chunk, asked.from, log);
         let cut_off = match (&found, facts.truncations.get(&partition)) {
             (_, Some(truncation)) => Some(truncation.to_string()),
-            (Err(cut_off), None) => Some(cut_off.to_string()),
+            (Err(cut_off), None) => Some(format!("{cut_off}; make the topic again to go on")),
             (Ok(_), None) => None,
         };
         let found = if cut_off.is_some() {
@@ -81,8 +83,9 @@ pub async fn redo(
                 .iter()
                 .map(|(start, _)| (*start, progress.next(*start).unwrap_or(start.0)))
                 .collect(),
+            waiting: found.waiting,
             left: found.gone,
-            why: cut_off.or_else(|| is_gone.then(|| format!("Kafka has nothing below offset {} any more", log.from))),
+            why: cut_off.or_else(|| is_gone.then(|| gone(log.from))),
         });
         let void = |(start, redo): &(Start, Redo)| ProgressRow::void(view.fingerprint, partition, *start, *redo);
         rows.extend(found.voids.iter().map(void));
@@ -91,4 +94,11 @@ pub async fn redo(
         store.record_progress(&rows).await?;
     }
     Ok(all)
+}
+
+fn gone(below: Offset) -> String {
+    format!(
+        "Kafka has nothing below offset {below} any more; what they lack can only be computed from the archive: `highwater \
+         batch run --to-end`"
+    )
 }

@@ -107,7 +107,7 @@ const LARGE: u64 = 50_000_000;
 /// Those of each point with more partitions or workers are a part of them.
 const PART: u64 = 5;
 /// How often each of these is measured.
-const PASSAGES: usize = 3;
+const PASSAGES: usize = 5;
 /// How long threads that were told to end may take.
 const ENDING: Duration = Duration::from_secs(2);
 /// How long each stage works.

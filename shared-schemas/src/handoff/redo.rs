@@ -18,6 +18,8 @@ pub struct Again {
     pub voids: Vec<(Start, Redo)>,
     /// Kafka no longer holds all of them: what they lack only a batch run can give. Ascending.
     pub gone: Vec<Start>,
+    /// They were voided before, and nothing of them is written since. Ascending.
+    pub waiting: Vec<Start>,
 }
 
 /// The log ends below what was counted: the same offsets may hold other records than those that are counted.
@@ -46,10 +48,15 @@ pub fn again(
         return Err(CutOff { end: log.to, counted });
     }
     let mut again = Again::default();
-    let has_come_anywhere = |(start, _, next): &(Start, Redo, Offset)| *next > start.0;
     let is_chosen = |start: Start| start >= mark.start() && chunk.end(start.0) > from;
-    for (start, redo, _) in progress.starts().filter(has_come_anywhere) {
+    for (start, redo, next) in progress.starts() {
         if !is_chosen(start) {
+            continue;
+        }
+        if next <= start.0 {
+            if redo > Redo::default() {
+                again.waiting.push(start);
+            }
             continue;
         }
         // What the log had lost before is a gap already, and will be the same gap.
@@ -124,9 +131,15 @@ mod tests {
             for (start, redo, next) in before.starts() {
                 let chosen = start >= mark.start() && chunk().end(start.0) > from && next > start.0;
                 prop_assert_eq!(voided.contains(&start), chosen, "{:?}", start);
+                let waits = start >= mark.start() && chunk().end(start.0) > from && next <= start.0 && redo > Redo(0);
+                prop_assert_eq!(found.waiting.contains(&start), waits, "{:?}", start);
                 let expected = if chosen { (Redo(redo.0 + 1), Some(start.0)) } else { (redo, Some(next)) };
                 prop_assert_eq!((after.redo(start), after.next(start)), expected);
             }
+            // Ordered twice it is done once.
+            let twice = again(mark, &after, chunk(), from, range(0, 24)).unwrap();
+            prop_assert!(twice.voids.is_empty(), "{:?}", twice);
+            prop_assert!(voided.iter().all(|start| twice.waiting.contains(start)));
             let covered = |of: &SpeedProgress| of.coverage(mark, chunk()).covered;
             prop_assert!(covered(&after) <= covered(&before));
             prop_assert_eq!(after.highest_next(), before.highest_next(), "what was counted once is not forgotten");

@@ -50,6 +50,8 @@ struct Shown {
     to: Option<u64>,
     /// How many starts that is: chunks, marks and cuts.
     starts: usize,
+    /// How many starts are to be read again already.
+    waiting: usize,
     /// The starts that can't be read again.
     left: Vec<u64>,
     why: Option<String>,
@@ -62,6 +64,7 @@ impl From<&Redone> for Shown {
             from: done.voided.first().map(|(start, _)| start.0.0),
             to: done.voided.iter().map(|(_, next)| next.0).max(),
             starts: done.voided.len(),
+            waiting: done.waiting.len(),
             left: done.left.iter().map(|start| start.0.0).collect(),
             why: done.why.clone(),
         }
@@ -113,7 +116,7 @@ impl Redo {
 }
 
 fn text(shown: &[Shown], dry_run: bool) -> String {
-    let (mut text, mut is_left) = (String::new(), false);
+    let mut text = String::new();
     for one in shown {
         let partition = one.partition;
         if let (Some(from), Some(to)) = (one.from, one.to) {
@@ -128,19 +131,21 @@ fn text(shown: &[Shown], dry_run: bool) -> String {
                 one.starts
             );
         }
+        if one.waiting > 0 {
+            text += &format!(
+                "partition {partition}: are to be read again already, starts: {}; nothing of them is written yet\n",
+                one.waiting
+            );
+        }
         if let Some(why) = &one.why {
-            is_left = true;
             let starts = match (one.left.first(), one.left.last()) {
                 (Some(first), Some(last)) => format!(" {} starts, from {first} to {last}:", one.left.len()),
                 _ => String::new(),
             };
             text += &format!("partition {partition}: left as it is:{starts} {why}\n");
-        } else if one.from.is_none() {
+        } else if one.from.is_none() && one.waiting == 0 {
             text += &format!("partition {partition}: nothing is counted there above the mark\n");
         }
-    }
-    if is_left {
-        text += "what is left as it is can only be computed from the archive: `highwater batch run --to-end`\n";
     }
     text
 }
@@ -156,6 +161,7 @@ mod tests {
             from,
             to: from.map(|from| from + 300),
             starts: usize::from(from.is_some()) * 2,
+            waiting: usize::from(partition == 3),
             left: left.to_vec(),
             why: (!left.is_empty()).then(|| "Kafka has nothing below offset 300 any more".to_owned()),
         };
@@ -163,6 +169,7 @@ mod tests {
             shown(0, Some(512), &[0, 256]),
             shown(1, Some(0), &[]),
             shown(2, None, &[]),
+            shown(3, None, &[]),
         ];
         assert_eq!(
             text(&all, false),
@@ -170,7 +177,7 @@ mod tests {
              partition 0: left as it is: 2 starts, from 0 to 256: Kafka has nothing below offset 300 any more\n\
              partition 1: offsets 0 to 299 are read again, starts: 2\n\
              partition 2: nothing is counted there above the mark\n\
-             what is left as it is can only be computed from the archive: `highwater batch run --to-end`\n"
+             partition 3: are to be read again already, starts: 1; nothing of them is written yet\n"
         );
         assert!(text(&all[1..2], true).contains("would be read again"));
     }
