@@ -201,12 +201,13 @@ async fn while_nothing_can_be_written_nothing_is_lost() -> anyhow::Result<()> {
         .send(0, std::iter::once("bad".to_owned()).chain((0..500).map(event)))
         .await?;
     world.until_letters(1).await?;
-    let version = world.pin().await?.version;
+    let archived = world.pin().await?.ends[&world.partition(0).await?];
     std::fs::remove_file(&folder)?;
     std::fs::rename(&aside, &folder)?;
     world.until_archived(&[511]).await?;
     archiver.stop().await?;
-    assert_eq!(version, 1);
+    // The bad record may have been read by itself: it needs no file.
+    assert!(archived <= Offset(11), "{archived:?}");
     let expected: Vec<u64> = (0..10).chain(11..511).collect();
     assert_eq!(world.archived().await?, world.offsets([expected]).await?);
     assert_eq!(world.letters().await?.len(), 1, "what was delivered is not sent again");
@@ -226,7 +227,8 @@ async fn the_archive_is_optimized_on_its_schedule() -> anyhow::Result<()> {
     };
     world.optimize("never")?;
     let archiver = world.start()?;
-    assert_eq!(in_commits(&world, 0).await?, 8, "two days, four commits");
+    // More than four where not all of a part are read at once.
+    assert!(in_commits(&world, 0).await? >= 8, "two days, four commits");
     archiver.stop().await?;
 
     world.optimize("* * * * * *")?;

@@ -10,8 +10,8 @@ use highwater_tests::stack::{Site, program, until};
 use local_stack::process::record::Record;
 use tokio::process::Command;
 
-/// Longer than one condition may take: it waits for many.
-const PATIENCE: Duration = Duration::from_secs(420);
+/// Longer than one condition may take: it waits for many, and computes, on a slow machine too.
+const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// `highwater bench` whose temporary folders are in that one.
 fn bench(arguments: &[&str], temporary: &Path) -> anyhow::Result<Command> {

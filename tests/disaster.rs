@@ -147,11 +147,13 @@ fn an_archive_that_went_back_to_a_copy_is_found_and_goes_on() -> anyhow::Result<
         platform.start().await?;
         platform.send(events(0..700)).await?;
         platform.until_whole().await?;
+        platform.until_archived().await?;
         let archive = archive_of(&platform)?;
         let backup = archive.with_file_name("backup");
         // While the archiver works.
+        platform.send(events(700..900)).await?;
         copy(&archive, &backup)?;
-        platform.send(events(700..2000)).await?;
+        platform.send(events(900..2000)).await?;
         platform.until_archived().await?;
         platform.publish().await?;
         platform.until_whole().await?;

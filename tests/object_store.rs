@@ -345,7 +345,7 @@ async fn an_entry_that_arrives_late_names_files_that_are_there() -> anyhow::Resu
     let proxy = Proxy::of_statements(&server.url())?;
     let mut table = table(&proxy.url())?;
     let options = &mut table.config.options;
-    options.insert("timeout".to_owned(), Secret::new("1 second"));
+    options.insert("timeout".to_owned(), Secret::new("3 seconds"));
     let mut archive = table.open().await?;
     for (round, before) in (0..4).zip([true, false, true, false]) {
         let commit = table.commit(0, round * 10..(round + 1) * 10)?;

@@ -156,9 +156,18 @@ async fn the_stream_goes_on_behind_every_kind_of_poison() -> anyhow::Result<()> 
     for (reason, _) in expected.values() {
         *reasons.entry(*reason).or_default() += 1;
     }
-    let ledgers = platform.store().ledgers(&platform.definitions.views[0]).await?;
-    let ledgers: Vec<_> = ledgers.iter().filter(|(partition, ..)| partition.number == 0).collect();
-    assert_eq!(ledgers.iter().map(|(_, _, ledger)| ledger.read).sum::<u64>(), sent);
+    let began = Instant::now();
+    let ledgers = loop {
+        // They come after the rows that the answer is made of.
+        let mut ledgers = platform.store().ledgers(&platform.definitions.views[0]).await?;
+        ledgers.retain(|(partition, ..)| partition.number == 0);
+        let read = ledgers.iter().map(|(_, _, ledger)| ledger.read).sum::<u64>();
+        if read == sent {
+            break ledgers;
+        }
+        ensure!(began.elapsed() < PATIENCE, "{read} of {sent} records are in ledgers");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    };
     for (reason, count) in &reasons {
         let counted = ledgers.iter().filter_map(|(_, _, ledger)| ledger.invalid.get(*reason));
         assert_eq!(counted.sum::<u64>(), *count, "{reason}");
@@ -184,8 +193,8 @@ async fn the_stream_goes_on_behind_every_kind_of_poison() -> anyhow::Result<()> 
     platform.stop_all().await
 }
 
-/// Lets the topic take what is huge.
-async fn take_larger(brokers: &str, topic: &str) -> anyhow::Result<()> {
+/// Lets the topic take what is huge, and waits until it does.
+pub(crate) async fn take_larger(brokers: &str, topic: &str) -> anyhow::Result<()> {
     let mut config = ClientConfig::new();
     let admin: AdminClient<DefaultClientContext> = config.set("bootstrap.servers", brokers).create()?;
     let (options, bytes) = (AdminOptions::new(), (2 * HUGE).to_string());

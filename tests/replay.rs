@@ -1,9 +1,7 @@
 //! `highwater replay` as a user has it: what was archived comes again as it was, in order, and is not masked twice.
 
-use std::time::Duration;
-
 use anyhow::Context;
-use highwater_tests::stack::{run, shared, unique};
+use highwater_tests::stack::{PATIENCE, run, shared, unique};
 use local_stack::topics::{self, Topic};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -21,14 +19,13 @@ fn records(brokers: &str, topic: &str) -> anyhow::Result<Vec<Record>> {
         .set("group.id", "replayed")
         .set("auto.offset.reset", "earliest")
         .create()?;
-    let patience = Duration::from_secs(10);
     let mut found = Vec::new();
-    let (_, end) = consumer.fetch_watermarks(topic, 0, patience)?;
+    let (_, end) = consumer.fetch_watermarks(topic, 0, PATIENCE)?;
     let mut list = rdkafka::TopicPartitionList::new();
     list.add_partition_offset(topic, 0, rdkafka::Offset::Beginning)?;
     consumer.assign(&list)?;
     while found.len() < usize::try_from(end)? {
-        let message = consumer.poll(patience).context("a record is missing")??;
+        let message = consumer.poll(PATIENCE).context("a record is missing")??;
         let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
         let headers = message.headers().into_iter().flat_map(Headers::iter);
         found.push((

@@ -26,6 +26,20 @@ async fn hourly(platform: &Platform) -> anyhow::Result<Reconciled> {
         .remove(0))
 }
 
+/// Waits until what a reconciliation finds is so.
+async fn until_reconciled(platform: &Platform, is: impl Fn(&Reconciled) -> bool) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        let found = hourly(platform).await?;
+        if is(&found) {
+            return Ok(());
+        }
+        ensure!(began.elapsed() < PATIENCE, "{found:?}");
+        // sleeps: between two looks
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
 /// What `highwater speed redo --view hourly` with these arguments says, and with what it exits.
 async fn redo(platform: &Platform, more: &[&str]) -> anyhow::Result<(Option<i32>, Value)> {
     let arguments = [&["speed", "redo", "--view", "hourly", "--output", "json"][..], more].concat();
@@ -43,6 +57,11 @@ fn rows_that_the_store_lost_are_read_again() -> anyhow::Result<()> {
         platform.send(events(0..1_500)).await?;
         platform.until_whole().await?;
         platform.until_archived().await?;
+        // The last progress comes after the rows that are answered.
+        until_reconciled(&platform, |found| {
+            found.partitions.len() == 2 && found.partitions.iter().all(|one| one.up_to == one.archive_end)
+        })
+        .await?;
         let (store, table) = (platform.store(), speed_table_name(&platform.definitions.views[0]));
         let lose = format!(
             "ALTER TABLE `{}`.`{table}` DELETE WHERE kind = 'b' SETTINGS mutations_sync = 2",
@@ -69,16 +88,7 @@ fn rows_that_the_store_lost_are_read_again() -> anyhow::Result<()> {
         platform.send(events(1_500..1_700)).await?;
         platform.until_whole().await?;
         platform.until_archived().await?;
-        let began = Instant::now();
-        loop {
-            let found = hourly(&platform).await?;
-            if found.is_sound() && found.different == 0 {
-                break;
-            }
-            ensure!(began.elapsed() < PATIENCE, "{found:?}");
-            // sleeps: until the last progress is there, too
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+        until_reconciled(&platform, |found| found.is_sound() && found.different == 0).await?;
 
         // What Kafka has no longer can't be read again, and stays as it is.
         delete_below(&platform, 0, Offset(300)).await?;

@@ -148,7 +148,7 @@ impl Weights {
 
     /// The most that a worker had resident, in MB.
     pub(crate) fn highest(&self) -> f64 {
-        number(self.highest) / MEBI
+        number(self.highest) / 1e6
     }
 
     /// What the open cells took, and the tables' parts.

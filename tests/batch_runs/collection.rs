@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use highwater_batch::collect::RowsGone;
 use highwater_batch::list::State;
@@ -14,6 +14,7 @@ use shared_schemas::handoff::floor::PUBLICATIONS_LISTED;
 use shared_schemas::handoff::{Publication, RunId};
 use shared_schemas::store::statement::BELOW_FLOOR;
 use shared_schemas::store::tables::{PROGRESS, PUBLICATIONS, RUN_REPORTS, RUNS, batch_table_name, speed_table_name};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::world::{Quiet, World, log};
@@ -262,7 +263,7 @@ fn no_query_sees_another_total_across_publications_and_collections() -> anyhow::
         let world = world(&server, more).await?;
         let (store, view) = (&world.batch.store, world.view("hourly"));
         let whole = world.truth([END, END]);
-        let (done, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let (done, asked) = (AtomicBool::new(false), watch::Sender::new(0_u64));
         let changes = async {
             let mut gone = 0;
             for chunks in 1..=8 {
@@ -277,6 +278,8 @@ fn no_query_sees_another_total_across_publications_and_collections() -> anyhow::
                     anyhow::ensure!(collected.error.is_none(), "{collected:?}");
                     gone += collected.rows.total();
                 }
+                // Between any two changes some are answered, however slow that is.
+                asked.subscribe().wait_for(|asked| *asked > 7 * chunks).await?;
             }
             anyhow::Ok(gone)
         };
@@ -293,13 +296,12 @@ fn no_query_sees_another_total_across_publications_and_collections() -> anyhow::
                     Err(error) if error.to_string().contains(BELOW_FLOOR) => {}
                     Err(error) => return Err(error),
                 }
-                asked.fetch_add(1, Ordering::Relaxed);
+                asked.send_modify(|asked| *asked += 1);
             }
             Ok(())
         };
-        let (gone, asks) = tokio::join!(changes, asks);
-        asks?;
-        let (gone, asked) = (gone?, asked.load(Ordering::Relaxed));
+        let (gone, ()) = tokio::try_join!(changes, asks)?;
+        let asked = *asked.borrow();
         anyhow::ensure!(
             gone > 60 && asked > 50,
             "{gone} rows gone, {asked} queries: too few to mean anything"

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, ensure};
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 use highwater_tests::clickhouse::ClickHouse;
 use highwater_tests::proxy::{Act, Gate, Proxy, Then, inserts_into};
 use highwater_tests::stack::{PATIENCE, highwater_in, said_in, signal};
@@ -205,7 +205,9 @@ impl Scheduled {
 #[test]
 fn a_schedule_that_is_told_to_end_ends_cleanly() -> anyhow::Result<()> {
     on_engine(|server| async move {
-        let more = "[batch]\nschedule = \"0 2 * * *\"\ncut_wait = \"0s\"\n";
+        // Half a day away: no start comes while this goes on.
+        let hour = (Utc::now() + TimeDelta::hours(12)).format("%-H");
+        let more = &format!("[batch]\nschedule = \"0 {hour} * * *\"\ncut_wait = \"0s\"\n");
         let world = World::new(&server, log(40), more).await?;
         let store = &world.batch.store;
         let proxy = Proxy::of_statements(server.url())?;

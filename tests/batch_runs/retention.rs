@@ -22,6 +22,22 @@ use crate::faults::clock::Clock;
 /// 2013-11-01: the log has events of two days, in two months.
 const SECOND_DAY: i32 = 16_010;
 
+/// So long that the second of the two days is the first that is kept, now and for some minutes to come.
+async fn keeps_second_day() -> anyhow::Result<Duration> {
+    const DAY: i64 = 86_400;
+    let now = chrono::Utc::now().timestamp();
+    let left = DAY - now.rem_euclid(DAY);
+    let now = if left < 120 {
+        // sleeps: today would end in the middle of the test
+        tokio::time::sleep(Duration::from_secs(left.unsigned_abs() + 1)).await;
+        now + left
+    } else {
+        now
+    };
+    let days = now.div_euclid(DAY) - i64::from(SECOND_DAY) + 1;
+    Ok(Duration::from_secs(u64::try_from(days * DAY)?))
+}
+
 #[test]
 fn days_before_the_horizon_go_from_both_layers() -> anyhow::Result<()> {
     on_engine(|server| async move {
@@ -41,9 +57,7 @@ fn days_before_the_horizon_go_from_both_layers() -> anyhow::Result<()> {
         );
 
         // So long that the second of the two days is the first that is kept.
-        let today = i32::try_from(chrono::Utc::now().timestamp().div_euclid(86_400))?;
-        let days = u64::try_from(today - SECOND_DAY + 1)?;
-        let keep = Duration::from_secs(days * 86_400);
+        let keep = keeps_second_day().await?;
         let views = &mut world.batch.definitions.views;
         views.iter_mut().find(|view| view.name == "hourly").unwrap().keep = Some(keep);
         let view = world.view("hourly").clone();
@@ -155,8 +169,7 @@ fn days_that_a_dataset_no_longer_keeps_go_from_the_archive_too() -> anyhow::Resu
             "nobody asked for it"
         );
 
-        let today = i32::try_from(chrono::Utc::now().timestamp().div_euclid(86_400))?;
-        let keep = Duration::from_secs(u64::try_from(today - SECOND_DAY + 1)? * 86_400);
+        let keep = keeps_second_day().await?;
         world.batch.definitions.datasets[0].keep = Some(keep);
         for view in &mut world.batch.definitions.views {
             view.keep = Some(keep);

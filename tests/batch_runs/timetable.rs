@@ -68,13 +68,19 @@ impl Watcher for Quick {
     }
 }
 
+/// Noon so many days from now: no start of a schedule at two lies near it.
+fn noon_in(days: i64) -> DateTime<Utc> {
+    let day = (Utc::now() + TimeDelta::days(days)).date_naive();
+    day.and_hms_opt(12, 0, 0).unwrap().and_utc()
+}
+
 #[test]
 fn starts_that_were_missed_are_caught_up_with_once() -> anyhow::Result<()> {
     on_engine(|server| async move {
         let world = World::new(&server, log(40), "[batch]\nschedule = \"0 2 * * *\"\n").await?;
         world.archive([8, 8], 1).await?;
         // Nothing was ever published: nothing was missed.
-        let first = Quick::new(Utc::now(), TimeDelta::minutes(1));
+        let first = Quick::new(noon_in(0), TimeDelta::minutes(1));
         world.batch.schedule_by(&first, &first, &first.cancel).await;
         let missed = first
             .published
@@ -87,7 +93,7 @@ fn starts_that_were_missed_are_caught_up_with_once() -> anyhow::Result<()> {
 
         published(&world.run(&[], &Quiet, &CancellationToken::new()).await);
         world.archive([40, 40], 1).await?;
-        let clock = Quick::new(Utc::now() + TimeDelta::days(3), TimeDelta::hours(30));
+        let clock = Quick::new(noon_in(3), TimeDelta::hours(30));
         world.batch.schedule_by(&clock, &clock, &clock.cancel).await;
         assert_eq!(
             *clock.published.lock().unwrap(),
@@ -126,7 +132,7 @@ fn views_that_failed_are_tried_again() -> anyhow::Result<()> {
             .unwrap();
         let bytes = std::fs::read(&damaged)?;
         std::fs::write(&damaged, &bytes[..bytes.len() / 2])?;
-        let mut clock = Quick::new(Utc::now() + TimeDelta::days(3), TimeDelta::minutes(10));
+        let mut clock = Quick::new(noon_in(3), TimeDelta::minutes(10));
         clock.mended = Some((damaged, bytes));
         world.batch.schedule_by(&clock, &clock, &clock.cancel).await;
         assert_eq!(*clock.published.lock().unwrap(), [TimeDelta::minutes(1); 3]);

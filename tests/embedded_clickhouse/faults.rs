@@ -1,10 +1,10 @@
 //! Ends that nobody asked for: of clients, of the server, of its parent.
 
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use highwater_tests::clickhouse::{ClickHouse, library, program, settled};
-
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::sync::watch;
 
 use super::{ENDLESS, post, run, until};
@@ -35,9 +35,8 @@ async fn a_client_that_goes_away_ends_its_query() -> anyhow::Result<()> {
         });
         until(url, RUNNING, "1").await?;
         request.abort();
-        let began = Instant::now();
-        until(url, RUNNING, "0").await?;
-        assert!(began.elapsed() < Duration::from_secs(5), "{sql}: {:?}", began.elapsed());
+        // By itself none of them would come to its end.
+        until(url, RUNNING, "0").await.context(sql)?;
     }
     Ok(())
 }
@@ -176,13 +175,11 @@ async fn sigterm_ends_it_cleanly_whatever_runs() -> anyhow::Result<()> {
     });
     until(&url, RUNNING, "1").await?;
     let stopped = tokio::task::spawn_blocking(move || {
-        let began = Instant::now();
         let status = server.stop()?;
-        anyhow::Ok((status, began.elapsed(), server))
+        anyhow::Ok((status, server))
     });
-    let (status, took, mut server) = stopped.await??;
+    let (status, mut server) = stopped.await??;
     assert_eq!(status.code(), Some(0));
-    assert!(took < Duration::from_secs(8), "{took:?}");
     assert_eq!(long.await??.header("X-ClickHouse-Exception-Code"), "394");
     server.start_again()?;
     assert_eq!(run(server.url(), "SHOW DATABASES LIKE 'db'").await?, "db");
@@ -194,20 +191,20 @@ async fn it_does_not_outlive_its_parent() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     // A shell is the parent. It is killed, so it cannot end its child.
     let script = "\"$0\" --data \"$1\" --library \"$2\" --listen 127.0.0.1:0 --die-with-parent & wait";
-    let mut parent = Command::new("sh")
+    let mut parent = tokio::process::Command::new("sh")
         .args(["-c", script])
         .arg(program()?)
         .arg(folder.path())
         .arg(library()?)
         .stdout(Stdio::piped())
+        .kill_on_drop(true)
         .spawn()?;
     let mut line = String::new();
     if let Some(out) = parent.stdout.take() {
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line)?;
+        BufReader::new(out).read_line(&mut line).await?;
     }
     assert_eq!(run(line.trim(), "SELECT 1").await?, "1");
-    parent.kill()?;
-    parent.wait()?;
+    parent.kill().await?;
     // its lock is free when it is gone
     let locked = || async {
         let lock = std::fs::File::open(folder.path().join("lock"))?;

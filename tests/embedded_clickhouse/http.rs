@@ -469,7 +469,7 @@ async fn sessions_keep_what_they_set_and_no_more() -> anyhow::Result<()> {
     );
     assert!(run(url, "SELECT * FROM mine").await.is_err());
     // one request at a time
-    let (slow, locked) = tokio::join!(run(&a, "SELECT sleepEachRow(1)"), async {
+    let (slow, locked) = tokio::join!(run(&a, "SELECT sleepEachRow(2.5)"), async {
         super::until(
             url,
             "SELECT count() FROM system.processes WHERE query LIKE 'SELECT sleepEach%'",
@@ -497,7 +497,7 @@ async fn curl_speaks_to_it() -> anyhow::Result<()> {
     let server = ClickHouse::start()?;
     let curl = |arguments: &[&str]| {
         let output = std::process::Command::new("curl")
-            .args(["-sS", "--max-time", "20"])
+            .args(["-sS", "--max-time", "60"])
             .args(arguments)
             .output();
         output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned())

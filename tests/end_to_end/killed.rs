@@ -27,8 +27,10 @@ fn seeded() -> anyhow::Result<fastrand::Rng> {
 
 fn site() -> anyhow::Result<Site> {
     let site = Site::new()?;
+    // Runs are the test's own: by default one comes at night.
     let config = "[kafka]\nbrokers = \"127.0.0.1:0\"\n[clickhouse]\nurl = \"http://127.0.0.1:0\"\n\
-                  [archive]\ncommit_every = \"300ms\"\n[serve]\nlisten = \"127.0.0.1:0\"\n";
+                  [archive]\ncommit_every = \"300ms\"\n[batch]\nschedule = \"0 0 1 1 *\"\n\
+                  [serve]\nlisten = \"127.0.0.1:0\"\n";
     std::fs::write(site.path().join("highwater.toml"), config)?;
     let definitions = site.path().join("definitions");
     std::fs::remove_dir_all(&definitions)?;

@@ -1,6 +1,6 @@
 //! Faults 5 and 6: a Kafka that dies, refuses, forgets, grows, or begins anew.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use highwater_tests::platform::{Platform, cells};
@@ -95,11 +95,16 @@ fn a_broker_that_is_killed_costs_no_event() -> anyhow::Result<()> {
 /// A worker waits for a broker with pauses. librdkafka, asked the wrong way, tries to reach it thousands of times a second.
 async fn waits_in_peace(workers: &[Worker]) -> anyhow::Result<()> {
     for worker in workers {
-        let before = worker.processor_time()?;
+        let (before, began) = (worker.processor_time()?, Instant::now());
         // sleeps: as long as it is watched
         tokio::time::sleep(Duration::from_secs(2)).await;
         let spent = worker.processor_time()? - before;
-        ensure!(spent < 60, "{spent}/200 of a core go into waiting");
+        // On a busy machine it was watched for longer.
+        let hundredths = began.elapsed().as_millis() / 10;
+        ensure!(
+            u128::from(spent) * 10 < hundredths * 3,
+            "{spent}/{hundredths} of a core go into waiting"
+        );
     }
     Ok(())
 }

@@ -1,7 +1,5 @@
 //! Faults 1, 2 and 10: processes that end at the worst moment, and one that is told to end when it has much to do.
 
-use std::time::Duration;
-
 use highwater_tests::platform::{Platform, total};
 use highwater_tests::proxy::{Act, Gate, Then, inserts_into};
 use highwater_tests::workers::Worker;
@@ -12,8 +10,6 @@ use super::trial::trials;
 
 /// What a worker says whose last flush does not end in time.
 const GIVEN_UP: &str = "the last flush took too long";
-/// How often a metric is looked at.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// The table of a view's speed rows.
 pub(crate) fn speed_table(platform: &Platform, view: &str) -> String {
@@ -129,9 +125,9 @@ fn a_worker_told_to_end_writes_what_it_has() -> anyhow::Result<()> {
         proxy.set(highwater_tests::proxy::Way::Silent);
         let counted = worker.metric("highwater_speed_events_total").await?;
         platform.send_next(500).await?;
-        while worker.metric("highwater_speed_events_total").await? <= counted {
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
+        worker
+            .until_metric("highwater_speed_events_total", |read| read > counted)
+            .await?;
         // sleeps: a random instant
         tokio::time::sleep(trial.instant(500)).await;
         let said = worker.end_in_time().await?;

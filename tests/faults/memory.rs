@@ -57,13 +57,13 @@ fn more_open_cells_than_fit_are_counted_in_turns() -> anyhow::Result<()> {
             .until_metric("highwater_speed_waiting_partitions", |waiting| waiting == 0.0)
             .await?;
 
-        // A sixth of a MiB remembers fewer events than a partition has.
-        ensure!(worker.metric("highwater_speed_dedupe_evicted_total").await? > 0.0);
+        // A sixth of a MiB remembers fewer events than a partition has. How many are forgotten is told before the window.
         worker
             .until_metrics("highwater_speed_dedupe_window_seconds", |windows| {
                 windows.len() == PARTITIONS as usize && windows.iter().all(|(_, held)| *held < 3600.0)
             })
             .await?;
+        ensure!(worker.metric("highwater_speed_dedupe_evicted_total").await? > 0.0);
         ensure!(worker.said().contains("`dedupe.memory`"), "{}", worker.said());
         worker.end_well().await
     })

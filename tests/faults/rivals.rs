@@ -3,19 +3,22 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use highwater_tests::platform::Platform;
 use highwater_tests::proxy::{Act, Gate, Then, Way, inserts_into};
-use highwater_tests::stack::unique;
+use highwater_tests::stack::{PATIENCE, unique};
 use highwater_tests::workers::Worker;
 use shared_schemas::store::tables::PROGRESS;
+use tokio::time::Instant;
 
 use super::ground::{Assignor, Ground, place, proxied};
 use super::killed::speed_table;
 use super::trial::trials;
 
-/// So many events are sent until a worker reads no further; a quarter of them is enough.
+/// So many events are sent and read until a worker reads no further; a quarter of them is enough.
 const MORE_THAN_FIT: u64 = 200_000;
 /// Of those so many at once.
 const AT_ONCE: u64 = 5_000;
+const POLL: Duration = Duration::from_millis(50);
 /// Longer than the session of a worker in the tests.
 const LONGER_THAN_A_SESSION: Duration = Duration::from_secs(5);
 
@@ -258,10 +261,7 @@ fn a_rebalance_while_reading_waits_loses_and_doubles_nothing() -> anyhow::Result
             other_place.clickhouse = platform.place().clickhouse;
         }
         let rebalancing = async {
-            while !reading_waits(&one).await? {
-                let sent = platform.send_next(AT_ONCE).await?;
-                ensure!(sent < MORE_THAN_FIT, "it reads on after {sent} events: {}", one.said());
-            }
+            until_reading_waits(&one, &platform).await?;
             let other = Worker::speed_at(&platform, &other_place)?;
             let joined = other.until_said("holds").await;
             joined.with_context(|| platform.said())?;
@@ -277,7 +277,8 @@ fn a_rebalance_while_reading_waits_loses_and_doubles_nothing() -> anyhow::Result
             trial.whole(&platform).await?;
             platform.send_next(200).await?;
             trial.whole(&platform).await?;
-            ensure!(!reading_waits(&one).await?, "it still waits");
+            one.until_metric("highwater_speed_paused", |paused| paused == 0.0)
+                .await?;
             // No partition is stuck with the one that goes.
             let (gone, left) = if trial.random.bool() {
                 (one, other)
@@ -293,7 +294,26 @@ fn a_rebalance_while_reading_waits_loses_and_doubles_nothing() -> anyhow::Result
     })
 }
 
-/// Whether a worker reads no further for want of memory.
-async fn reading_waits(worker: &Worker) -> anyhow::Result<bool> {
-    Ok(worker.metric("highwater_speed_paused").await? > 0.0)
+/// Sends until a worker reads no further for want of memory, always more when it has read what there was.
+async fn until_reading_waits(worker: &Worker, platform: &Platform) -> anyhow::Result<()> {
+    let (mut sent, mut began) = (platform.send_next(AT_ONCE).await?, Instant::now());
+    while worker.metric("highwater_speed_paused").await? == 0.0 {
+        let read = worker.metric("highwater_speed_events_total").await?;
+        if read < sent as f64 {
+            ensure!(
+                began.elapsed() < PATIENCE,
+                "{read} of {sent} events are read: {}",
+                worker.said()
+            );
+            tokio::time::sleep(POLL).await;
+            continue;
+        }
+        ensure!(
+            sent < MORE_THAN_FIT,
+            "it reads on after {sent} events: {}",
+            worker.said()
+        );
+        (sent, began) = (platform.send_next(AT_ONCE).await?, Instant::now());
+    }
+    Ok(())
 }

@@ -15,7 +15,7 @@ use super::ground::{self, Ground};
 use super::killed::speed_table;
 use super::trial::trials;
 
-/// How often memory, or a metric, is looked at.
+/// How often memory is looked at.
 const SAMPLE: Duration = Duration::from_millis(500);
 /// More parts than flushes go on with as before.
 const PILE: u64 = 400;
@@ -138,13 +138,8 @@ fn parts_that_pile_up_slow_flushes_down_and_no_more() -> anyhow::Result<()> {
         store.execute("make parts", &pile).await?;
         ensure!(store.active_parts(PROGRESS).await? >= PILE, "they are merged");
 
-        let pause = async || worker.metric("highwater_speed_flush_pause_seconds").await;
-        let slower = async {
-            while pause().await? < SLOW {
-                tokio::time::sleep(SAMPLE).await;
-            }
-            Ok(())
-        };
+        let pause = "highwater_speed_flush_pause_seconds";
+        let slower = worker.until_metric(pause, |pause| pause >= SLOW);
         platform.while_streaming(slower).await?;
         let parts = store.active_parts(PROGRESS).await?;
         ensure!(parts < 2 * PILE, "{parts} parts at a pause that grows");
@@ -154,12 +149,7 @@ fn parts_that_pile_up_slow_flushes_down_and_no_more() -> anyhow::Result<()> {
         store
             .execute("merge", &format!("OPTIMIZE TABLE {progress} FINAL"))
             .await?;
-        let faster = async {
-            while pause().await? > 0.0 {
-                tokio::time::sleep(SAMPLE).await;
-            }
-            Ok(())
-        };
+        let faster = worker.until_metric(pause, |pause| pause == 0.0);
         platform.while_streaming(faster).await?;
         trial.whole(&platform).await?;
         worker.end_well().await
@@ -214,8 +204,12 @@ fn a_store_that_is_away_costs_no_memory_and_no_event() -> anyhow::Result<()> {
                 of_stuck.map(|(_, value)| value).sum::<f64>() == 4.0
             })
             .await?;
-        ensure!(worker.metric("highwater_speed_lag_events").await? > 0.0);
-        ensure!(worker.metric("highwater_speed_stalled").await? >= 1.0);
+        worker
+            .until_metric("highwater_speed_lag_events", |lag| lag > 0.0)
+            .await?;
+        worker
+            .until_metric("highwater_speed_stalled", |stalled| stalled >= 1.0)
+            .await?;
         proxy.set(Way::Open);
         trial.whole(&platform).await?;
         worker
@@ -227,8 +221,14 @@ fn a_store_that_is_away_costs_no_memory_and_no_event() -> anyhow::Result<()> {
         worker
             .until_metric("highwater_speed_lag_events", |lag| lag == 0.0)
             .await?;
-        ensure!(worker.in_state("stuck").await? == 0 && worker.in_state("behind").await? == 0);
-        Ok(())
+        worker
+            .until_metrics("highwater_speed_partition_state", |states| {
+                let is_held_up = |labels: &String| ["stuck", "behind"].iter().any(|state| labels.contains(state));
+                states
+                    .iter()
+                    .all(|(labels, value)| *value == 0.0 || !is_held_up(labels))
+            })
+            .await
     })
 }
 

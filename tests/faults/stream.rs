@@ -8,8 +8,6 @@ use highwater_tests::platform::Event;
 use highwater_tests::stack::PATIENCE;
 use highwater_tests::workers::Worker;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use shared_connections::log::Kafka;
 
@@ -17,6 +15,7 @@ use super::brokers::{delete_topic, make_topics};
 use super::ground::{Ground, place};
 use super::trial::trials;
 use crate::end_to_end::letters;
+use crate::poison::take_larger;
 
 /// A record of this size is far above what the dataset takes.
 const HUGE: usize = 10 << 20;
@@ -85,7 +84,10 @@ fn events_in_any_order_reach_their_windows() -> anyhow::Result<()> {
             })
             .await?;
         let refused = u64::try_from(numbers.len().div_ceil(500) * 5)?;
-        ensure!(worker.metric("highwater_speed_refused_total").await? == refused as f64);
+        // The last of them come behind the last event that is answered.
+        worker
+            .until_metric("highwater_speed_refused_total", |found| found == refused as f64)
+            .await?;
         let late = worker.metric("highwater_speed_late_total").await?;
         ensure!(
             late > 0.0 && late == worker.metric("highwater_speed_late_seconds_count").await?,
@@ -158,13 +160,8 @@ fn poison_stops_nothing_and_is_told() -> anyhow::Result<()> {
         let mut client = ClientConfig::new();
         client.set("bootstrap.servers", platform.config.kafka.bootstrap_servers());
         client.set("message.max.bytes", (HUGE + 4096).to_string());
-        let (admin, producer): (AdminClient<DefaultClientContext>, FutureProducer) =
-            (client.create()?, client.create()?);
-        let limit = (HUGE + 4096).to_string();
-        let config = AlterConfig::new(ResourceSpecifier::Topic(&platform.topic)).set("max.message.bytes", &limit);
-        for altered in admin.alter_configs([&config], &AdminOptions::new()).await? {
-            altered.map_err(|(_, code)| anyhow::anyhow!("{code}"))?;
-        }
+        let producer: FutureProducer = client.create()?;
+        take_larger(&platform.config.kafka.bootstrap_servers(), &platform.topic).await?;
 
         let mut expected = BTreeMap::new();
         platform

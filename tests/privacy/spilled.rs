@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -91,18 +92,19 @@ pub(crate) async fn archived(definitions: &Definitions, folder: &Path) -> anyhow
     Ok(archive)
 }
 
-/// Keeps every file that ever is below a folder, by a second name.
-async fn keep(from: &Path, to: &Path) -> anyhow::Result<()> {
+/// Keeps every file that ever is below a folder, by a second name, until that is done. It blocks: on a thread of its own nobody
+/// who computes holds it up.
+fn keep(from: &Path, to: &Path, done: &AtomicBool) {
     let mut kept = BTreeSet::new();
-    loop {
+    while !done.load(Ordering::Relaxed) {
         for file in files(from).unwrap_or_default() {
             let name = file.to_string_lossy().replace('/', "_");
             if !kept.contains(&name) && std::fs::hard_link(&file, to.join(&name)).is_ok() {
                 kept.insert(name);
             }
         }
-        // sleeps: files come and go at any time; a spill file lives far longer than this
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        // Files come and go at any time; a spill file lives far longer than this.
+        std::thread::park_timeout(Duration::from_millis(1));
     }
 }
 
@@ -126,11 +128,17 @@ async fn what_is_spilled_is_masked_and_goes() -> anyhow::Result<()> {
     let (spill, kept) = (site.path().join("spill"), site.path().join("kept"));
     std::fs::create_dir_all(&spill)?;
     std::fs::create_dir(&kept)?;
-    let compute = computed(&archive, &definitions, &spill);
-    let rows = tokio::select! {
-        rows = compute => rows?,
-        kept = keep(&spill, &kept) => anyhow::bail!("{kept:?}"),
+    let done = Arc::new(AtomicBool::new(false));
+    let keeping = {
+        let (spill, kept, done) = (spill.clone(), kept.clone(), Arc::clone(&done));
+        std::thread::spawn(move || keep(&spill, &kept, &done))
     };
+    let rows = computed(&archive, &definitions, &spill).await;
+    done.store(true, Ordering::Relaxed);
+    keeping
+        .join()
+        .map_err(|_| anyhow::anyhow!("who keeps files has panicked"))?;
+    let rows = rows?;
     assert_eq!(rows, usize::try_from(PEOPLE)? * 9 / 10);
     assert!(files(&spill)?.is_empty(), "spill files stay");
     let mut written = Written::new();

@@ -1,9 +1,7 @@
 //! What callers are told when there is no answer, and that the server stays whole through it.
 
-use std::time::Duration;
-
 use anyhow::{Context, ensure};
-use highwater_tests::stack::{signal, until};
+use highwater_tests::stack::{PATIENCE, signal, until};
 use serde_json::{Value, json};
 
 use super::world::{DEFINITIONS, World, highwater, site};
@@ -272,18 +270,18 @@ async fn without_a_store_it_waits_and_says_for_what() -> anyhow::Result<()> {
     // Nothing listens on port 1.
     let (site, _) = site("http://127.0.0.1:1", DEFINITIONS)?;
     let log = site.path().join("log");
-    let mut serve = highwater(&site, &["serve"])?
+    let mut serve = tokio::process::Command::from(highwater(&site, &["serve"])?)
         .stdout(std::process::Stdio::null())
         .stderr(std::fs::File::create(&log)?)
+        .kill_on_drop(true)
         .spawn()?;
     let said = || std::fs::read_to_string(&log).unwrap_or_default();
     until("it names the address and the setting", || {
         said().contains("ClickHouse at http://127.0.0.1:1 (clickhouse.url) can't be reached")
     })
     .await?;
-    signal(serve.id(), "TERM")?;
-    let status = tokio::task::spawn_blocking(move || serve.wait());
-    let status = tokio::time::timeout(Duration::from_secs(60), status).await???;
+    signal(serve.id().context("it has ended")?, "TERM")?;
+    let status = tokio::time::timeout(PATIENCE, serve.wait()).await??;
     assert!(status.success(), "{}", said());
     Ok(())
 }

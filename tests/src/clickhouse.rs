@@ -1,12 +1,16 @@
 //! A ClickHouse server of a test's own: `embedded-clickhouse` on a free port and a new folder, ended with the test.
 
 use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
+
+use crate::stack::PATIENCE;
 
 /// The environment variable that names another program than the one beside the test.
 pub const PROGRAM_VARIABLE: &str = "HIGHWATER_EMBEDDED_CLICKHOUSE";
@@ -19,6 +23,8 @@ pub struct ClickHouse {
     folder: TempDir,
     arguments: Vec<String>,
     password: Option<String>,
+    /// Keeps its port for it while it does not run: others ask for any that is free.
+    port: Option<TcpSocket>,
 }
 
 /// The program, built with the tests.
@@ -48,12 +54,12 @@ pub fn library() -> anyhow::Result<PathBuf> {
     Ok(String::from_utf8(output.stdout)?.trim().into())
 }
 
-/// Asks again and again, until `done` says that the answer will do. Half a minute at most.
+/// Asks again and again, until `done` says that the answer will do.
 pub async fn until<F>(mut ask: impl FnMut() -> F, done: impl Fn(&str) -> bool) -> anyhow::Result<String>
 where
     F: Future<Output = anyhow::Result<String>>,
 {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let answer = ask().await?;
         if done(&answer) {
@@ -69,7 +75,7 @@ pub async fn settled<F>(mut ask: impl FnMut() -> F) -> anyhow::Result<String>
 where
     F: Future<Output = anyhow::Result<String>>,
 {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + PATIENCE;
     let (mut last, mut since) = (ask().await?, Instant::now());
     while since.elapsed() < Duration::from_millis(500) {
         ensure!(Instant::now() < deadline, "never the same for long");
@@ -80,6 +86,14 @@ where
         }
     }
     Ok(last)
+}
+
+fn kept(url: &str) -> anyhow::Result<TcpSocket> {
+    let address: SocketAddr = url.trim_start_matches("http://").parse()?;
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 impl ClickHouse {
@@ -96,6 +110,7 @@ impl ClickHouse {
             folder: TempDir::with_prefix("embedded-clickhouse")?,
             arguments: arguments.iter().map(|&a| a.to_owned()).collect(),
             password: password.map(str::to_owned),
+            port: None,
         };
         server.start_again()?;
         Ok(server)
@@ -146,6 +161,7 @@ impl ClickHouse {
         }
         self.url = line.trim().to_owned();
         self.child = Some(child);
+        drop(self.port.take());
         if !self.url.starts_with("http://") {
             let status = self.wait();
             bail!("embedded-clickhouse did not start: {status:?}");
@@ -178,8 +194,14 @@ impl ClickHouse {
         if let Some(mut child) = self.child.take() {
             child.kill()?;
             child.wait()?;
+            self.keep_port();
         }
         Ok(())
+    }
+
+    /// Binds its port and does not listen: the server itself may bind it beside that, and nobody is given it by chance.
+    fn keep_port(&mut self) {
+        self.port = kept(&self.url).ok();
     }
 
     /// Asks it to end, and waits until it has.
@@ -189,12 +211,13 @@ impl ClickHouse {
         self.wait()
     }
 
-    /// Waits for its end, half a minute at most.
+    /// Waits for its end.
     pub fn wait(&mut self) -> anyhow::Result<ExitStatus> {
         let mut child = self.child.take().context("the server is not running")?;
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = child.try_wait()? {
+                self.keep_port();
                 return Ok(status);
             }
             if Instant::now() > deadline {

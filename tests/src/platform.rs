@@ -195,7 +195,8 @@ impl Platform {
             .set("acks", "all")
             .set("linger.ms", "2")
             .set("reconnect.backoff.max.ms", "500")
-            .set("message.timeout.ms", "5000")
+            // Long: what is given up is sent again, and where it was only late, tests that count records find one too many.
+            .set("message.timeout.ms", "30000")
             .create()?;
         Ok(Self {
             config,

@@ -2,7 +2,7 @@
 //!
 //! A bucket is a folder below it, so a test can look at objects, change and remove them behind the server's back.
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use local_stack::process::{Launch, Process};
 use shared_schemas::config::{ArchiveConfig, ArchiveUrl, Secret, StoreKind};
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
 use crate::stack::until;
 
@@ -40,8 +41,11 @@ impl S3 {
         let program = program()?;
         let folder = TempDir::with_prefix("highwater-test-")?;
         std::fs::create_dir_all(folder.path().join("objects").join(BUCKET))?;
-        // Taken by somebody else in between, it says so and the test fails.
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        // Bound here and not listened on, nobody else is given the port until the server, which may, has bound it too.
+        let port = TcpSocket::new_v4()?;
+        port.set_reuseaddr(true)?;
+        port.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        let address = port.local_addr()?.to_string();
         let mut command = Command::new(program);
         command
             .args(["--port", &address, "posix"])
@@ -60,6 +64,7 @@ impl S3 {
         })?;
         let listens = || std::net::TcpStream::connect(&address).is_ok() || process.ended().is_some();
         until("versitygw listens", listens).await?;
+        drop(port);
         ensure!(process.ended().is_none(), "versitygw ended");
         Ok(Self {
             address,

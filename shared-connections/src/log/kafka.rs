@@ -39,11 +39,11 @@ const CONSUMER: [(&str, &str); 6] = [
 /// A reader is one, and how much librdkafka fetches ahead of it.
 const READER: [(&str, &str); 6] = [
     ("enable.partition.eof", "false"),
-    // 16 MiB, and at most one more response of 16 MiB. With 4 MiB it takes seconds until each partition has its turn.
-    ("queued.max.messages.kbytes", "16384"),
-    ("fetch.max.bytes", "16777216"),
+    // 8 MiB, and at most one more response of 8 MiB. With 4 MiB it takes seconds until each partition has its turn.
+    ("queued.max.messages.kbytes", "8192"),
+    ("fetch.max.bytes", "8388608"),
     // What comes is compressed: with 1 MiB of each of 8 partitions a response takes 40 MB once it is unpacked.
-    ("max.partition.fetch.bytes", "524288"),
+    ("max.partition.fetch.bytes", "262144"),
     ("queued.min.messages", "100000"),
     // By default a full queue is filled again after a second: a fast reader would wait for most of it.
     ("fetch.queue.backoff.ms", "5"),

@@ -25,7 +25,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
             looks.tick().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), wait)
+    tokio::time::timeout(Duration::from_secs(60), wait)
         .await
         .unwrap_or_else(|_| panic!("never: {what}"));
 }
@@ -38,7 +38,7 @@ async fn a_child_that_is_asked_ends_in_order() {
     let log = folder.path().join("log");
     until("the trap is set", || tail(&log).contains("ready")).await;
     assert!(record::Record::of("shell", child.pid()).unwrap().runs());
-    assert!(child.stop(Duration::from_secs(10)).await);
+    assert!(child.stop(Duration::from_secs(60)).await);
     assert!(tail(&log).ends_with("bye"));
     assert!(!folder.path().join("pid.json").exists());
 }
