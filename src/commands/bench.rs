@@ -105,7 +105,7 @@ const EVENTS: u64 = 20_000_000;
 /// Events of a day of very many groups.
 const LARGE: u64 = 50_000_000;
 /// Those of each point with more partitions or workers are a part of them.
-const PART: u64 = 5;
+const PART: u64 = 2;
 /// How often each of these is measured.
 const PASSAGES: usize = 5;
 /// How long threads that were told to end may take.
