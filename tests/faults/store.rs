@@ -7,7 +7,7 @@ use anyhow::ensure;
 use highwater_tests::clickhouse::ClickHouse;
 use highwater_tests::platform::Platform;
 use highwater_tests::proxy::{Act, Gate, Proxy, Then, Way, inserts_into};
-use highwater_tests::workers::Worker;
+use highwater_tests::workers::{Worker, count_in_state};
 use shared_schemas::store::tables::PROGRESS;
 use tokio::time::Instant;
 
@@ -223,10 +223,7 @@ fn a_store_that_is_away_costs_no_memory_and_no_event() -> anyhow::Result<()> {
             .await?;
         worker
             .until_metrics("highwater_speed_partition_state", |states| {
-                let is_held_up = |labels: &String| ["stuck", "behind"].iter().any(|state| labels.contains(state));
-                states
-                    .iter()
-                    .all(|(labels, value)| *value == 0.0 || !is_held_up(labels))
+                count_in_state(states, "stuck") == 0 && count_in_state(states, "behind") == 0
             })
             .await
     })

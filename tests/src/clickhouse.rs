@@ -1,7 +1,6 @@
 //! A ClickHouse server of a test's own: `embedded-clickhouse` on a free port and a new folder, ended with the test.
 
 use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use tempfile::TempDir;
 use tokio::net::TcpSocket;
 
-use crate::stack::PATIENCE;
+use crate::stack::{PATIENCE, keep_port};
 
 /// The environment variable that names another program than the one beside the test.
 pub const PROGRAM_VARIABLE: &str = "HIGHWATER_EMBEDDED_CLICKHOUSE";
@@ -86,14 +85,6 @@ where
         }
     }
     Ok(last)
-}
-
-fn kept(url: &str) -> anyhow::Result<TcpSocket> {
-    let address: SocketAddr = url.trim_start_matches("http://").parse()?;
-    let socket = TcpSocket::new_v4()?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    Ok(socket)
 }
 
 impl ClickHouse {
@@ -199,9 +190,10 @@ impl ClickHouse {
         Ok(())
     }
 
-    /// Binds its port and does not listen: the server itself may bind it beside that, and nobody is given it by chance.
+    /// Nobody else is given its port by chance.
     fn keep_port(&mut self) {
-        self.port = kept(&self.url).ok();
+        let address = self.url.trim_start_matches("http://").parse().ok();
+        self.port = address.and_then(|address| keep_port(address).ok());
     }
 
     /// Asks it to end, and waits until it has.

@@ -10,9 +10,8 @@ use anyhow::{Context, ensure};
 use local_stack::process::{Launch, Process};
 use shared_schemas::config::{ArchiveConfig, ArchiveUrl, Secret, StoreKind};
 use tempfile::TempDir;
-use tokio::net::TcpSocket;
 
-use crate::stack::until;
+use crate::stack::{keep_port, until};
 
 /// The one bucket.
 pub const BUCKET: &str = "highwater";
@@ -41,10 +40,8 @@ impl S3 {
         let program = program()?;
         let folder = TempDir::with_prefix("highwater-test-")?;
         std::fs::create_dir_all(folder.path().join("objects").join(BUCKET))?;
-        // Bound here and not listened on, nobody else is given the port until the server, which may, has bound it too.
-        let port = TcpSocket::new_v4()?;
-        port.set_reuseaddr(true)?;
-        port.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        // Until the server has bound it too.
+        let port = keep_port(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
         let address = port.local_addr()?.to_string();
         let mut command = Command::new(program);
         command

@@ -4,6 +4,7 @@
 //! the folders: a shell that waits for the program's end removes them.
 
 use std::io::Read;
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -15,6 +16,7 @@ use local_stack::process::record::Record;
 use local_stack::{Addresses, Stack, StackOptions};
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 use tokio::sync::OnceCell;
 
 /// How long a condition is waited for. Long, for a machine that does much else; nothing waits longer than it must.
@@ -56,6 +58,14 @@ pub fn unique(prefix: &str) -> String {
         std::process::id(),
         COUNT.fetch_add(1, Ordering::Relaxed)
     )
+}
+
+/// Binds a port of this machine, any for 0, and does not listen: a server may bind it beside that, and nobody else is given it by chance.
+pub fn keep_port(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 /// Waits until the condition holds.

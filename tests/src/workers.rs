@@ -157,11 +157,7 @@ impl Worker {
     /// In how many places, of all its views and partitions, the state is that one.
     pub async fn in_state(&self, state: &str) -> anyhow::Result<usize> {
         let states = self.metrics("highwater_speed_partition_state").await?;
-        let label = format!("state=\"{state}\"");
-        let of_state = states
-            .iter()
-            .filter(|(labels, value)| labels.contains(&label) && *value > 0.0);
-        Ok(of_state.count())
+        Ok(count_in_state(&states, state))
     }
 
     /// How much memory it holds, in bytes.
@@ -241,4 +237,13 @@ impl Worker {
         ensure!(status.success(), "it ended with {status}: {}", tail(&log));
         Ok(())
     }
+}
+
+/// In how many places the state is that one, by the metric `highwater_speed_partition_state`.
+pub fn count_in_state(states: &[(String, f64)], state: &str) -> usize {
+    let label = format!("state=\"{state}\"");
+    let of_state = states
+        .iter()
+        .filter(|(labels, value)| labels.contains(&label) && *value > 0.0);
+    of_state.count()
 }

@@ -76,12 +76,6 @@ impl std::fmt::Debug for Pinned {
     }
 }
 
-/// Whether a file may hold some of these offsets.
-fn touches(range: &ArchivedRange, offsets: &BTreeMap<Partition, OffsetSet>) -> bool {
-    let of_partition = offsets.get(&range.partition);
-    of_partition.is_some_and(|offsets| !offsets.within(range.first, range.last.next()).is_empty())
-}
-
 impl Pinned {
     /// Whether events of these offsets may have been let go with their days.
     pub fn may_lack(&self, partition: Partition, range: OffsetRange) -> bool {
@@ -236,11 +230,7 @@ impl Pinned {
 
     /// How many events the files hold that may hold some of these offsets.
     pub(crate) fn events_at_most(&self, days: &BTreeSet<EventDay>, offsets: &BTreeMap<Partition, OffsetSet>) -> u64 {
-        let files = self.files.iter().filter(|file| days.contains(&file.range.day));
-        files
-            .filter(|file| touches(&file.range, offsets))
-            .map(|file| file.rows)
-            .sum()
+        self.files_at(days, offsets).map(|file| file.rows).sum()
     }
 
     /// The same of the files alone that may hold some of these offsets.
@@ -249,14 +239,27 @@ impl Pinned {
         days: &BTreeSet<EventDay>,
         offsets: &BTreeMap<Partition, OffsetSet>,
     ) -> Arc<dyn TableProvider> {
-        let files = self.files.iter().filter(|file| days.contains(&file.range.day));
-        let files = files.filter(|file| touches(&file.range, offsets));
-        self.table(files, lean(&self.schema, &self.dataset))
+        self.table(self.files_at(days, offsets), lean(&self.schema, &self.dataset))
     }
 
     fn events_as(&self, days: &BTreeSet<EventDay>, schema: SchemaRef) -> Arc<dyn TableProvider> {
-        let files = self.files.iter().filter(|file| days.contains(&file.range.day));
-        self.table(files, schema)
+        self.table(self.files_of(days), schema)
+    }
+
+    fn files_of<'a>(&'a self, days: &'a BTreeSet<EventDay>) -> impl Iterator<Item = &'a File> {
+        self.files.iter().filter(|file| days.contains(&file.range.day))
+    }
+
+    fn files_at<'a>(
+        &'a self,
+        days: &'a BTreeSet<EventDay>,
+        offsets: &'a BTreeMap<Partition, OffsetSet>,
+    ) -> impl Iterator<Item = &'a File> {
+        let may_hold = move |range: &ArchivedRange| {
+            let of_partition = offsets.get(&range.partition);
+            of_partition.is_some_and(|offsets| !offsets.within(range.first, range.last.next()).is_empty())
+        };
+        self.files_of(days).filter(move |file| may_hold(&file.range))
     }
 
     fn table<'a>(&self, files: impl Iterator<Item = &'a File>, schema: SchemaRef) -> Arc<dyn TableProvider> {

@@ -206,16 +206,13 @@ pub(super) fn unequal(columns: &[String], counts: &BTreeSet<String>, one: &Sums,
     found
 }
 
-/// The first place where the run has more events than both sides come to, or fewer by more than the repeats that it left out; or, where
-/// it has as many, other sums.
+/// The first of the places that both sides and the run are found unequal where the run has more events than they come to, or fewer by
+/// more than the repeats that it left out; or, where it has as many, other sums.
 pub(super) fn beyond_repeats(
-    columns: &[String],
+    found: Vec<Unequal>,
     counts: &BTreeSet<String>,
-    theirs: &Sums,
-    ours: &Sums,
     repeats: &BTreeMap<EventDay, u64>,
 ) -> Option<Unequal> {
-    let found = unequal(columns, counts, theirs, ours);
     let counted: BTreeSet<EventDay> = found
         .iter()
         .filter(|one| counts.contains(&one.column))
@@ -264,6 +261,13 @@ impl Checked<'_> {
         if common.counted.is_empty() {
             return Ok(Ok(rest.unwrap_or_else(|| "not looked at: no mark moves".to_owned())));
         }
+        let events = self.pinned.events_at_most(self.days, &common.left_out);
+        if events > MOST_LEFT_OUT {
+            let rest = rest.unwrap_or_default();
+            return Ok(Ok(format!(
+                "{rest}; nor at the others: the former are up to {events} events"
+            )));
+        }
         let (database, view) = (self.store.database(), self.view);
         let columns = additive(view);
         let counts: BTreeSet<String> = exact_sums(view).into_iter().collect();
@@ -280,17 +284,10 @@ impl Checked<'_> {
             let of_part = sums_of(&self.lines(&speed_totals(database, view, &part, self.days)).await?);
             speed = together(&[&speed, &of_part]);
         }
-        let events = self.pinned.events_at_most(self.days, &common.left_out);
-        if events > MOST_LEFT_OUT {
-            let rest = rest.unwrap_or_default();
-            return Ok(Ok(format!(
-                "{rest}; nor at the others: the former are up to {events} events"
-            )));
-        }
         let left_out = self.archived(self.days, &common.left_out, By::Batch).await?;
         let theirs = together(&[&before, &speed, &left_out]);
-        let apart = unequal(&columns, &counts, &theirs, &now);
-        let apart: BTreeSet<EventDay> = apart.into_iter().map(|one| one.day).collect();
+        let found = unequal(&columns, &counts, &theirs, &now);
+        let apart: BTreeSet<EventDay> = found.iter().map(|one| one.day).collect();
         if !apart.is_empty() {
             let expected = self.archived(&apart, &common.counted, By::Speed).await?;
             let mut speed = speed;
@@ -305,9 +302,7 @@ impl Checked<'_> {
                 )));
             }
         }
-        if let Some(Unequal { day, column, values }) =
-            beyond_repeats(&columns, &counts, &theirs, &now, &self.written.repeats_of)
-        {
+        if let Some(Unequal { day, column, values }) = beyond_repeats(found, &counts, &self.written.repeats_of) {
             return Ok(Err(format!(
                 "of {} the speed layer and the publication before have {column} {}, and this run has {}: `highwater reconcile` tells more, and \
                  `--accept` publishes it all the same",
