@@ -20,6 +20,8 @@ use shared_schemas::decode::{EnvironmentKeys, Reason};
 use shared_schemas::definitions::Definitions;
 use shared_schemas::handoff::{Offset, OffsetRange};
 
+mod come_and_go;
+
 /// A topic of its own, and what reads and writes it.
 struct Log {
     brokers: String,

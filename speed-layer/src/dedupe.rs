@@ -190,7 +190,7 @@ impl Filter {
                 self.forget_before(horizon);
             } else if self.seen.groups() < allowed {
                 let groups = (self.seen.groups() * 2).min(allowed);
-                self.resize(groups);
+                self.seen.resize(groups);
             }
         }
         let fits = |seen: &Table, groups: usize| {
@@ -209,7 +209,7 @@ impl Filter {
             self.evicted += (before - self.seen.len()) as u64;
         }
         if self.seen.groups() > allowed {
-            self.resize(allowed);
+            self.seen.resize(allowed);
         }
     }
 
@@ -217,11 +217,6 @@ impl Filter {
         if let Some(latest) = self.seen.keep_from(from).latest {
             self.complete_from = self.complete_from.max(latest.saturating_add(1));
         }
-    }
-
-    fn resize(&mut self, groups: usize) {
-        let seen = std::mem::replace(&mut self.seen, Table::new(1));
-        self.seen = seen.resized(groups);
     }
 }
 

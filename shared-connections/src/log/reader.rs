@@ -3,7 +3,7 @@
 //! It reads with a manual assignment, not with a subscription: which offset comes next is decided by the progress that
 //! lives with the data, never by a group. Which partitions it reads may change while it reads.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,9 +23,9 @@ use super::open::OpenSlice;
 use super::slice::Event;
 use super::worker::Worker;
 
-/// Slices that wait for the layer while it is busy with one. With more it would hold more memory and gain nothing; with
-/// fewer the thread would stand still whenever the layer hesitates.
-const WAITING: usize = 4;
+/// What the thread has gathered waits for the layer while that is busy, so many times. With more it would hold more memory and
+/// gain nothing; with less the thread would stand still whenever the layer is busy with what came before.
+const WAITING: usize = 2;
 /// How long a reader, or a member of a group, may take to end.
 pub(super) const ENDING: Duration = Duration::from_secs(2);
 /// Whether it has ended is looked at so often.
@@ -47,10 +47,12 @@ pub struct ReaderOptions<'a> {
 
 /// Reads partitions of one topic forward. Dropping it ends its threads, soon.
 pub struct Reader {
-    events: mpsc::Receiver<Found>,
-    /// Which reading of each partition is wanted. What an earlier one left in the channel is passed over.
+    events: mpsc::Receiver<Vec<Found>>,
+    /// What came out of the channel and was not handed over yet.
+    came: VecDeque<Found>,
+    /// Which reading of each partition is wanted. What an earlier one left behind is passed over.
     generations: BTreeMap<u32, u64>,
-    /// Partitions that are not read for a while: what they left in the channel is passed over, too.
+    /// Partitions that are not read for a while: what they left behind is passed over, too.
     resting: BTreeSet<u32>,
     /// The last one given.
     generation: u64,
@@ -124,6 +126,7 @@ impl Reader {
         let thread = worker.spawn()?;
         Ok(Self {
             events,
+            came: VecDeque::new(),
             generations: cursors.keys().map(|number| (*number, 0)).collect(),
             resting: BTreeSet::new(),
             generation: 0,
@@ -172,7 +175,10 @@ impl Reader {
     /// told to, or [`Reader::failure`] says why.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
-            let Found { generation, event } = self.events.recv().await?;
+            let Some(Found { generation, event }) = self.came.pop_front() else {
+                self.came = self.events.recv().await?.into();
+                continue;
+            };
             let partition = event.partition();
             // That a log was cut off may be told only once; what else rests is found again.
             let is_once = matches!(event, Event::Short { is_certain: true, .. });

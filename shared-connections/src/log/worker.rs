@@ -30,8 +30,9 @@ use crate::sentence;
 
 /// All open slices are closed with so many records in them. With more, columns outgrow the processor's caches.
 const MOST_RECORDS: usize = 16_384;
-/// Of many partitions so many of each: every slice costs its columns.
+/// Of many partitions so many of each (every slice costs its columns), but no more than so many in all.
 const OF_EACH: usize = 2_048;
+const OF_MANY: usize = 32_768;
 /// Or with so many bytes of keys and values for each of those records,
 const BYTES_OF_EACH: usize = 256;
 /// or so long after the first record, unless many more are there already. Records that come one by one are gathered for
@@ -57,7 +58,7 @@ pub(super) struct Worker {
     /// In all open slices.
     records: usize,
     bytes: usize,
-    events: mpsc::Sender<Found>,
+    events: mpsc::Sender<Vec<Found>>,
     changes: Receiver<Change>,
     shared: Arc<Shared>,
     /// Partitions of which Kafka said that the log was cut off below the cursor. It may have grown again since.
@@ -90,7 +91,7 @@ impl Worker {
         topic: String,
         partitions: BTreeMap<u32, OpenSlice>,
         consumer: Arc<BaseConsumer<Listener>>,
-        events: mpsc::Sender<Found>,
+        events: mpsc::Sender<Vec<Found>>,
         changes: Receiver<Change>,
         shared: Arc<Shared>,
     ) -> Self {
@@ -205,7 +206,7 @@ impl Worker {
         self.take(&first, &mut errors);
         drop(first);
         let until = Instant::now() + GATHER;
-        let most = MOST_RECORDS.max(OF_EACH * self.partitions.len());
+        let most = (OF_EACH * self.partitions.len()).clamp(MOST_RECORDS, OF_MANY);
         while errors.is_empty() && self.records < most && self.bytes < most * BYTES_OF_EACH {
             let left = until.saturating_duration_since(Instant::now());
             let batch = queue.take(most - self.records, left);
@@ -249,7 +250,8 @@ impl Worker {
         }
     }
 
-    /// Closes all slices and sends them.
+    /// Closes all slices and sends them together. So what waits for the layer is bounded by records, not by slices: of many
+    /// partitions as many wait as of one.
     fn hand_over(&mut self) -> Result<(), Ended> {
         if self.records == 0 {
             return Ok(());
@@ -262,7 +264,7 @@ impl Worker {
             generation,
             event: Event::Slice(slice),
         });
-        found.into_iter().try_for_each(|found| send(&self.events, found))
+        send(&self.events, found.collect())
     }
 
     fn on_error(&mut self, error: KafkaError) -> Result<(), Ended> {
@@ -333,7 +335,7 @@ impl Worker {
                     Event::Gap { partition, range }
                 }
             };
-            send(&self.events, Found { generation, event })?;
+            send(&self.events, vec![Found { generation, event }])?;
         }
         Ok(self.assign_all()?)
     }
@@ -360,7 +362,7 @@ impl Worker {
                 end: Offset::default(),
             };
             let generation = open.generation();
-            send(&self.events, Found { generation, event })?;
+            send(&self.events, vec![Found { generation, event }])?;
         }
         Ok(())
     }
@@ -410,7 +412,7 @@ impl Worker {
     }
 }
 
-fn send(events: &mpsc::Sender<Found>, found: Found) -> Result<(), Ended> {
+fn send(events: &mpsc::Sender<Vec<Found>>, found: Vec<Found>) -> Result<(), Ended> {
     events.blocking_send(found).map_err(|_| Ended::Stopped)
 }
 

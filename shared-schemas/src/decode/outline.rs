@@ -39,6 +39,8 @@ struct Node {
 
 struct Member {
     name: String,
+    /// The name and a colon as they nearly always stand in a record; `None` where the name needs an escape.
+    written: Option<Vec<u8>>,
     place: Option<usize>,
     node: Option<usize>,
 }
@@ -121,8 +123,10 @@ impl Outline {
         if let Some(member) = members.iter().position(|member| member.name == name) {
             return member;
         }
+        let is_plain = |byte: u8| !matches!(byte, b'"' | b'\\' | 0..0x20);
         members.push(Member {
             name: name.to_owned(),
+            written: name.bytes().all(is_plain).then(|| format!("\"{name}\":").into_bytes()),
             place: None,
             node: None,
         });
@@ -187,8 +191,17 @@ impl Walk<'_, '_> {
         }
         let mut next = 0;
         loop {
-            let name = self.scanner.name()?;
-            match self.lookup(node, name, &mut next) {
+            let (name, member) = match self.expected(node, next) {
+                Some(name) => {
+                    next += 1;
+                    (name, Some(next - 1))
+                }
+                None => {
+                    let name = self.scanner.name()?;
+                    (name, self.lookup(node, name, &mut next))
+                }
+            };
+            match member {
                 Some(member) => self.member(node, member, name, depth)?,
                 None => {
                     let value = RestValue::Whole(self.scanner.value(depth + 1)?);
@@ -271,6 +284,23 @@ impl Walk<'_, '_> {
                 self.found.rest_of[below] = None;
             }
         }
+    }
+
+    /// The name of that declared member, where it and its colon are next. Found by comparing, they need not be scanned.
+    #[inline]
+    fn expected(&mut self, node: usize, member: usize) -> Option<Token> {
+        let written = self.outline.nodes[node].members.get(member)?.written.as_deref()?;
+        let start = self.scanner.at();
+        if !self.scanner.take_all(written) {
+            return None;
+        }
+        let end = self.scanner.at() - 1;
+        self.scanner.space();
+        Some(Token {
+            kind: Kind::Plain,
+            start,
+            end,
+        })
     }
 
     /// The declared member of that name. Most messages hold their fields in the order of the definition, so the one after

@@ -120,6 +120,14 @@ impl<'a> Scanner<'a> {
         next
     }
 
+    /// Steps over `bytes` if they are next.
+    #[inline]
+    pub(super) fn take_all(&mut self, bytes: &[u8]) -> bool {
+        let next = self.bytes[self.at..].starts_with(bytes);
+        self.at += if next { bytes.len() } else { 0 };
+        next
+    }
+
     /// Only white space may be left.
     pub(super) fn end(&mut self) -> Result<(), Fault> {
         self.space();
@@ -172,14 +180,13 @@ impl<'a> Scanner<'a> {
     }
 
     fn literal(&mut self, word: &'static [u8], kind: Kind) -> Result<Kind, Fault> {
-        if !self.bytes[self.at..].starts_with(word) {
-            return Err(Fault {
-                what: "expected a value",
-                at: self.at,
-            });
+        if self.take_all(word) {
+            return Ok(kind);
         }
-        self.at += word.len();
-        Ok(kind)
+        Err(Fault {
+            what: "expected a value",
+            at: self.at,
+        })
     }
 
     /// Checks that opening one more object or array inside `depth` others is allowed.

@@ -1,8 +1,7 @@
 //! The memory for a dataset's filters, in equal parts for however many there are.
 //!
 //! A part shrinks when a filter comes to be, and grows when one goes. Filters look at each batch and give back what is too
-//! much; a new one begins small, so together they are over the budget only for as long as a filter that grows holds its old
-//! table beside the new one.
+//! much; a new one begins small, so together they are over the budget only until they have done so.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

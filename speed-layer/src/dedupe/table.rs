@@ -22,8 +22,12 @@ pub(super) const GROUP: usize = size_of::<Group>();
 
 const _: () = assert!(GROUP == 320, "five cache lines");
 
+/// So many parts of a table are moved one after the other where it changes its size.
+const PARTS: usize = 64;
+
+// Aligned as much as the allocator aligns by itself: what is aligned further it can't make larger where it is.
 #[derive(Clone, Copy)]
-#[repr(C, align(64))]
+#[repr(C, align(16))]
 struct Group {
     /// The first byte of each used slot's id; and in the last byte how many slots are used, the first ones.
     tags: [u8; SLOTS + 1],
@@ -276,16 +280,47 @@ impl Table {
         dropped
     }
 
-    /// The same ids in another number of groups, which has room for them.
-    pub(super) fn resized(self, groups: usize) -> Self {
-        let mut other = Self::new(groups);
-        for group in &self.groups {
-            for slot in 0..group.used() {
-                other.place(group.key(slot), group.slots[slot].at);
+    /// Has another number of groups, which has room for all ids. What it takes meanwhile is one table, the larger of both,
+    /// and a part of it: glibc makes a large allocation larger or smaller by mapping its pages elsewhere.
+    ///
+    /// Homes are in the same order whatever the number of groups. So groups are emptied from the end where there will be
+    /// more of them and from the beginning where there will be fewer, and nearly all that was in them finds its place among
+    /// groups that are done. What does not (its search would come to a group that is yet to be emptied) is put back last.
+    pub(super) fn resize(&mut self, groups: usize) {
+        let (before, groups) = (self.groups.len(), groups.max(1));
+        let grows = groups > before;
+        if grows {
+            self.groups.reserve_exact(groups - before);
+            self.groups.resize(groups, EMPTY);
+        }
+        let part = before.div_ceil(PARTS);
+        let (mut moving, mut left) = (Vec::new(), Vec::new());
+        for step in (0..before).step_by(part) {
+            let from = if grows {
+                before.saturating_sub(step + part)
+            } else {
+                step
+            };
+            let to = if grows { before - step } else { before.min(step + part) };
+            for group in &mut self.groups[from..to] {
+                moving.extend((0..group.used()).map(|slot| (group.key(slot), group.slots[slot].at)));
+                *group = EMPTY;
+            }
+            let done = if grows { from..groups } else { 0..to.min(groups) };
+            for (key, at) in moving.drain(..) {
+                let home = key.home(groups);
+                let mut search = if done.contains(&home) { home..done.end } else { 0..0 };
+                match search.find(|place| !self.groups[*place].is_full()) {
+                    Some(place) => self.groups[place].push(key, at),
+                    None => left.push((key, at)),
+                }
             }
         }
-        other.len = self.len;
-        other
+        self.groups.truncate(groups);
+        self.groups.shrink_to_fit();
+        for (key, at) in left {
+            self.place(key, at);
+        }
     }
 
     /// Puts a key that is not there where it belongs.
@@ -316,14 +351,27 @@ mod tests {
         #[test]
         fn a_table_is_a_map(
             groups in 1_usize..5,
-            steps in prop::collection::vec((0_u16..80, 0_i64..50, prop::option::weighted(0.1, 0_i64..50)), 0..400),
+            steps in prop::collection::vec(
+                (
+                    0_u16..300,
+                    0_i64..50,
+                    prop::option::weighted(0.05, 0_i64..50),
+                    prop::option::weighted(0.1, 1_usize..200),
+                ),
+                0..600,
+            ),
         ) {
             let mut table = Table::new(groups);
             let mut map: HashMap<u16, i64> = HashMap::new();
-            for (name, at, from) in steps {
+            for (name, at, from, groups) in steps {
                 if table.len() + 1 >= table.groups() * SLOTS {
-                    let larger = table.groups() + 1;
-                    table = table.resized(larger);
+                    table.resize(table.groups() + 1);
+                }
+                if let Some(groups) = groups
+                    && table.len() + 1 < groups * SLOTS
+                {
+                    table.resize(groups);
+                    prop_assert_eq!(table.groups(), groups);
                 }
                 prop_assert_eq!(table.note(id(name), at), map.get(&name).copied());
                 let highest = map.entry(name).or_insert(at);
