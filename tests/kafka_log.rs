@@ -417,7 +417,7 @@ async fn a_log_that_loses_its_head_while_it_is_read_is_a_gap() -> anyhow::Result
     }
     let gap = gap.context("no gap")?;
     assert_eq!(gap.to, Offset(count));
-    // What was read ahead of the layer is bounded: six slices of 4 MiB and librdkafka's queue of 16 MiB, not 100 MB.
+    // What was read ahead of the layer is bounded: four times 4 MiB that were gathered, and librdkafka's 14 MiB, not 100 MB.
     assert!(gap.from < Offset(650), "{} was read ahead", gap.from);
     reader.stop().await;
     Ok(())
@@ -563,7 +563,7 @@ async fn a_slow_layer_loses_nothing_and_can_stop_at_any_time() -> anyhow::Result
         assert_eq!(slice.from, next);
         next = slice.next;
     }
-    // Four slices wait and none is being read: far from all of the log.
+    // What was gathered twice waits and nothing is being read: far from all of the log.
     tokio::time::timeout(PATIENCE, reader.stop()).await?;
     let mut reader = log.read(&[(0, next.0)])?;
     let rows = read_to(&mut reader, next.0, 200_000).await?;

@@ -5,7 +5,7 @@
 //! not told. A [`Slice`] from `a` to `b` holds *every* record that the log has from `a` on and below `b`.
 //!
 //! ```text
-//! librdkafka, 16 MiB ─▶ worker thread: decode ─▶ slices, 4 ─▶ Reader::next
+//! librdkafka, 14 MiB ─▶ worker thread: decode ─▶ slices, 2 times what it gathers ─▶ Reader::next
 //!                       watch thread: ends, topic id, whether Kafka answers ─▶ Reader::log_ends, trouble
 //! ```
 //!

@@ -251,7 +251,7 @@ impl Worker {
     }
 
     /// Closes all slices and sends them together. So what waits for the layer is bounded by records, not by slices: of many
-    /// partitions as many wait as of one.
+    /// partitions no fewer wait than of one.
     fn hand_over(&mut self) -> Result<(), Ended> {
         if self.records == 0 {
             return Ok(());

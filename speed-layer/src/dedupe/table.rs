@@ -1,7 +1,7 @@
 //! A compact table from an event's identity to the highest Kafka timestamp under which it came.
 //!
 //! 24 M events come within a window of 30 s at full speed, so what counts is bytes for each, and how often memory is waited
-//! for. Slots lie in groups of five cache lines:
+//! for. Slots lie in groups of 320 bytes:
 //!
 //! ```text
 //! | 15 tags, how many slots are used | 15 slots of 14 bytes of the id and 6 bytes of the time | 4 bytes unused |
@@ -20,7 +20,7 @@ const LATEST: i64 = (1 << 48) - 1;
 /// The bytes of a group.
 pub(super) const GROUP: usize = size_of::<Group>();
 
-const _: () = assert!(GROUP == 320, "five cache lines");
+const _: () = assert!(GROUP == 320, "as the module says");
 
 /// So many parts of a table are moved one after the other where it changes its size.
 const PARTS: usize = 64;
@@ -386,6 +386,31 @@ mod tests {
                 let mut times: Vec<i64> = map.values().copied().collect();
                 times.sort_unstable();
                 prop_assert_eq!(table.some_times(), times);
+            }
+        }
+    }
+
+    proptest! {
+        /// Nearly full and of many parts, of one size and then of others, it holds what it held.
+        #[test]
+        fn a_table_of_any_size_holds_the_same(
+            ids in 1_usize..3_000,
+            sizes in prop::collection::vec(prop_oneof![3 => 1.0..1.2, 1 => 1.2..9.0_f64], 1..6),
+        ) {
+            let ids: Vec<u128> = (0..ids as u64).map(|name| xxh3_128(&name.to_le_bytes())).collect();
+            let fewest = ids.len().div_ceil(SLOTS);
+            let mut table = Table::new(fewest + 1);
+            for (at, id) in (0..).zip(&ids) {
+                prop_assert_eq!(table.note(*id, at), None);
+            }
+            for size in sizes {
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "small")]
+                let groups = (fewest as f64 * size) as usize + 1;
+                table.resize(groups);
+                prop_assert_eq!((table.groups(), table.len()), (groups, ids.len()));
+                for (at, id) in (0..).zip(&ids) {
+                    prop_assert_eq!(table.note(*id, at), Some(at));
+                }
             }
         }
     }
