@@ -68,7 +68,7 @@ fn a_broker_that_is_killed_costs_no_event() -> anyhow::Result<()> {
             tokio::time::sleep(trial.instant(1500)).await;
             // Its children are killed with it.
             drop(stack);
-            degraded(&platform).await?;
+            degraded(&platform, &workers).await?;
             waits_in_peace(&workers).await?;
             if trial.is_long {
                 // sleeps: half a minute without any broker
@@ -109,8 +109,10 @@ async fn waits_in_peace(workers: &[Worker]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until the query API says that something is wrong. It is ready all the time.
-async fn degraded(platform: &Platform) -> anyhow::Result<()> {
+/// Waits until the query API says that something is wrong. It is ready all the time. Where it never does, tells what was said
+/// instead.
+async fn degraded(platform: &Platform, workers: &[Worker]) -> anyhow::Result<()> {
+    let mut last = "nothing".to_owned();
     let told = async {
         loop {
             let ready = platform.ask("/readyz").await?;
@@ -120,10 +122,18 @@ async fn degraded(platform: &Platform) -> anyhow::Result<()> {
             {
                 return Ok(());
             }
+            last = ready.to_string();
             tokio::time::sleep(POLL).await;
         }
     };
-    tokio::time::timeout(PATIENCE, told).await?
+    let Ok(told) = tokio::time::timeout(PATIENCE, told).await else {
+        let logs: Vec<_> = workers.iter().map(Worker::said_last).collect();
+        anyhow::bail!(
+            "the API said {last} for all that time, and the workers:\n{}",
+            logs.join("\n\n")
+        );
+    };
+    told
 }
 
 /// What retention took from a worker that was killed, or stopped for so long, is a gap that answers tell of, no silent jump.

@@ -97,6 +97,11 @@ impl Worker {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// The end of what it said.
+    pub fn said_last(&self) -> String {
+        tail(&self.log)
+    }
+
     /// Waits until it has said that.
     pub async fn until_said(&self, what: &str) -> anyhow::Result<()> {
         until(what, || self.said().contains(what) || self.process.ended().is_some()).await?;
